@@ -1,0 +1,64 @@
+//! What `farsite status` shows, what the dashboard draws and what `--json` prints: one shape for all three.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{CaptureTime, Consistency, Epoch, GroupName, Level, PointId, SiteName, StoreTime};
+
+/// Where a group is; a fold over its ledger and its promotions' journals.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Phase {
+    /// No point yet.
+    InitialSync,
+    Replicating,
+    Promoting,
+    /// Promoted, and waiting for `accept` or `rollback`.
+    Promoted,
+    SplitBrainSuspected,
+    /// The ledger has damage: what can be read is shown.
+    Damaged,
+}
+
+/// One group as seen from the replica store.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct GroupStatus {
+    pub group: GroupName,
+    pub site: SiteName,
+    pub to: Vec<SiteName>,
+    pub level: Option<Level>,
+    pub phase: Phase,
+    /// What it does or waits for now.
+    pub progression: String,
+    pub epoch: Epoch,
+    pub primary: SiteName,
+    pub newest_point: Option<PointStatus>,
+    pub newest_proven: Option<PointId>,
+    /// Seconds, at worst; `None` while there is no point that a failover would take.
+    pub exposure_s: Option<f64>,
+    /// The same for each kind of item.
+    pub exposure_by_kind_s: BTreeMap<String, f64>,
+    pub rpo_target_s: Option<f64>,
+    /// Exposure over target; above 1 the target is missed.
+    pub rpo_ratio: Option<f64>,
+    /// Source minus store, as measured at the newest commit.
+    pub clock_ahead_ms: Option<i64>,
+    pub points: usize,
+    pub partial_points: usize,
+    /// Sentences that a person must read: damage, clamped clocks, suspicious points, an unsafe store.
+    pub warnings: Vec<String>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PointStatus {
+    pub id: PointId,
+    pub captured: CaptureTime,
+    pub committed: StoreTime,
+    pub whole: bool,
+    pub proven: bool,
+    pub items: usize,
+    pub weakest: Consistency,
+    pub changed_bytes: u64,
+    pub shipped_bytes: u64,
+}

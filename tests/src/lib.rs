@@ -1,0 +1,1 @@
+//! What crosses crates: two-site stories and fault tests.
