@@ -1,1 +1,120 @@
-//! placeholder
+//! The replica store: frozen bytes come in; sealed packs, block maps, manifests and signed ledger entries go out
+//! to a bucket or a folder at the standby, and come back authenticated. It is the only truth that a failover
+//! reads.
+//!
+//! What must hold: an object is immutable once written; a point is visible only through its ledger entry, written
+//! last; nothing read back is used before it is authenticated; an agent's keys can add and cannot open.
+//! The bytes are described in `docs/store-format.md`.
+
+pub mod backend;
+pub mod blob;
+pub mod chain;
+pub mod format;
+pub mod hex;
+pub mod ingest;
+pub mod journal;
+pub mod keys;
+pub mod ledger;
+pub mod local_map;
+pub mod logs;
+pub mod manifest;
+pub mod map;
+pub mod pack;
+pub mod read;
+pub mod seal;
+pub mod signed;
+
+use std::sync::Arc;
+
+use backend::{BackendError, Object, SharedBackend};
+use format::Format;
+use hex::Hex;
+
+/// One object that is not what it should be.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Damage {
+    /// The object's key in the store.
+    pub object: String,
+    pub why: String,
+}
+
+impl Damage {
+    pub fn new(object: impl Into<String>, why: impl Into<String>) -> Self {
+        Self { object: object.into(), why: why.into() }
+    }
+}
+impl std::fmt::Display for Damage {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}: {}", self.object, self.why)
+    }
+}
+
+/// What went wrong with the replica store.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    #[error(transparent)]
+    Backend(#[from] BackendError),
+    #[error(transparent)]
+    Key(#[from] keys::KeyError),
+    #[error(transparent)]
+    Race(#[from] backend::race::RaceError),
+    #[error("{store} is not a replica store yet\n  hint: `farsite init` creates one; if it was one, its format object is missing")]
+    NotInitialised { store: String },
+    #[error("{store} is a replica store already; nothing was changed")]
+    AlreadyInitialised { store: String },
+    #[error("{store} is not the store that the configuration names: its id is {found}, expected {expected}\n  hint: wrong address, or somebody replaced the format object; nothing was read or written")]
+    WrongStore { store: String, expected: Hex<16>, found: Hex<16> },
+    #[error("{store} has format version {found}; this program reads version {}\n  hint: use a newer farsite", format::FORMAT_VERSION)]
+    UnknownVersion { store: String, found: u32 },
+    #[error("damaged in the store: {}", list(.0))]
+    Damaged(Vec<Damage>),
+    #[error("{key} exists already with other contents; nothing was overwritten")]
+    Conflict { key: String },
+    #[error("reading {what}: {source}")]
+    Content { what: String, source: std::io::Error },
+    #[error("writing {what}: {source}")]
+    Destination { what: String, source: std::io::Error },
+    #[error("{0}")]
+    Refused(#[from] ledger::Refusal),
+    #[error("stopped")]
+    Cancelled,
+}
+
+fn list(damage: &[Damage]) -> String {
+    damage.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
+}
+
+/// An opened store: its format is known, nothing can be opened or signed with it alone.
+#[derive(Clone)]
+pub struct Store {
+    pub backend: SharedBackend,
+    pub format: Arc<Format>,
+    /// Fingerprint of the format object.
+    pub id: Hex<16>,
+}
+
+impl Store {
+    pub async fn open(backend: SharedBackend, pinned: Option<&Hex<16>>) -> Result<Self, StoreError> {
+        let (format, id) = Format::read(&backend, pinned).await?;
+        Ok(Self { backend, format: Arc::new(format), id })
+    }
+
+    /// An object that must be there: one that is missing is damage, and named.
+    pub(crate) async fn get(&self, key: &str) -> Result<Object, StoreError> {
+        self.backend.get(key).await.map_err(|error| named(key, error))
+    }
+    pub(crate) async fn get_range(&self, key: &str, range: std::ops::Range<u64>) -> Result<bytes::Bytes, StoreError> {
+        self.backend.get_range(key, range).await.map_err(|error| match error {
+            // A range beyond the end: the object was cut.
+            BackendError::Other { why, .. } => StoreError::Damaged(vec![Damage::new(key, why)]),
+            other => named(key, other),
+        })
+    }
+}
+
+fn named(key: &str, error: BackendError) -> StoreError {
+    match error {
+        BackendError::Missing { .. } => StoreError::Damaged(vec![Damage::new(key, "missing")]),
+        other => other.into(),
+    }
+}

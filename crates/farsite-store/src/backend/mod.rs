@@ -1,0 +1,133 @@
+//! One small interface to the place where a replica store's objects lie, and one file per implementation.
+//!
+//! There is no way to change an object here: nothing in the format needs one. `create` is the only write, and its
+//! atomicity is what the ledger stands on; [`race`] proves it before a store is used.
+
+pub mod folder;
+pub mod race;
+pub mod s3;
+mod url;
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use farsite_model::StoreTime;
+
+pub use url::{S3Access, open};
+
+/// What went wrong at the store, by what the caller can do about it.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum BackendError {
+    #[error("{key} exists already in {store}")]
+    Exists { store: String, key: String },
+    #[error("{key} is missing in {store}")]
+    Missing { store: String, key: String },
+    #[error("{store} refused {operation} {key}: {why}\n  hint: check the credentials' rights on this bucket or folder")]
+    Denied { store: String, operation: &'static str, key: String, why: String },
+    #[error("{store} is full: writing {key} failed ({why})\n  hint: nothing half-written is visible; free space at the store, then run again")]
+    Full { store: String, key: String, why: String },
+    #[error("{store} cannot be reached: {operation} {key}: {why}\n  hint: check the address and the network; nothing was changed")]
+    Unreachable { store: String, operation: &'static str, key: String, why: String },
+    /// The answer was lost: the effect may or may not have happened. Callers read back.
+    #[error("{store} gave no answer to {operation} {key}: {why}; whether it took effect is not known")]
+    Uncertain { store: String, operation: &'static str, key: String, why: String },
+    #[error("{store}: {operation} {key}: {why}")]
+    Other { store: String, operation: &'static str, key: String, why: String },
+}
+
+impl BackendError {
+    pub fn is_missing(&self) -> bool {
+        matches!(self, Self::Missing { .. })
+    }
+}
+
+/// An object as read, with the store's own time of writing.
+#[derive(Debug, Clone)]
+pub struct Object {
+    pub bytes: Bytes,
+    pub written: StoreTime,
+}
+
+/// One line of a listing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Listed {
+    pub key: String,
+    pub size_bytes: u64,
+    pub written: StoreTime,
+}
+
+/// Where objects lie. Keys are relative to the store's root, `/` between parts, never starting with one.
+#[async_trait]
+pub trait Backend: Send + Sync + 'static {
+    /// `./replica` or `s3://bucket/prefix at http://…`: for messages; never holds a secret.
+    fn describe(&self) -> String;
+    /// How finely the store's clock is told, in milliseconds (1000 for an HTTP `Date`).
+    fn clock_grain_ms(&self) -> u64;
+    /// The store's time now; one request.
+    async fn time(&self) -> Result<StoreTime, BackendError>;
+    /// Creates an object, durable when this returns. Of several callers exactly one succeeds; all others get
+    /// [`BackendError::Exists`]. Returns the store's time.
+    async fn create(&self, key: &str, bytes: Bytes) -> Result<StoreTime, BackendError>;
+    async fn get(&self, key: &str) -> Result<Object, BackendError>;
+    /// Exactly the bytes of `range`; a shorter object is an error.
+    async fn get_range(&self, key: &str, range: Range<u64>) -> Result<Bytes, BackendError>;
+    async fn size(&self, key: &str) -> Result<u64, BackendError>;
+    /// All objects whose key starts with `prefix` and comes after `after`, in order of key.
+    async fn list(&self, prefix: &str, after: Option<&str>) -> Result<Vec<Listed>, BackendError>;
+    async fn delete(&self, key: &str) -> Result<(), BackendError>;
+    /// Tries to overwrite an object without any condition: only `farsite check` does this, on a probe of its
+    /// own, to learn whether a thief with these credentials could.
+    async fn try_overwrite(&self, key: &str, bytes: Bytes) -> Result<(), BackendError>;
+}
+
+/// Creates an object, and recognises its own write when the answer was lost: after `Exists` or no answer the object is
+/// read back, and equal bytes mean success (every signed object carries a nonce, every pack a random id).
+/// `Ok(None)` means that somebody else holds the key.
+pub async fn create_or_recognise(
+    backend: &dyn Backend,
+    key: &str,
+    bytes: Bytes,
+) -> Result<Option<StoreTime>, BackendError> {
+    let mut last = None;
+    // An uncertain answer may also mean that nothing was written: then it is tried again.
+    for _ in 0..4 {
+        match backend.create(key, bytes.clone()).await {
+            Ok(time) => return Ok(Some(time)),
+            Err(error @ (BackendError::Exists { .. } | BackendError::Uncertain { .. })) => {
+                match holds(backend, key, &bytes).await {
+                    Ok(Some(written)) => return Ok(Some(written)),
+                    Ok(None) => return Ok(None),
+                    Err(BackendError::Missing { .. }) => last = Some(error),
+                    Err(other) => return Err(other),
+                }
+            }
+            Err(other) => return Err(other),
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    }
+    Err(last.expect("the loop ran at least once"))
+}
+
+/// Objects larger than this are compared by size and by their last bytes (a pack ends with a hash of itself).
+const COMPARE_WHOLE_BYTES: usize = 1 << 20;
+
+async fn holds(backend: &dyn Backend, key: &str, bytes: &Bytes) -> Result<Option<StoreTime>, BackendError> {
+    if bytes.len() <= COMPARE_WHOLE_BYTES {
+        let object = backend.get(key).await?;
+        return Ok((object.bytes == *bytes).then_some(object.written));
+    }
+    if backend.size(key).await? != bytes.len() as u64 {
+        return Ok(None);
+    }
+    let tail = bytes.len() - 64;
+    let stored = backend.get_range(key, tail as u64..bytes.len() as u64).await?;
+    if stored[..] != bytes[tail..] {
+        return Ok(None);
+    }
+    backend.time().await.map(Some)
+}
+
+/// A shared backend.
+pub type SharedBackend = Arc<dyn Backend>;

@@ -1,0 +1,180 @@
+//! What stands inside a sealed blob: one codec byte, the raw length, and the payload.
+//!
+//! `0` raw · `1` zstd · `2` zstd patch against a base blob: `depth u8, base id 32, base location 40, payload`.
+
+use crate::hex::Hex;
+use crate::keys::BlobId;
+use crate::pack::PackId;
+use crate::seal::ContentKeyId;
+
+/// Where a sealed blob lies. 40 bytes: pack id, content key id, offset and length (u32 LE each).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
+pub struct Location {
+    pub pack: PackId,
+    pub key: ContentKeyId,
+    pub offset: u32,
+    pub len: u32,
+}
+
+impl Location {
+    pub const BYTES: usize = 40;
+
+    pub fn to_bytes(self) -> [u8; Self::BYTES] {
+        let mut bytes = [0; Self::BYTES];
+        bytes[..16].copy_from_slice(&self.pack.0);
+        bytes[16..32].copy_from_slice(&self.key.0);
+        bytes[32..36].copy_from_slice(&self.offset.to_le_bytes());
+        bytes[36..].copy_from_slice(&self.len.to_le_bytes());
+        bytes
+    }
+
+    pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        Some(Self {
+            pack: Hex(bytes.get(..16)?.try_into().ok()?),
+            key: Hex(bytes.get(16..32)?.try_into().ok()?),
+            offset: u32::from_le_bytes(bytes.get(32..36)?.try_into().ok()?),
+            len: u32::from_le_bytes(bytes.get(36..40)?.try_into().ok()?),
+        })
+    }
+}
+
+/// A blob's identity and where it lies now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
+pub struct BlobRef {
+    pub id: BlobId,
+    #[serde(flatten)]
+    pub at: Location,
+}
+
+/// Patches may stand on patches, but not deeper than this: a read opens at most this many blobs and one more.
+pub const MAX_PATCH_DEPTH: u8 = 8;
+/// No blob is larger than the largest block; a header that claims more is damage, not an allocation.
+const MAX_RAW_BYTES: usize = 4 << 20;
+
+const RAW: u8 = 0;
+const ZSTD: u8 = 1;
+const PATCH: u8 = 2;
+const HEADER_BYTES: usize = 5;
+
+/// Compresses when that saves at least a sixteenth; otherwise the bytes are kept as they are.
+pub fn encode(raw: &[u8], level: i32) -> Vec<u8> {
+    let mut out = Vec::with_capacity(HEADER_BYTES + raw.len());
+    out.push(ZSTD);
+    out.extend_from_slice(&(raw.len() as u32).to_le_bytes());
+    if let Ok(compressed) = zstd::bulk::compress(raw, level)
+        && compressed.len() < raw.len() - raw.len() / 16
+    {
+        out.extend_from_slice(&compressed);
+        return out;
+    }
+    out[0] = RAW;
+    out.extend_from_slice(raw);
+    out
+}
+
+/// A blob whose header was read.
+pub enum Decoded {
+    Whole(Vec<u8>),
+    /// Needs the raw bytes of `base` first.
+    Patch { base: BlobRef, depth: u8, raw_len: usize, payload: Vec<u8> },
+}
+
+/// Reads what [`encode`] or a patch writer wrote. `None` when the bytes make no sense.
+pub fn decode(plain: &[u8]) -> Option<Decoded> {
+    let (codec, rest) = plain.split_first()?;
+    let raw_len = u32::from_le_bytes(rest.get(..4)?.try_into().ok()?) as usize;
+    let payload = rest.get(4..)?;
+    if raw_len > MAX_RAW_BYTES {
+        return None;
+    }
+    match *codec {
+        RAW => (payload.len() == raw_len).then(|| Decoded::Whole(payload.to_vec())),
+        ZSTD => {
+            let raw = zstd::bulk::decompress(payload, raw_len).ok()?;
+            (raw.len() == raw_len).then_some(Decoded::Whole(raw))
+        }
+        PATCH => {
+            let depth = *payload.first()?;
+            let id = Hex(payload.get(1..33)?.try_into().ok()?);
+            let at = Location::from_bytes(payload.get(33..33 + Location::BYTES)?)?;
+            let payload = payload.get(33 + Location::BYTES..)?.to_vec();
+            (depth >= 1 && depth <= MAX_PATCH_DEPTH)
+                .then_some(Decoded::Patch { base: BlobRef { id, at }, depth, raw_len, payload })
+        }
+        _ => None,
+    }
+}
+
+/// Encodes `raw` against the raw bytes of `base`.
+pub fn encode_patch(raw: &[u8], base_ref: &BlobRef, base: &[u8], depth: u8, level: i32) -> Option<Vec<u8>> {
+    let mut context = zstd::zstd_safe::CCtx::create();
+    context.set_parameter(zstd::zstd_safe::CParameter::CompressionLevel(level)).ok()?;
+    // The window must cover base and block, or matches are lost.
+    let window = (raw.len() + base.len()).next_power_of_two().trailing_zeros().max(10);
+    context.set_parameter(zstd::zstd_safe::CParameter::WindowLog(window)).ok()?;
+    context.ref_prefix(base).ok()?;
+    let mut payload = Vec::with_capacity(zstd::zstd_safe::compress_bound(raw.len()));
+    context.compress2(&mut payload, raw).ok()?;
+    let mut out = Vec::with_capacity(HEADER_BYTES + 33 + Location::BYTES + payload.len());
+    out.push(PATCH);
+    out.extend_from_slice(&(raw.len() as u32).to_le_bytes());
+    out.push(depth);
+    out.extend_from_slice(&base_ref.id.0);
+    out.extend_from_slice(&base_ref.at.to_bytes());
+    out.extend_from_slice(&payload);
+    Some(out)
+}
+
+/// The raw bytes of a patch, given those of its base.
+pub fn apply_patch(base: &[u8], payload: &[u8], raw_len: usize) -> Option<Vec<u8>> {
+    let mut context = zstd::zstd_safe::DCtx::create();
+    context.ref_prefix(base).ok()?;
+    let mut raw = Vec::with_capacity(raw_len);
+    context.decompress(&mut raw, payload).ok()?;
+    (raw.len() == raw_len).then_some(raw)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn noise(len: usize) -> Vec<u8> {
+        let mut state = 1u64;
+        (0..len)
+            .map(|_| {
+                state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+                (state >> 56) as u8
+            })
+            .collect()
+    }
+
+    #[test]
+    fn blocks_survive_encoding_whether_they_compress_or_not() {
+        for raw in [vec![7u8; 65536], noise(65536), noise(1), Vec::new()] {
+            let encoded = encode(&raw, 3);
+            assert!(matches!(decode(&encoded), Some(Decoded::Whole(back)) if back == raw));
+            assert!(encoded.len() <= raw.len() + HEADER_BYTES);
+        }
+    }
+
+    #[test]
+    fn a_patch_of_incompressible_data_is_small_and_exact() {
+        let base = noise(65536);
+        let mut raw = base.clone();
+        raw[1000..1100].fill(0);
+        let at = Location { pack: Hex([1; 16]), key: Hex([2; 16]), offset: 3, len: 4 };
+        let patch = encode_patch(&raw, &BlobRef { id: Hex([9; 32]), at }, &base, 1, 3).unwrap();
+        assert!(patch.len() < 400, "{} bytes", patch.len());
+        let Some(Decoded::Patch { base: base_ref, raw_len, payload, depth: 1 }) = decode(&patch) else { panic!() };
+        assert_eq!(base_ref.at, at);
+        assert_eq!(apply_patch(&base, &payload, raw_len).unwrap(), raw);
+    }
+
+    #[test]
+    fn a_header_that_claims_too_much_is_refused() {
+        let mut encoded = encode(b"abc", 3);
+        encoded[1..5].copy_from_slice(&u32::MAX.to_le_bytes());
+        assert!(decode(&encoded).is_none());
+        assert!(decode(&[]).is_none() && decode(&[9, 0, 0, 0, 0]).is_none());
+    }
+}

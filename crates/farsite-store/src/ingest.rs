@@ -1,0 +1,462 @@
+//! From frozen bytes to durable packs: read → hash → compare → compress → seal → pack → upload.
+//!
+//! A reader thread stays a few batches ahead; hashing, compressing and sealing run on the rayon pool; uploads run
+//! beside all of it. Every channel is bounded, so memory is what [`IngestOptions`] says and not what the volume is.
+
+use std::collections::HashMap;
+use std::fs::{File, OpenOptions};
+use std::io::{BufRead, BufReader, Write};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::{SyncSender, sync_channel};
+
+use farsite_model::content::ReadAt;
+use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::{JoinHandle, JoinSet};
+
+use crate::backend::create_or_recognise;
+use crate::blob::{self, BlobRef, Location};
+use crate::keys::{BlobId, BlockSecret, HOLE};
+use crate::local_map::{LeafRecord, LocalMap, LocalMapWriter};
+use crate::map::{Child, FAN_OUT, MapRoot, Node, root_level};
+use crate::pack::{FinishedPack, PackBuilder, PackId, object_key};
+use crate::seal::{BlobKind, ContentKeyId, Sealer};
+use crate::{Store, StoreError};
+
+/// Limits of a run. Peak memory is about `pack_bytes × (uploads + 2)`, `batch_bytes × 4` and 120 bytes for each
+/// of `known_blocks`.
+#[derive(Debug, Clone, Copy)]
+pub struct IngestOptions {
+    pub pack_bytes: usize,
+    /// Packs uploaded at the same time.
+    pub uploads: usize,
+    pub batch_bytes: usize,
+    /// Blocks that this run remembers having sent, for deduplication within the run.
+    pub known_blocks: usize,
+    /// zstd level.
+    pub level: i32,
+}
+
+impl IngestOptions {
+    /// Fits a run into `memory_bytes`.
+    pub fn within(memory_bytes: u64) -> Self {
+        let memory = memory_bytes.max(64 << 20) as usize;
+        // A quarter is left for the process itself, its buffers and the S3 client.
+        let pack_bytes = (memory / 8).clamp(4 << 20, 32 << 20);
+        Self { pack_bytes, uploads: 2, batch_bytes: 4 << 20, known_blocks: (memory / 8 / 120).max(1024), level: 3 }
+    }
+}
+
+/// What a run has done so far; updated while it runs, so that progress can be shown.
+#[derive(Debug, Default)]
+pub struct RunStats {
+    pub read_bytes: AtomicU64,
+    pub changed_bytes: AtomicU64,
+    /// Bytes of packs made durable by this process.
+    pub shipped_bytes: AtomicU64,
+    pub packs: AtomicU64,
+    /// Bytes that were found in packs sent by this run before it was interrupted.
+    pub resumed_bytes: AtomicU64,
+}
+
+/// One line of a resume log: a pack that is durable, and what it holds.
+#[derive(Debug, Serialize, Deserialize)]
+struct ShippedPack {
+    pack: PackId,
+    key: ContentKeyId,
+    blobs: Vec<(BlobId, u32, u32)>,
+}
+
+/// Writes one run's packs.
+pub struct RunWriter {
+    sealer: Arc<Sealer>,
+    secret: BlockSecret,
+    options: IngestOptions,
+    known: HashMap<BlobId, Location>,
+    pack: PackBuilder,
+    uploads: mpsc::Sender<Upload>,
+    uploader: Option<JoinHandle<Result<(), StoreError>>>,
+    pub stats: Arc<RunStats>,
+    cancel: Arc<AtomicBool>,
+}
+
+enum Upload {
+    Pack(FinishedPack),
+    Barrier(oneshot::Sender<()>),
+}
+
+impl RunWriter {
+    /// `resume_log` is this run's own file: packs that an interrupted process of the same run made durable are
+    /// read from it and count. `cancel` stops the work between two batches.
+    pub fn begin(
+        store: &Store,
+        sealer: Sealer,
+        secret: BlockSecret,
+        options: IngestOptions,
+        resume_log: &Path,
+        cancel: Arc<AtomicBool>,
+    ) -> Result<Self, StoreError> {
+        let stats = Arc::new(RunStats::default());
+        let (known, log) = open_resume_log(resume_log, options.known_blocks)
+            .map_err(|source| StoreError::Destination { what: resume_log.display().to_string(), source })?;
+        let (uploads, queue) = mpsc::channel(1);
+        let uploader =
+            tokio::spawn(upload_packs(store.clone(), queue, options.uploads, log, resume_log.to_owned(), stats.clone()));
+        let sealer = Arc::new(sealer);
+        let pack = PackBuilder::new(sealer.content_key(), options.pack_bytes);
+        Ok(Self { sealer, secret, options, known, pack, uploads, uploader: Some(uploader), stats, cancel })
+    }
+
+    /// Reads an item and puts what is new into packs. Its blocks are durable only after [`RunWriter::flush`].
+    ///
+    /// Must be called on a multi-threaded runtime: it blocks its thread while it hashes and compresses.
+    pub fn ingest(
+        &mut self,
+        what: &str,
+        content: &Arc<dyn ReadAt>,
+        block_bytes: u32,
+        previous: Option<&LocalMap>,
+        out: &mut LocalMapWriter,
+    ) -> Result<MapRoot, StoreError> {
+        tokio::task::block_in_place(|| self.ingest_blocking(what, content, block_bytes, previous, out))
+    }
+
+    fn ingest_blocking(
+        &mut self,
+        what: &str,
+        content: &Arc<dyn ReadAt>,
+        block_bytes: u32,
+        previous: Option<&LocalMap>,
+        out: &mut LocalMapWriter,
+    ) -> Result<MapRoot, StoreError> {
+        let reading = |source| StoreError::Content { what: what.to_owned(), source };
+        let local = |source| StoreError::Destination { what: format!("local block map of {what}"), source };
+        let size_bytes = content.size_bytes();
+        let blocks = size_bytes.div_ceil(u64::from(block_bytes));
+        let previous = previous.filter(|p| p.map().block_bytes == block_bytes);
+        let batch_blocks = (self.options.batch_bytes as u64 / u64::from(block_bytes)).max(1);
+
+        let (sender, batches) = sync_channel(2);
+        let reader = {
+            let (content, cancel) = (content.clone(), self.cancel.clone());
+            std::thread::spawn(move || read_batches(&*content, block_bytes, batch_blocks, &sender, &cancel))
+        };
+
+        let leaves = blocks.div_ceil(FAN_OUT);
+        let mut nodes: Vec<Child> = Vec::with_capacity(leaves as usize);
+        let mut next = batches.recv().ok();
+        for leaf_index in 0..leaves {
+            let first_block = leaf_index * FAN_OUT;
+            let count = FAN_OUT.min(blocks - first_block);
+            let before = match previous {
+                Some(previous) => previous.leaf(leaf_index).map_err(local)?,
+                None => None,
+            };
+            let mut leaf = Node { level: 0, children: vec![None; count as usize] };
+            while let Some(batch) = next.take_if(|b| b.as_ref().map_or(true, |b| b.first_block < first_block + count)) {
+                let batch = batch.map_err(reading)?;
+                if self.cancel.load(Ordering::Relaxed) {
+                    return Err(StoreError::Cancelled);
+                }
+                self.blocks(&batch, first_block, &before, &mut leaf)?;
+                next = batches.recv().ok();
+            }
+            self.count_cleared(&before, &leaf, block_bytes);
+            let node = self.node(&leaf, before.as_ref().map(|(node, _)| *node))?;
+            if let Some(node) = node {
+                out.leaf(leaf_index, node, &leaf.children).map_err(local)?;
+            }
+            nodes.push(node);
+        }
+        drop(batches);
+        reader.join().map_err(|_| reading(std::io::Error::other("the reader thread panicked")))?;
+        if self.cancel.load(Ordering::Relaxed) {
+            return Err(StoreError::Cancelled);
+        }
+
+        let mut level = 0;
+        while level < root_level(blocks) {
+            level += 1;
+            let mut above = Vec::with_capacity(nodes.len().div_ceil(FAN_OUT as usize));
+            for (index, children) in nodes.chunks(FAN_OUT as usize).enumerate() {
+                let inner = Node { level, children: children.to_vec() };
+                let node = self.node(&inner, previous.and_then(|p| p.inner(level, index as u64)))?;
+                if let Some(node) = node {
+                    out.inner(level, index as u64, node);
+                }
+                above.push(node);
+            }
+            nodes = above;
+        }
+        let map = MapRoot { size_bytes, block_bytes, root: nodes.first().copied().flatten() };
+        out.finish(map.clone());
+        Ok(map)
+    }
+
+    /// Hashes a batch, and packs the blocks that neither the item's last map nor this run has.
+    fn blocks(&mut self, batch: &Batch, first_block: u64, before: &LeafRecord, leaf: &mut Node) -> Result<(), StoreError> {
+        let secret = &self.secret;
+        let ids: Vec<BlobId> = batch
+            .bytes
+            .par_chunks(batch.block_bytes)
+            .map(|block| if is_zero(block) { HOLE } else { secret.block_id(block) })
+            .collect();
+        let base = (batch.first_block - first_block) as usize;
+        let mut new: Vec<(usize, BlobId)> = Vec::new();
+        let mut changed_bytes = 0;
+        for (i, id) in ids.iter().enumerate() {
+            let old = before.as_ref().and_then(|(_, children)| children.get(base + i).copied().flatten());
+            if old.map_or(HOLE, |old| old.id) != *id {
+                changed_bytes += batch.block(i).len() as u64;
+            }
+            if *id == HOLE {
+                continue;
+            }
+            if let Some(old) = old.filter(|old| old.id == *id) {
+                leaf.children[base + i] = Some(old);
+            } else if let Some(at) = self.known.get(id) {
+                leaf.children[base + i] = Some(BlobRef { id: *id, at: *at });
+            } else {
+                new.push((i, *id));
+            }
+        }
+        let (sealer, level) = (&self.sealer, self.options.level);
+        let sealed: Vec<Vec<u8>> = new
+            .par_iter()
+            .map(|(i, id)| sealer.seal(BlobKind::Block, &id.0, &blob::encode(batch.block(*i), level)))
+            .collect();
+        for ((i, id), sealed) in new.iter().zip(sealed) {
+            // Twice in one batch: the first copy serves both.
+            let at = match self.known.get(id) {
+                Some(at) => *at,
+                None => self.push(BlobKind::Block, *id, &sealed)?,
+            };
+            leaf.children[base + i] = Some(BlobRef { id: *id, at });
+        }
+        self.stats.read_bytes.fetch_add(batch.bytes.len() as u64, Ordering::Relaxed);
+        self.stats.changed_bytes.fetch_add(changed_bytes, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Blocks that were data and now lie in a hole were never read, but they did change.
+    fn count_cleared(&self, before: &LeafRecord, leaf: &Node, block_bytes: u32) {
+        let Some((_, old)) = before else { return };
+        let cleared = old.iter().zip(leaf.children.iter()).filter(|(old, new)| old.is_some() && new.is_none()).count();
+        self.stats.changed_bytes.fetch_add(cleared as u64 * u64::from(block_bytes), Ordering::Relaxed);
+    }
+
+    /// Stores a node unless it is a hole or the same as before.
+    fn node(&mut self, node: &Node, before: Option<BlobRef>) -> Result<Child, StoreError> {
+        if node.is_hole() {
+            return Ok(None);
+        }
+        let logical = node.logical();
+        let id = self.secret.node_id(&logical);
+        if let Some(before) = before.filter(|b| b.id == id) {
+            return Ok(Some(before));
+        }
+        if let Some(at) = self.known.get(&id) {
+            return Ok(Some(BlobRef { id, at: *at }));
+        }
+        let sealed = self.sealer.seal(BlobKind::Node, &id.0, &blob::encode(&node.raw(&logical), self.options.level));
+        Ok(Some(BlobRef { id, at: self.push(BlobKind::Node, id, &sealed)? }))
+    }
+
+    fn push(&mut self, kind: BlobKind, id: BlobId, sealed: &[u8]) -> Result<Location, StoreError> {
+        if self.pack.len_bytes() + sealed.len() > self.options.pack_bytes && !self.pack.is_empty() {
+            let pack = self.take_pack();
+            if self.uploads.blocking_send(Upload::Pack(pack)).is_err() {
+                return Err(self.upload_error());
+            }
+        }
+        let at = self.pack.push(kind, id, sealed);
+        if self.known.len() < self.options.known_blocks {
+            self.known.insert(id, at);
+        }
+        Ok(at)
+    }
+
+    fn take_pack(&mut self) -> FinishedPack {
+        let fresh = PackBuilder::new(self.sealer.content_key(), self.options.pack_bytes);
+        std::mem::replace(&mut self.pack, fresh).finish(&self.sealer)
+    }
+
+    /// The uploader has stopped: its error is the reason.
+    fn upload_error(&mut self) -> StoreError {
+        match self.uploader.take() {
+            Some(uploader) => match tokio::runtime::Handle::current().block_on(uploader) {
+                Ok(Err(error)) => error,
+                Ok(Ok(())) | Err(_) => StoreError::Cancelled,
+            },
+            None => StoreError::Cancelled,
+        }
+    }
+
+    /// Everything handed over so far is durable at the store when this returns.
+    pub async fn flush(&mut self) -> Result<(), StoreError> {
+        if !self.pack.is_empty() {
+            let pack = self.take_pack();
+            if self.uploads.send(Upload::Pack(pack)).await.is_err() {
+                return Err(self.uploader_failed().await);
+            }
+        }
+        let (done, wait) = oneshot::channel();
+        if self.uploads.send(Upload::Barrier(done)).await.is_err() || wait.await.is_err() {
+            return Err(self.uploader_failed().await);
+        }
+        Ok(())
+    }
+
+    async fn uploader_failed(&mut self) -> StoreError {
+        match self.uploader.take() {
+            Some(uploader) => match uploader.await {
+                Ok(Err(error)) => error,
+                _ => StoreError::Cancelled,
+            },
+            None => StoreError::Cancelled,
+        }
+    }
+}
+
+/// Uploads packs, a few at a time; each is noted in the resume log once it is durable.
+async fn upload_packs(
+    store: Store,
+    mut queue: mpsc::Receiver<Upload>,
+    at_once: usize,
+    mut log: File,
+    log_path: PathBuf,
+    stats: Arc<RunStats>,
+) -> Result<(), StoreError> {
+    let mut running: JoinSet<Result<ShippedPack, StoreError>> = JoinSet::new();
+    let mut finish_one = |done: Option<Result<Result<ShippedPack, StoreError>, tokio::task::JoinError>>| match done {
+        None => Ok(false),
+        Some(Err(_)) => Err(StoreError::Cancelled),
+        Some(Ok(shipped)) => {
+            let mut line = serde_json::to_vec(&shipped?).expect("a pack's contents are valid JSON");
+            line.push(b'\n');
+            log.write_all(&line)
+                .and_then(|()| log.sync_data())
+                .map_err(|source| StoreError::Destination { what: log_path.display().to_string(), source })?;
+            Ok(true)
+        }
+    };
+    while let Some(upload) = queue.recv().await {
+        match upload {
+            Upload::Pack(pack) => {
+                while running.len() >= at_once {
+                    finish_one(running.join_next().await)?;
+                }
+                let (store, stats) = (store.clone(), stats.clone());
+                running.spawn(async move {
+                    let (key, bytes) = (object_key(&pack.id), pack.bytes.len() as u64);
+                    if create_or_recognise(&*store.backend, &key, pack.bytes).await?.is_none() {
+                        return Err(StoreError::Conflict { key });
+                    }
+                    stats.shipped_bytes.fetch_add(bytes, Ordering::Relaxed);
+                    stats.packs.fetch_add(1, Ordering::Relaxed);
+                    let blobs = pack.index.iter().map(|e| (e.id, e.offset, e.len)).collect();
+                    Ok(ShippedPack { pack: pack.id, key: pack.key, blobs })
+                });
+            }
+            Upload::Barrier(done) => {
+                while finish_one(running.join_next().await)? {}
+                let _ = done.send(());
+            }
+        }
+    }
+    while finish_one(running.join_next().await)? {}
+    Ok(())
+}
+
+fn open_resume_log(path: &Path, limit: usize) -> std::io::Result<(HashMap<BlobId, Location>, File)> {
+    let mut known = HashMap::new();
+    if let Some(parent) = path.parent() {
+        std::fs::create_dir_all(parent)?;
+    }
+    let mut file = OpenOptions::new().read(true).append(true).create(true).open(path)?;
+    let mut whole_bytes = 0;
+    let mut reader = BufReader::new(&file);
+    let mut line = Vec::new();
+    while reader.read_until(b'\n', &mut line)? > 0 {
+        // The last line may have been cut by a crash: that pack is sent again.
+        let Ok(shipped) = serde_json::from_slice::<ShippedPack>(&line) else { break };
+        if line.last() != Some(&b'\n') {
+            break;
+        }
+        whole_bytes += line.len() as u64;
+        for (id, offset, len) in shipped.blobs {
+            if known.len() < limit {
+                known.insert(id, Location { pack: shipped.pack, key: shipped.key, offset, len });
+            }
+        }
+        line.clear();
+    }
+    file.set_len(whole_bytes)?;
+    file.flush()?;
+    Ok((known, file))
+}
+
+/// Consecutive blocks of one leaf.
+struct Batch {
+    first_block: u64,
+    block_bytes: usize,
+    /// The last block of the item may be short.
+    bytes: Vec<u8>,
+}
+
+impl Batch {
+    fn block(&self, index: usize) -> &[u8] {
+        let start = index * self.block_bytes;
+        &self.bytes[start..self.bytes.len().min(start + self.block_bytes)]
+    }
+}
+
+/// Reads all blocks that may hold data, in order.
+fn read_batches(
+    content: &dyn ReadAt,
+    block_bytes: u32,
+    batch_blocks: u64,
+    sender: &SyncSender<std::io::Result<Batch>>,
+    cancel: &AtomicBool,
+) {
+    let result = (|| {
+        let block = u64::from(block_bytes);
+        let size = content.size_bytes();
+        let mut offset = 0;
+        while let Some(range) = content.next_data(offset)? {
+            // Whole blocks, and nothing that was read already.
+            let mut first = (range.start / block).max(offset.div_ceil(block));
+            let end = range.end.min(size).div_ceil(block);
+            while first < end {
+                let leaf_end = (first / FAN_OUT + 1) * FAN_OUT;
+                let last = end.min(first + batch_blocks).min(leaf_end);
+                let start_byte = first * block;
+                let mut bytes = vec![0; ((last * block).min(size) - start_byte) as usize];
+                content.read_exact_at(&mut bytes, start_byte)?;
+                let batch = Batch { first_block: first, block_bytes: block_bytes as usize, bytes };
+                // The receiver is gone when the run was cancelled or failed.
+                if cancel.load(Ordering::Relaxed) || sender.send(Ok(batch)).is_err() {
+                    return Ok(());
+                }
+                first = last;
+            }
+            offset = end * block;
+            if offset >= size {
+                break;
+            }
+        }
+        Ok(())
+    })();
+    if let Err(error) = result {
+        let _ = sender.send(Err(error));
+    }
+}
+
+fn is_zero(block: &[u8]) -> bool {
+    const ZEROS: [u8; 4096] = [0; 4096];
+    block.chunks(ZEROS.len()).all(|part| part == &ZEROS[..part.len()])
+}
+

@@ -1,0 +1,391 @@
+//! The fold: entries in, state out. Pure; an entry that its signer may not say, or that comes too late, keeps its
+//! number and has no effect.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use farsite_model::{Epoch, GroupName, PointId, PromotionId, RunId, SiteName, StoreTime};
+use jiff::SignedDuration;
+
+use super::{AcceptedLog, Committed, Refusal, Statement};
+use crate::Damage;
+use crate::chain::{Entry, Void};
+use crate::keys::{KeyRole, Role};
+
+/// A recovery point.
+#[derive(Debug, Clone, PartialEq)]
+pub struct CommittedPoint {
+    pub said: Committed,
+    /// Ledger number of its entry.
+    pub number: u64,
+    /// The store's time when its entry was written.
+    pub committed: StoreTime,
+    pub by: String,
+    pub proven: Option<String>,
+    pub held: bool,
+    pub expired: bool,
+    /// Objects that a reader found damaged.
+    pub damaged: Vec<String>,
+    /// Committed under an epoch that has ended since.
+    pub superseded: bool,
+}
+
+/// Why a point is not the silent default of a failover.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub enum PointFlaw {
+    Partial,
+    Damaged(Vec<String>),
+    Suspicious(Vec<String>),
+    Expired,
+}
+impl std::fmt::Display for PointFlaw {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Partial => f.write_str("partial: an item is of an earlier run"),
+            Self::Damaged(objects) => write!(f, "damaged: {}", objects.join(", ")),
+            Self::Suspicious(signals) => write!(f, "suspicious: {}", signals.join(", ")),
+            Self::Expired => f.write_str("expired"),
+        }
+    }
+}
+
+impl CommittedPoint {
+    pub fn id(&self) -> PointId {
+        self.said.point
+    }
+
+    pub fn flaws(&self) -> Vec<PointFlaw> {
+        let mut flaws = Vec::new();
+        if !self.said.whole {
+            flaws.push(PointFlaw::Partial);
+        }
+        if !self.damaged.is_empty() {
+            flaws.push(PointFlaw::Damaged(self.damaged.clone()));
+        }
+        if !self.said.suspicious.is_empty() {
+            flaws.push(PointFlaw::Suspicious(self.said.suspicious.clone()));
+        }
+        if self.expired {
+            flaws.push(PointFlaw::Expired);
+        }
+        flaws
+    }
+
+    /// The age of its oldest item at `now`, at worst.
+    pub fn exposure(&self, now: StoreTime) -> SignedDuration {
+        self.said.by_kind.values().map(|stamp| stamp.exposure(now)).max().unwrap_or(SignedDuration::ZERO)
+    }
+
+    /// Earliest moment, in store time, that its oldest item can stand for.
+    pub fn stands_for(&self) -> StoreTime {
+        self.said.by_kind.values().map(farsite_model::rpo::CaptureStamp::earliest_in_store_time).min().unwrap_or(self.committed)
+    }
+}
+
+/// How an epoch began.
+#[derive(Debug, Clone, PartialEq)]
+pub struct EpochStart {
+    pub epoch: Epoch,
+    pub primary: SiteName,
+    pub promotion: Option<PromotionId>,
+    pub point: Option<PointId>,
+    pub logs: Vec<AcceptedLog>,
+    pub who: String,
+    pub begun: StoreTime,
+    pub promoted: bool,
+    pub accepted: bool,
+}
+
+/// Everything a group's ledger says.
+#[derive(Debug, Clone)]
+pub struct GroupState {
+    pub group: GroupName,
+    /// In order; the last one is current. Empty: no entry yet.
+    pub epochs: Vec<EpochStart>,
+    /// In order of commit, of all epochs.
+    pub points: Vec<CommittedPoint>,
+    pub pins: BTreeMap<RunId, Vec<PointId>>,
+    voided_pins: BTreeSet<RunId>,
+    /// Entries without effect: number and why.
+    pub void: Vec<(u64, String)>,
+    /// Entries whose bytes are not what was written.
+    pub damage: Vec<Damage>,
+    pub newest: Option<StoreTime>,
+}
+
+impl GroupState {
+    pub fn new(group: GroupName) -> Self {
+        Self {
+            group,
+            epochs: Vec::new(),
+            points: Vec::new(),
+            pins: BTreeMap::new(),
+            voided_pins: BTreeSet::new(),
+            void: Vec::new(),
+            damage: Vec::new(),
+            newest: None,
+        }
+    }
+
+    pub fn current(&self) -> Option<&EpochStart> {
+        self.epochs.last()
+    }
+    pub fn epoch(&self) -> Epoch {
+        self.current().map_or(Epoch(0), |e| e.epoch)
+    }
+    pub fn primary(&self) -> Option<&SiteName> {
+        self.current().map(|e| &e.primary)
+    }
+    pub fn point(&self, id: PointId) -> Option<&CommittedPoint> {
+        self.points.iter().find(|p| p.id() == id)
+    }
+
+    /// Points that a failover may take by itself, newest first: whole, undamaged, not suspicious, of the current epoch.
+    pub fn default_points(&self) -> impl Iterator<Item = &CommittedPoint> {
+        self.points.iter().rev().filter(|p| p.flaws().is_empty() && !p.superseded)
+    }
+
+    /// What a failover would choose by default now.
+    pub fn default_point(&self) -> Option<&CommittedPoint> {
+        self.default_points().next()
+    }
+
+    /// Checks a statement against the state before it: the same rules for writers and for the fold.
+    pub fn may_say(&self, statement: &Statement, by: &KeyRole) -> Result<(), Refusal> {
+        let role = |needed: &str| Refusal::Role { what: statement.name(), role: format!("{} {}; needs {needed}", by.role, by.name) };
+        match statement {
+            Statement::GroupFounded { group, primary } => {
+                if *group != self.group || !self.epochs.is_empty() {
+                    return Err(Refusal::Other(format!("group {} exists already", self.group)));
+                }
+                if by.role == Role::Operator || (by.role == Role::SourceAgent && by.site.as_ref() == Some(primary)) {
+                    Ok(())
+                } else {
+                    Err(role("the primary site's agent or an operator"))
+                }
+            }
+            Statement::PinBegun { .. } => self.source_agent(by).map_err(|()| role("the primary site's source agent")),
+            Statement::PointCommitted(committed) => {
+                let Some(current) = self.current() else {
+                    return Err(Refusal::Other("no group was founded".into()));
+                };
+                if committed.epoch != current.epoch {
+                    return Err(Refusal::Fenced {
+                        group: self.group.clone(),
+                        mine: committed.epoch,
+                        current: current.epoch,
+                        primary: current.primary.clone(),
+                        begun: current.begun,
+                    });
+                }
+                self.source_agent(by).map_err(|()| role("the primary site's source agent"))?;
+                if self.point(committed.point).is_some() {
+                    return Err(Refusal::Other(format!("point {} is committed already", committed.point)));
+                }
+                if self.voided_pins.contains(&committed.run) {
+                    return Err(Refusal::PinReleased { run: committed.run });
+                }
+                Ok(())
+            }
+            Statement::EpochBegun { epoch, point, .. } => {
+                if by.role != Role::Operator {
+                    return Err(role("an operator"));
+                }
+                if self.epochs.is_empty() || *epoch != self.epoch().next() {
+                    return Err(Refusal::Other(format!(
+                        "epoch {epoch} does not follow epoch {}: another promotion came first",
+                        self.epoch()
+                    )));
+                }
+                if let Some(point) = point {
+                    self.known(*point)?;
+                }
+                Ok(())
+            }
+            Statement::PointRechosen { point, promotion, .. } => {
+                if by.role != Role::Operator {
+                    return Err(role("an operator"));
+                }
+                self.known(*point)?;
+                self.is_current(*promotion)
+            }
+            Statement::Promoted { promotion } | Statement::PromotionAccepted { promotion, .. } => {
+                if by.role != Role::Operator {
+                    return Err(role("an operator"));
+                }
+                self.is_current(*promotion)
+            }
+            Statement::PointProven { point, .. } | Statement::PointDamaged { point, .. } | Statement::PointExpired { point } => {
+                if by.role == Role::SourceAgent {
+                    return Err(role("a standby agent or an operator"));
+                }
+                self.known(*point)
+            }
+            Statement::Hold { point, .. } | Statement::Release { point, .. } => {
+                if by.role != Role::Operator {
+                    return Err(role("an operator"));
+                }
+                self.known(*point)
+            }
+            Statement::GcBegun { .. } | Statement::PointRemapped { .. } => {
+                if by.role == Role::SourceAgent { Err(role("a standby agent or an operator")) } else { Ok(()) }
+            }
+            Statement::AuthorityMoved { .. } => {
+                if by.role == Role::Operator { Ok(()) } else { Err(role("an operator")) }
+            }
+        }
+    }
+
+    fn source_agent(&self, by: &KeyRole) -> Result<(), ()> {
+        let of_primary = by.role == Role::SourceAgent && by.site.is_some() && by.site.as_ref() == self.primary();
+        if of_primary { Ok(()) } else { Err(()) }
+    }
+
+    fn known(&self, point: PointId) -> Result<(), Refusal> {
+        match self.point(point) {
+            Some(_) => Ok(()),
+            None => Err(Refusal::UnknownPoint { group: self.group.clone(), point }),
+        }
+    }
+
+    fn is_current(&self, promotion: PromotionId) -> Result<(), Refusal> {
+        if self.current().and_then(|e| e.promotion) == Some(promotion) {
+            Ok(())
+        } else {
+            Err(Refusal::Other(format!("promotion {promotion} did not begin the current epoch {}", self.epoch())))
+        }
+    }
+
+    /// Agents write nothing behind damage.
+    pub fn refuse_damage(&self) -> Result<(), Refusal> {
+        if self.damage.is_empty() {
+            Ok(())
+        } else {
+            Err(Refusal::Damaged { group: self.group.clone(), damage: self.damage.clone() })
+        }
+    }
+
+    /// Folds in the next entry.
+    pub fn apply(&mut self, entry: &Entry<Statement>) {
+        self.newest = Some(entry.written);
+        let (envelope, by) = match &entry.said {
+            Ok(said) => said,
+            Err(void) => {
+                if let Void::Unreadable(why) = void {
+                    self.damage_at(entry.number, why);
+                }
+                self.void.push((entry.number, void.to_string()));
+                return;
+            }
+        };
+        if let Err(refusal) = self.may_say(&envelope.says, by) {
+            self.void.push((entry.number, refusal.to_string()));
+            return;
+        }
+        let by = crate::keys::describe(by);
+        match envelope.says.clone() {
+            Statement::GroupFounded { primary, .. } => self.epochs.push(EpochStart {
+                epoch: Epoch::FIRST,
+                primary,
+                promotion: None,
+                point: None,
+                logs: Vec::new(),
+                who: by,
+                begun: entry.written,
+                promoted: true,
+                accepted: true,
+            }),
+            Statement::PinBegun { run, points } => {
+                if points.iter().all(|p| self.point(*p).is_some_and(|p| !p.expired)) {
+                    self.pins.insert(run, points);
+                } else {
+                    self.voided_pins.insert(run);
+                }
+            }
+            Statement::PointCommitted(said) => {
+                self.pins.remove(&said.run);
+                self.points.push(CommittedPoint {
+                    said,
+                    number: entry.number,
+                    committed: entry.written,
+                    by,
+                    proven: None,
+                    held: false,
+                    expired: false,
+                    damaged: Vec::new(),
+                    superseded: false,
+                });
+            }
+            Statement::EpochBegun { epoch, primary, promotion, point, logs, who, .. } => {
+                for old in &mut self.points {
+                    old.superseded = true;
+                }
+                self.pins.clear();
+                self.epochs.push(EpochStart {
+                    epoch,
+                    primary,
+                    promotion: Some(promotion),
+                    point,
+                    logs,
+                    who,
+                    begun: entry.written,
+                    promoted: false,
+                    accepted: false,
+                });
+            }
+            Statement::PointRechosen { point, .. } => {
+                if let Some(current) = self.epochs.last_mut() {
+                    current.point = Some(point);
+                }
+            }
+            Statement::Promoted { .. } => {
+                if let Some(current) = self.epochs.last_mut() {
+                    current.promoted = true;
+                }
+            }
+            Statement::PromotionAccepted { .. } => {
+                if let Some(current) = self.epochs.last_mut() {
+                    current.accepted = true;
+                }
+            }
+            Statement::PointProven { point, how } => self.with(point, |p| p.proven = Some(how)),
+            Statement::PointDamaged { point, objects } => self.with(point, |p| p.damaged = objects),
+            Statement::PointExpired { point } => self.expire(&[point]),
+            Statement::Hold { point, .. } => self.with(point, |p| p.held = true),
+            Statement::Release { point, .. } => self.with(point, |p| p.held = false),
+            Statement::GcBegun { released } => self.expire(&released),
+            // Where blobs lie now and which store leads are questions for readers, not for this state.
+            Statement::PointRemapped { .. } | Statement::AuthorityMoved { .. } => {}
+        }
+    }
+
+    fn damage_at(&mut self, number: u64, why: &str) {
+        let object = format!("ledger/{}/{number:016}", self.group);
+        if self.damage.iter().all(|d| d.object != object) {
+            self.damage.push(Damage::new(object, why));
+        }
+    }
+
+    fn with(&mut self, point: PointId, change: impl FnOnce(&mut CommittedPoint)) {
+        if let Some(point) = self.points.iter_mut().find(|p| p.id() == point) {
+            change(point);
+        }
+    }
+
+    /// A held point and the last whole one are never expired, whoever says so.
+    fn expire(&mut self, points: &[PointId]) {
+        for id in points {
+            let last_whole = self.points.iter().rev().find(|p| p.said.whole && !p.expired).map(CommittedPoint::id);
+            if last_whole == Some(*id) {
+                continue;
+            }
+            self.with(*id, |p| p.expired = p.expired || !p.held);
+        }
+        let gone: BTreeSet<PointId> = self.points.iter().filter(|p| p.expired).map(CommittedPoint::id).collect();
+        let voided: Vec<RunId> =
+            self.pins.iter().filter(|(_, pinned)| pinned.iter().any(|p| gone.contains(p))).map(|(run, _)| *run).collect();
+        for run in voided {
+            self.pins.remove(&run);
+            self.voided_pins.insert(run);
+        }
+    }
+}

@@ -1,0 +1,107 @@
+//! What a ledger entry can say.
+
+use std::collections::BTreeMap;
+
+use farsite_model::rpo::CaptureStamp;
+use farsite_model::{Consistency, Epoch, GroupName, ItemKind, PointId, PromotionId, RunId, SiteName};
+use serde::{Deserialize, Serialize};
+
+use crate::hex::Hex;
+use crate::logs::TimelineId;
+use crate::pack::PackId;
+
+/// One statement; `type` names it in JSON.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "kebab-case")]
+pub enum Statement {
+    /// First entry: the group exists, its primary is the signer's site, its epoch is 1.
+    GroupFounded { group: GroupName, primary: SiteName },
+    /// A run builds on these points: collection must not release them before it commits.
+    PinBegun { run: RunId, points: Vec<PointId> },
+    /// A manifest becomes a recovery point.
+    PointCommitted(Committed),
+    /// The primary changes. Commits of older epochs behind this entry have no effect.
+    EpochBegun {
+        epoch: Epoch,
+        primary: SiteName,
+        promotion: PromotionId,
+        /// The point that the promotion restores, if any.
+        point: Option<PointId>,
+        /// How far each shipped log is accepted; segments behind that are ignored.
+        logs: Vec<AcceptedLog>,
+        who: String,
+        reason: String,
+    },
+    /// A person decided for another point after the epoch began.
+    PointRechosen { promotion: PromotionId, point: PointId, who: String, reason: String },
+    /// The promotion's last step is done; `accept` or `rollback` follows.
+    Promoted { promotion: PromotionId },
+    PromotionAccepted { promotion: PromotionId, who: String },
+    /// Restored and checked.
+    PointProven { point: PointId, how: String },
+    /// A reader found that the point needs an object that is damaged or missing.
+    PointDamaged { point: PointId, objects: Vec<String> },
+    PointExpired { point: PointId },
+    /// A person's order to keep a point.
+    Hold { point: PointId, who: String, reason: String },
+    Release { point: PointId, who: String },
+    /// Collection begins: these points are gone, and pins that name them are void.
+    GcBegun { released: Vec<PointId> },
+    /// Compaction moved blobs: readers look for `from` in `to`.
+    PointRemapped { points: Vec<PointId>, from: Vec<PackId>, to: Vec<PackId> },
+    /// The group's authority ledger is now in another store, named by the fingerprint of its format object.
+    AuthorityMoved { store: Hex<16> },
+}
+
+/// What a `point-committed` entry carries: all that exposure is computed from.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Committed {
+    pub point: PointId,
+    pub epoch: Epoch,
+    pub run: RunId,
+    pub manifest: Hex<32>,
+    /// For each kind of item the stamp of its oldest one.
+    pub by_kind: BTreeMap<ItemKind, CaptureStamp>,
+    pub whole: bool,
+    pub items: u64,
+    pub weakest: Consistency,
+    pub changed_bytes: u64,
+    pub shipped_bytes: u64,
+    /// Anomaly signals, in words; a suspicious point is never taken by default.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub suspicious: Vec<String>,
+    /// Timelines that continue this point beyond its own position.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub timelines: Vec<TimelineId>,
+}
+
+/// A log as an epoch accepts it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AcceptedLog {
+    pub timeline: TimelineId,
+    /// Last accepted segment; `None` accepts nothing of this timeline.
+    pub last_sequence: Option<u64>,
+}
+
+impl Statement {
+    /// For messages.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::GroupFounded { .. } => "group founded",
+            Self::PinBegun { .. } => "pin begun",
+            Self::PointCommitted(_) => "point committed",
+            Self::EpochBegun { .. } => "epoch begun",
+            Self::PointRechosen { .. } => "point rechosen",
+            Self::Promoted { .. } => "promoted",
+            Self::PromotionAccepted { .. } => "promotion accepted",
+            Self::PointProven { .. } => "point proven",
+            Self::PointDamaged { .. } => "point damaged",
+            Self::PointExpired { .. } => "point expired",
+            Self::Hold { .. } => "hold",
+            Self::Release { .. } => "release",
+            Self::GcBegun { .. } => "gc begun",
+            Self::PointRemapped { .. } => "point remapped",
+            Self::AuthorityMoved { .. } => "authority moved",
+        }
+    }
+}

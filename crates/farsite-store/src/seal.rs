@@ -1,0 +1,200 @@
+//! Sealing and opening. A run (or a log shipper's life) has one content key, wrapped for the recipients and then
+//! known only in the agent's memory: the agent can seal, and after a restart not even read what it sealed.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
+use farsite_model::{GroupName, RunId, SiteName};
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use tokio::sync::Mutex;
+
+use crate::backend::create_or_recognise;
+use crate::hex::{Hex, HexBytes};
+use crate::keys::{self, BlockSecret, Role, Signer};
+use crate::signed::{self, Kind};
+use crate::{Damage, Store, StoreError};
+
+pub type ContentKeyId = Hex<16>;
+
+/// Bytes that sealing adds: nonce and tag.
+pub const SEAL_OVERHEAD: usize = 12 + 16;
+
+/// What a sealed blob is; part of what is authenticated.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum BlobKind {
+    Block = 1,
+    Node = 2,
+    PackIndex = 3,
+    LogSegment = 4,
+}
+
+/// Body of a content key object.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ContentKeyObject {
+    pub id: ContentKeyId,
+    pub site: SiteName,
+    pub group: GroupName,
+    pub run: RunId,
+    pub created: Timestamp,
+    pub recipients: Vec<String>,
+    /// The 32 bytes of the key, encrypted with age for all recipients.
+    pub wrapped: HexBytes,
+}
+
+fn object_key(id: &ContentKeyId) -> String {
+    format!("keys/{id}")
+}
+
+fn aad(kind: BlobKind, key: &ContentKeyId, id: &[u8; 32]) -> [u8; 49] {
+    let mut aad = [0; 49];
+    aad[0] = kind as u8;
+    aad[1..17].copy_from_slice(&key.0);
+    aad[17..].copy_from_slice(id);
+    aad
+}
+
+fn cipher(key: &[u8; 32]) -> LessSafeKey {
+    LessSafeKey::new(UnboundKey::new(&AES_256_GCM, key).expect("32 bytes are an AES-256 key"))
+}
+
+/// Seals with one content key. Nonces count up from zero and the key lives no longer than this value, so no nonce is
+/// ever used twice with one key.
+pub struct Sealer {
+    id: ContentKeyId,
+    cipher: LessSafeKey,
+    counter: AtomicU64,
+}
+
+impl std::fmt::Debug for Sealer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Sealer({})", self.id)
+    }
+}
+
+impl Sealer {
+    /// Draws a content key and makes it durable, wrapped, before anything is sealed with it.
+    pub async fn begin(
+        store: &Store,
+        signer: &Signer,
+        site: &SiteName,
+        group: &GroupName,
+        run: RunId,
+    ) -> Result<Self, StoreError> {
+        let key = Hex::<32>::random();
+        let id = ContentKeyId::random();
+        let body = ContentKeyObject {
+            id,
+            site: site.clone(),
+            group: group.clone(),
+            run,
+            created: Timestamp::now(),
+            recipients: store.format.recipients.clone(),
+            wrapped: HexBytes(keys::wrap(&key.0, &store.format.recipients)?),
+        };
+        let name = object_key(&id);
+        let body = serde_json::to_vec(&body).expect("a content key object is valid JSON");
+        let object = signed::seal(signer, Kind::ContentKey, &store.format.store, &name, &body);
+        if create_or_recognise(&*store.backend, &name, object).await?.is_none() {
+            return Err(StoreError::Conflict { key: name });
+        }
+        Ok(Self { id, cipher: cipher(&key.0), counter: AtomicU64::new(0) })
+    }
+
+    pub fn content_key(&self) -> ContentKeyId {
+        self.id
+    }
+
+    /// `nonce ‖ ciphertext ‖ tag`
+    pub fn seal(&self, kind: BlobKind, id: &[u8; 32], plaintext: &[u8]) -> Vec<u8> {
+        let count = self.counter.fetch_add(1, Ordering::Relaxed);
+        let mut nonce = [0; 12];
+        nonce[4..].copy_from_slice(&count.to_be_bytes());
+        let mut sealed = Vec::with_capacity(plaintext.len() + SEAL_OVERHEAD);
+        sealed.extend_from_slice(&nonce);
+        sealed.extend_from_slice(plaintext);
+        let tag = self
+            .cipher
+            .seal_in_place_separate_tag(
+                Nonce::assume_unique_for_key(nonce),
+                Aad::from(aad(kind, &self.id, id)),
+                &mut sealed[12..],
+            )
+            .expect("AES-GCM seals any block-sized input");
+        sealed.extend_from_slice(tag.as_ref());
+        sealed
+    }
+}
+
+/// Opens what is sealed: lives where the identity lives, at the standby.
+pub struct Opener {
+    identities: Vec<age::x25519::Identity>,
+    pub(crate) secret: BlockSecret,
+    keys: Mutex<HashMap<ContentKeyId, Arc<ContentKey>>>,
+}
+
+impl std::fmt::Debug for Opener {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Opener(***)")
+    }
+}
+
+impl Opener {
+    /// Fails when none of the identities is among the store's recipients.
+    pub fn new(store: &Store, identities: Vec<age::x25519::Identity>) -> Result<Self, StoreError> {
+        let secret = keys::unwrap(&store.format.block_secret.0, &identities)?;
+        let secret: [u8; 32] = secret
+            .try_into()
+            .map_err(|_| StoreError::Damaged(vec![Damage::new(crate::format::FORMAT_KEY, "its block secret has a wrong length")]))?;
+        Ok(Self { identities, secret: BlockSecret::from_bytes(secret), keys: Mutex::default() })
+    }
+
+    /// The content key, read and unwrapped once.
+    pub async fn content_key(&self, store: &Store, id: ContentKeyId) -> Result<Arc<ContentKey>, StoreError> {
+        let mut keys = self.keys.lock().await;
+        if let Some(key) = keys.get(&id) {
+            return Ok(key.clone());
+        }
+        let name = object_key(&id);
+        let object = store.get(&name).await?;
+        let damaged = |why: String| StoreError::Damaged(vec![Damage::new(&name, why)]);
+        let (body, role) =
+            signed::open(&store.format, Kind::ContentKey, &name, &object.bytes).map_err(|e| damaged(e.to_string()))?;
+        let body: ContentKeyObject = serde_json::from_slice(&body).map_err(|e| damaged(e.to_string()))?;
+        if role.role != Role::SourceAgent || role.site.as_ref() != Some(&body.site) || body.id != id {
+            return Err(damaged("it is signed by a key that may not speak for its site".into()));
+        }
+        let plain = keys::unwrap(&body.wrapped.0, &self.identities)?;
+        let plain: [u8; 32] = plain.try_into().map_err(|_| damaged("the key has a wrong length".into()))?;
+        let key = Arc::new(ContentKey { id, cipher: cipher(&plain) });
+        keys.insert(id, key.clone());
+        Ok(key)
+    }
+}
+
+/// One unwrapped content key.
+pub struct ContentKey {
+    id: ContentKeyId,
+    cipher: LessSafeKey,
+}
+
+impl ContentKey {
+    /// `None` when the bytes are not what was sealed under this kind and id.
+    pub fn open(&self, kind: BlobKind, id: &[u8; 32], sealed: &[u8]) -> Option<Vec<u8>> {
+        if sealed.len() < SEAL_OVERHEAD {
+            return None;
+        }
+        let nonce: [u8; 12] = sealed[..12].try_into().ok()?;
+        let mut bytes = sealed[12..].to_vec();
+        let length = self
+            .cipher
+            .open_in_place(Nonce::assume_unique_for_key(nonce), Aad::from(aad(kind, &self.id, id)), &mut bytes)
+            .ok()?
+            .len();
+        bytes.truncate(length);
+        Some(bytes)
+    }
+}
