@@ -1,1 +1,64 @@
-fn main() {}
+//! What a contributor types: `cargo xtask test`, `cargo xtask ci`, `cargo xtask loc`. Arguments come in, commands of
+//! the toolchain go out. It has no dependencies, so that it builds in a second before anything else is there, and
+//! it installs what the tests need, saying so.
+
+mod check;
+mod failure;
+mod loc;
+mod programs;
+mod step;
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use failure::Failure;
+
+const USAGE: &str = "\
+usage: cargo xtask COMMAND
+
+  test [-- NEXTEST ARGS]  installs the programs the tests need, then runs all tests and the examples in the docs
+  ci [--offline]          formatting, clippy, licences and advisories of dependencies, then `test`;
+                          --offline leaves out the advisories, whose database is fetched each time
+  loc                     lines of code per crate, code and tests apart
+";
+
+fn main() -> ExitCode {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    match dispatch(&args) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            eprint!("{failure}");
+            ExitCode::from(failure.exit_code())
+        }
+    }
+}
+
+fn dispatch(args: &[String]) -> Result<(), Failure> {
+    let words: Vec<&str> = args.iter().map(String::as_str).collect();
+    let root = workspace_root();
+    match words.as_slice() {
+        ["test"] => check::test(&root, &[]),
+        ["test", "--", nextest_args @ ..] => check::test(&root, nextest_args),
+        ["test", first, ..] => {
+            Err(Failure::usage(format!("`{first}`: arguments for nextest come after a `--`"), USAGE))
+        }
+        ["ci"] => check::ci(&root, check::Advisories::Fetched),
+        ["ci", "--offline"] => check::ci(&root, check::Advisories::LeftOut),
+        ["loc"] => {
+            print!("{}", loc::table(&root)?);
+            Ok(())
+        }
+        ["help" | "-h" | "--help"] => {
+            print!("{USAGE}");
+            Ok(())
+        }
+        [] => Err(Failure::usage("no command given".to_owned(), USAGE)),
+        _ => Err(Failure::usage(format!("not understood: `{}`", words.join(" ")), USAGE)),
+    }
+}
+
+/// The folder that holds the workspace's Cargo.toml: the parent of this crate's.
+fn workspace_root() -> PathBuf {
+    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+    here.parent().unwrap_or(here).to_path_buf()
+}
