@@ -5,6 +5,7 @@
 pub mod clock;
 pub mod config;
 pub mod content;
+pub mod env;
 pub mod ids;
 pub mod item;
 pub mod level;

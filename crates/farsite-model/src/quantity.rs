@@ -39,8 +39,11 @@ impl Span {
 impl FromStr for Span {
     type Err = InvalidQuantity;
     fn from_str(text: &str) -> Result<Self, InvalidQuantity> {
-        let invalid =
-            || InvalidQuantity { what: "duration", text: text.to_owned(), example: "`90s`, `20m` or `1h30m`" };
+        let invalid = || InvalidQuantity {
+            what: "duration",
+            text: text.to_owned(),
+            example: "`90s`, `20m` or `1h30m`",
+        };
         let mut rest = text.trim();
         if rest.is_empty() {
             return Err(invalid());
@@ -114,7 +117,8 @@ pub struct ByteSize(pub u64);
 impl FromStr for ByteSize {
     type Err = InvalidQuantity;
     fn from_str(text: &str) -> Result<Self, InvalidQuantity> {
-        let invalid = || InvalidQuantity { what: "size", text: text.to_owned(), example: "`64KiB` or `10GiB`" };
+        let invalid =
+            || InvalidQuantity { what: "size", text: text.to_owned(), example: "`64KiB` or `10GiB`" };
         let text_trimmed = text.trim();
         let digits = text_trimmed.find(|c: char| !c.is_ascii_digit()).unwrap_or(text_trimmed.len());
         let number: u64 = text_trimmed[..digits].parse().map_err(|_| invalid())?;
@@ -181,7 +185,8 @@ impl FromStr for Rate {
     type Err = InvalidQuantity;
     fn from_str(text: &str) -> Result<Self, InvalidQuantity> {
         let invalid = || InvalidQuantity { what: "rate", text: text.to_owned(), example: "`50MiB/s`" };
-        let size: ByteSize = text.trim().strip_suffix("/s").ok_or_else(invalid)?.parse().map_err(|_| invalid())?;
+        let size: ByteSize =
+            text.trim().strip_suffix("/s").ok_or_else(invalid)?.parse().map_err(|_| invalid())?;
         Ok(Self(size.0))
     }
 }

@@ -27,12 +27,16 @@ impl ClockSkew {
         // [store, store + grain). Take the middle of both, and widen by half of each.
         let middle_ms = i64::midpoint(before.0.as_millisecond(), after.0.as_millisecond());
         let store_ms = store.0.as_millisecond() + (grain_ms / 2) as i64;
-        Self { ahead_ms: middle_ms - store_ms, uncertainty_ms: round_trip_ms.div_ceil(2) + grain_ms.div_ceil(2) }
+        Self {
+            ahead_ms: middle_ms - store_ms,
+            uncertainty_ms: round_trip_ms.div_ceil(2) + grain_ms.div_ceil(2),
+        }
     }
 
     /// What has to be added to an age so that it is not better than the truth, whichever way the clock is off.
     pub fn penalty(self) -> SignedDuration {
-        SignedDuration::from_millis(self.ahead_ms.max(0)) + SignedDuration::from_millis(self.uncertainty_ms as i64)
+        SignedDuration::from_millis(self.ahead_ms.max(0))
+            + SignedDuration::from_millis(self.uncertainty_ms as i64)
     }
 
     /// Of two measurements (at capture, at commit) the one that makes the age worse.

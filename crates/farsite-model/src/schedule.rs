@@ -34,8 +34,8 @@ const LARGE_CHANGE_S: i64 = 3 * 3600;
 pub struct ScheduleError {
     /// The text as it was written.
     pub expression: String,
-    /// Which field is wrong: `second`, `minute`, `hour`, `day of month`, `month`, `day of week`; `None` when it
-    /// is the whole.
+    /// Which field is wrong: `second`, `minute`, `hour`, `day of month`, `month`, `day of week`, `time zone`;
+    /// `None` when it is the whole.
     pub field: Option<&'static str>,
     pub problem: String,
     /// What is allowed there.
@@ -71,8 +71,8 @@ impl Schedule {
             None => TimeZone::system(),
             Some(name) => find_zone(name).map_err(|hint| ScheduleError {
                 expression: text.to_owned(),
-                field: None,
-                problem: format!("its time zone {name:?} is not known on this machine"),
+                field: Some("time zone"),
+                problem: format!("{name:?} is not known on this machine"),
                 hint: Some(hint),
             })?,
         };
@@ -130,7 +130,19 @@ impl Schedule {
     /// The moments after `last` up to and including `now`, oldest first. Lazy: a caller that only wants to know
     /// whether there is one takes one.
     pub fn missed_between(&self, last: Timestamp, now: Timestamp) -> impl Iterator<Item = Timestamp> {
-        iter::successors(self.next_after(last), |due| self.next_after(*due)).take_while(move |due| *due <= now)
+        iter::successors(self.next_after(last), |due| self.next_after(*due))
+            .take_while(move |due| *due <= now)
+    }
+
+    /// Whether `at` lies in a minute that the schedule names (a second, where it has six fields): a schedule as a
+    /// window, such as `* 8-18 * * 1-5` for office hours. No daylight saving rules: the clock on the wall counts.
+    pub fn covers(&self, at: Timestamp) -> bool {
+        let local = self.zone.to_datetime(at);
+        let part = |field: Field, number: i8| field.contains(number.unsigned_abs().into());
+        self.falls_on(local.date())
+            && part(self.fields.hours, local.hour())
+            && part(self.fields.minutes, local.minute())
+            && (!self.fields.has_seconds || part(self.fields.seconds, local.second()))
     }
 
     /// The longest pause between two due moments, by the clock on the wall (a change of the clock can add its
@@ -138,7 +150,8 @@ impl Schedule {
     pub fn longest_pause(&self) -> SignedDuration {
         let times = [(self.fields.hours, 3600), (self.fields.minutes, 60), (self.fields.seconds, 1)];
         let edge = |last: bool| -> i64 {
-            let number = |field: Field| if last { field.numbers().next_back() } else { field.numbers().next() };
+            let number =
+                |field: Field| if last { field.numbers().next_back() } else { field.numbers().next() };
             times.iter().map(|(field, unit_s)| i64::from(number(*field).unwrap_or(0)) * unit_s).sum()
         };
         let (first_s, last_s) = (edge(false), edge(true));
@@ -250,6 +263,7 @@ fn calendar(text: &str, fields: &Fields) -> Result<cron::Schedule, ScheduleError
 
 /// A stretch of time in which the zone's offset does not change, and the change that began it. Seconds since
 /// the Unix epoch, and seconds east of UTC.
+#[allow(clippy::struct_field_names, reason = "units stand in names")]
 struct Stretch {
     begins_s: i64,
     offset_before_s: i64,
@@ -262,8 +276,10 @@ impl Stretch {
     fn around(zone: &TimeZone, moment_s: i64) -> Option<Self> {
         let at = |second: i64| Timestamp::from_second(second).ok();
         let offset = |second: i64| at(second).map(|moment| i64::from(zone.to_offset(moment).seconds()));
-        let begins_s =
-            zone.preceding(at(moment_s + 1)?).next().map_or(i64::MIN / 2, |change| change.timestamp().as_second());
+        let begins_s = zone
+            .preceding(at(moment_s + 1)?)
+            .next()
+            .map_or(i64::MIN / 2, |change| change.timestamp().as_second());
         let offset_s = offset(moment_s)?;
         Some(Self {
             begins_s,

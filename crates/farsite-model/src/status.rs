@@ -42,6 +42,10 @@ pub struct GroupStatus {
     pub rpo_target_s: Option<f64>,
     /// Exposure over target; above 1 the target is missed.
     pub rpo_ratio: Option<f64>,
+    /// How far behind the shipped logs of the databases are, in seconds, at worst: what `--point latest-log` would
+    /// lose of them. `None` where no log is shipped.
+    #[serde(default)]
+    pub log_lag_s: Option<f64>,
     /// Source minus store, as measured at the newest commit.
     pub clock_ahead_ms: Option<i64>,
     pub points: usize,

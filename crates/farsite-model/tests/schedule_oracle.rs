@@ -128,7 +128,7 @@ fn three_hundred_random_expressions_agree_with_a_minute_by_minute_walk() {
     for _ in 0..300 {
         let expression = draw.expression();
         // Anywhere in eight years, leap day included.
-        let from = Timestamp::from_second(1_790_000_000 + draw.below(8 * 365 * 1440) * 60).unwrap();
+        let from = Timestamp::from_second(1_789_999_980 + draw.below(8 * 365 * 1440) * 60).unwrap();
         compare(&expression, "UTC", from, from + (24 * 4).hours());
     }
 }

@@ -19,6 +19,8 @@ pub(super) struct Fields {
     pub(super) months: Field,
     /// Sunday is 0 here; a 7 was folded into it.
     pub(super) days_of_week: Field,
+    /// Six fields were written.
+    pub(super) has_seconds: bool,
     /// What is legal but hardly meant.
     pub(super) remarks: Vec<String>,
 }
@@ -79,7 +81,8 @@ impl Fields {
             return match NICKNAMES.iter().find(|(nickname, _)| nickname.eq_ignore_ascii_case(trimmed)) {
                 Some((_, meaning)) => Self::parse(meaning),
                 None if trimmed.eq_ignore_ascii_case("@reboot") => Err(fail(
-                    "@reboot names no time: a schedule needs moments that can be missed and made up for".into(),
+                    "@reboot names no time: a schedule needs moments that can be missed and made up for"
+                        .into(),
                     Some("use `@hourly`, or fields such as `*/15 * * * *`".into()),
                 )),
                 None => {
@@ -104,6 +107,7 @@ impl Fields {
             })
         };
         let words: Vec<&str> = trimmed.split_ascii_whitespace().collect();
+        let has_seconds = words.len() == 6;
         let (seconds, words) = match words.as_slice() {
             [second, rest @ ..] if rest.len() == 5 => (read(&SECOND, second)?, rest),
             five => (Field { bits: 1, starred: false }, five),
@@ -125,6 +129,7 @@ impl Fields {
             days_of_month: read(&DAY_OF_MONTH, day_of_month)?,
             months: read(&MONTH, month)?,
             days_of_week: read(&DAY_OF_WEEK, day_of_week)?,
+            has_seconds,
             remarks: Vec::new(),
         };
         fields.remarks = remarks;
@@ -209,9 +214,9 @@ impl Kind {
     fn allowed(&self) -> String {
         match (self.names.first(), self.names.last()) {
             (Some(first), Some(last)) => {
-                format!("a {} is {} to {}, or {first} to {last}", self.name, self.low, self.high)
+                format!("allowed is {} to {}, or {first} to {last}", self.low, self.high)
             }
-            _ => format!("a {} is {} to {}", self.name, self.low, self.high),
+            _ => format!("allowed is {} to {}", self.low, self.high),
         }
     }
 }

@@ -1,0 +1,321 @@
+//! What a policy protects: one variant for each kind of item.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use schemars::JsonSchema;
+use serde::de::{SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+use super::hooks::ItemHooks;
+use crate::quantity::ByteSize;
+use crate::secret::SecretRef;
+use crate::{Consistency, ItemId, ItemKind};
+
+/// One entry of `items`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Item {
+    Mariadb(Mariadb),
+    Sqlite(Sqlite),
+    Glance(Glance),
+    Cinder(Cinder),
+    Files(Files),
+    Volume(Volume),
+}
+
+/// The settings that every kind has, besides its own.
+macro_rules! item {
+    ($(#[$doc:meta])* $type:ident { $($(#[$field_doc:meta])* $field:ident: $field_type:ty,)* }) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+        #[serde(deny_unknown_fields, rename_all = "kebab-case")]
+        pub struct $type {
+            $($(#[$field_doc])* pub $field: $field_type,)*
+            /// Tells items of one kind apart; a default is made out of the kind's own settings.
+            #[serde(default, deserialize_with = "crate::env::deserialize")]
+            #[serde(skip_serializing_if = "Option::is_none")]
+            pub name: Option<String>,
+            /// The host whose agent reads it; every host of the site where it is not given.
+            #[serde(default, deserialize_with = "crate::env::deserialize")]
+            #[serde(skip_serializing_if = "Option::is_none")]
+            pub on: Option<String>,
+            /// The least that its capture may be called; a run that reaches less fails.
+            #[serde(default, skip_serializing_if = "Option::is_none")]
+            pub consistency: Option<Consistency>,
+            /// Commands around its capture.
+            #[serde(default, skip_serializing_if = "ItemHooks::is_empty")]
+            pub hooks: ItemHooks,
+        }
+    };
+}
+
+item!(
+    /// A MariaDB server: a physical backup, and its binary log behind it.
+    Mariadb {
+        /// The server's socket; or else `host`.
+        #[serde(default, deserialize_with = "crate::env::deserialize")]
+        #[serde(skip_serializing_if = "Option::is_none")]
+        socket: Option<PathBuf>,
+        /// The server's address, where there is no socket.
+        #[serde(default, deserialize_with = "crate::env::deserialize")]
+        #[serde(skip_serializing_if = "Option::is_none")]
+        host: Option<String>,
+        /// 3306 where it is not given.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        port: Option<u16>,
+        /// The account; the agent's own user where it is not given.
+        #[serde(default, deserialize_with = "crate::env::deserialize")]
+        #[serde(skip_serializing_if = "Option::is_none")]
+        user: Option<String>,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        password: Option<SecretRef>,
+        /// `all`, or a list of names.
+        #[serde(default)]
+        databases: Databases,
+        /// `continuous` ships the binary log between points: recovery to any moment, an RPO of seconds.
+        #[serde(default)]
+        log: Log,
+        /// More arguments for mariadb-backup. Never a password: arguments can be seen by everybody on the host.
+        #[serde(default, deserialize_with = "crate::env::deserialize")]
+        #[serde(skip_serializing_if = "Vec::is_empty")]
+        backup_args: Vec<String>,
+    }
+);
+
+item!(
+    /// An SQLite database, read through SQLite's own backup.
+    Sqlite {
+        #[serde(deserialize_with = "crate::env::deserialize")]
+        path: PathBuf,
+    }
+);
+
+item!(
+    /// The images of Glance's file store, one item each.
+    Glance {
+        /// The folder that holds them (`filesystem_store_datadir`).
+        #[serde(deserialize_with = "crate::env::deserialize")]
+        store: PathBuf,
+        /// Where Glance's own checksums can be looked up; images are then compared with them.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        checksums: Option<Checksums>,
+    }
+);
+
+item!(
+    /// Cinder's volumes, one item each.
+    Cinder {
+        /// The back end's name in cinder.conf.
+        #[serde(default, deserialize_with = "crate::env::deserialize")]
+        #[serde(skip_serializing_if = "Option::is_none")]
+        backend: Option<String>,
+        /// The folder with the volumes' files (NFS and other file back ends).
+        #[serde(default, deserialize_with = "crate::env::deserialize")]
+        #[serde(skip_serializing_if = "Option::is_none")]
+        path: Option<PathBuf>,
+        /// Which volumes; all where it is not given.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        select: Option<Select>,
+    }
+);
+
+item!(
+    /// Files and folders, such as Keystone's keys: one item.
+    Files {
+        #[serde(deserialize_with = "crate::env::deserialize")]
+        paths: Vec<PathBuf>,
+    }
+);
+
+item!(
+    /// Any file or block device.
+    Volume {
+        #[serde(deserialize_with = "crate::env::deserialize")]
+        path: PathBuf,
+        /// The size of its blocks where it differs from the policy's.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        block_size: Option<ByteSize>,
+    }
+);
+
+/// How a database's log is shipped.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Log {
+    /// Not at all: recovery to the points of the schedule alone.
+    #[default]
+    None,
+    /// Every second or so.
+    Continuous,
+}
+
+/// Where Glance's checksums are.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Checksums {
+    /// Glance's database as an SQLite file.
+    Sqlite(#[serde(deserialize_with = "crate::env::deserialize")] PathBuf),
+    /// Glance's database in MariaDB.
+    Mariadb(ChecksumsInMariadb),
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct ChecksumsInMariadb {
+    #[serde(deserialize_with = "crate::env::deserialize")]
+    pub socket: PathBuf,
+    #[serde(default, deserialize_with = "crate::env::deserialize", skip_serializing_if = "Option::is_none")]
+    pub user: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub password: Option<SecretRef>,
+    /// Glance's database.
+    #[serde(default = "glance_database", deserialize_with = "crate::env::deserialize")]
+    pub database: String,
+}
+
+fn glance_database() -> String {
+    "glance".to_owned()
+}
+
+/// Which volumes are meant: those for which everything that is given holds.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Select {
+    /// Metadata that a volume must have.
+    #[serde(
+        default,
+        deserialize_with = "crate::env::deserialize",
+        skip_serializing_if = "BTreeMap::is_empty"
+    )]
+    pub metadata: BTreeMap<String, String>,
+    /// Ids, of which a volume must have one.
+    #[serde(default, deserialize_with = "crate::env::deserialize", skip_serializing_if = "Vec::is_empty")]
+    pub ids: Vec<String>,
+    /// Names, of which a volume must have one.
+    #[serde(default, deserialize_with = "crate::env::deserialize", skip_serializing_if = "Vec::is_empty")]
+    pub names: Vec<String>,
+}
+
+/// `all`, or a list of names.
+#[derive(Debug, Clone, Default, PartialEq, Eq, JsonSchema)]
+#[schemars(untagged)]
+pub enum Databases {
+    #[default]
+    #[schemars(with = "AllWord")]
+    All,
+    Named(Vec<String>),
+}
+
+/// The word alone, for the schema.
+#[derive(JsonSchema)]
+#[schemars(rename_all = "kebab-case")]
+#[allow(dead_code, reason = "stands for itself in the JSON Schema")]
+enum AllWord {
+    All,
+}
+
+impl<'de> Deserialize<'de> for Databases {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct AllOrList;
+        impl<'de> Visitor<'de> for AllOrList {
+            type Value = Databases;
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("`all` or a list of database names")
+            }
+            fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<Databases, E> {
+                match text {
+                    "all" => Ok(Databases::All),
+                    other => {
+                        Err(E::custom(format!("expected `all` or a list such as [{other}], found {other:?}")))
+                    }
+                }
+            }
+            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Databases, A::Error> {
+                let mut names = Vec::new();
+                while let Some(name) = list.next_element()? {
+                    names.push(name);
+                }
+                Ok(Databases::Named(names))
+            }
+        }
+        deserializer.deserialize_any(AllOrList)
+    }
+}
+impl Serialize for Databases {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::All => serializer.serialize_str("all"),
+            Self::Named(names) => names.serialize(serializer),
+        }
+    }
+}
+
+/// The same field of whichever variant it is.
+macro_rules! common {
+    ($item:expr, $field:ident) => {
+        match $item {
+            Item::Mariadb(item) => &item.$field,
+            Item::Sqlite(item) => &item.$field,
+            Item::Glance(item) => &item.$field,
+            Item::Cinder(item) => &item.$field,
+            Item::Files(item) => &item.$field,
+            Item::Volume(item) => &item.$field,
+        }
+    };
+}
+
+impl Item {
+    pub fn kind(&self) -> ItemKind {
+        match self {
+            Self::Mariadb(_) => ItemKind::Mariadb,
+            Self::Sqlite(_) => ItemKind::Sqlite,
+            Self::Glance(_) => ItemKind::Glance,
+            Self::Cinder(_) => ItemKind::Cinder,
+            Self::Files(_) => ItemKind::Files,
+            Self::Volume(_) => ItemKind::Volume,
+        }
+    }
+
+    /// Its name as given, or: `main` for MariaDB, Glance and Cinder (which has its back end's name where that is
+    /// given), a file's name for a volume, the same without its ending for SQLite, and the last part of the first
+    /// path for files.
+    pub fn name(&self) -> String {
+        if let Some(name) = common!(self, name) {
+            return name.clone();
+        }
+        let last = |path: &Path| path.file_name().map(|name| name.to_string_lossy().into_owned());
+        let derived = match self {
+            Self::Mariadb(_) | Self::Glance(_) => None,
+            Self::Cinder(cinder) => cinder.backend.clone(),
+            Self::Sqlite(sqlite) => sqlite.path.file_stem().map(|name| name.to_string_lossy().into_owned()),
+            Self::Files(files) => files.paths.first().and_then(|path| last(path)),
+            Self::Volume(volume) => last(&volume.path),
+        };
+        derived.unwrap_or_else(|| "main".to_owned())
+    }
+
+    /// `mariadb/main`. Glance and Cinder entries stand for many items, which have ids of their own.
+    pub fn id(&self) -> ItemId {
+        ItemId::new(self.kind(), &self.name())
+    }
+
+    /// The host whose agent reads it; `None` for every host of the site.
+    pub fn on(&self) -> Option<&str> {
+        common!(self, on).as_deref()
+    }
+
+    /// The least that its capture may be called.
+    pub fn consistency(&self) -> Option<Consistency> {
+        *common!(self, consistency)
+    }
+
+    pub fn hooks(&self) -> &ItemHooks {
+        common!(self, hooks)
+    }
+
+    /// Whether its log is shipped between points.
+    pub fn ships_log(&self) -> bool {
+        matches!(self, Self::Mariadb(Mariadb { log: Log::Continuous, .. }))
+    }
+}
