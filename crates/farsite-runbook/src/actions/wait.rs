@@ -1,0 +1,50 @@
+//! `wait`: lets time pass.
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+use farsite_model::quantity::Span;
+use serde::Deserialize;
+use serde_json::Value;
+
+use crate::action::{Action, ActionContext, ActionError, Done, Outcome, parameters};
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct With {
+    r#for: Span,
+}
+
+pub(crate) struct Wait;
+
+#[async_trait]
+impl Action for Wait {
+    fn name(&self) -> &'static str {
+        "wait"
+    }
+    fn summary(&self) -> &'static str {
+        "lets `for:` pass"
+    }
+    fn validate(&self, with: &Value) -> Result<(), String> {
+        parameters::<With>(with).map(|_| ())
+    }
+    fn idempotent(&self) -> bool {
+        true
+    }
+    fn undoable(&self) -> bool {
+        true
+    }
+    fn default_timeout(&self) -> Duration {
+        Duration::from_secs(3600)
+    }
+    async fn check(&self, _: &ActionContext, _: &Value) -> Result<Done, ActionError> {
+        Ok(Done::No)
+    }
+    async fn run(&self, context: &ActionContext, with: &Value) -> Result<Outcome, ActionError> {
+        let with: With = parameters(with).map_err(ActionError::Failed)?;
+        tokio::select! {
+            () = tokio::time::sleep(with.r#for.duration()) => Ok(Outcome::said(format!("waited {}", with.r#for))),
+            () = context.cancel.cancelled() => Err(ActionError::Cancelled),
+        }
+    }
+}
