@@ -1,0 +1,69 @@
+//! What a run may build on: the newest points of this agent's own epoch, pinned so that collection keeps them, and of
+//! each item the local map, if one of those points holds exactly that map.
+
+use farsite_model::{ItemId, PointId};
+use farsite_store::ledger::GroupState;
+use farsite_store::local_map::LocalMap;
+use farsite_store::manifest::{Manifest, ManifestItem};
+
+use crate::ReplicateError;
+use crate::group::Group;
+
+/// A kill between a commit and the local maps leaves some maps one point behind; older ones are not worth pinning.
+const DEPTH: usize = 2;
+
+/// The pinned points, newest first.
+#[derive(Default)]
+pub(crate) struct Basis {
+    pub(crate) manifests: Vec<Manifest>,
+}
+
+impl Basis {
+    /// Reads the manifests that the ledger names. One that is damaged is no basis; that costs a full copy of what
+    /// only it held.
+    pub(crate) async fn of(group: &Group, state: &GroupState) -> Result<Self, ReplicateError> {
+        let mut manifests = Vec::new();
+        let live =
+            state.points.iter().rev().filter(|p| !p.expired && !p.superseded && p.damaged.is_empty()).take(DEPTH);
+        for point in live {
+            match Manifest::read(&group.store, &group.policy.group, point.id(), &point.said.manifest).await {
+                Ok(manifest) => manifests.push(manifest),
+                Err(farsite_store::StoreError::Damaged(damage)) => {
+                    for one in damage {
+                        tracing::error!(group = %group.policy.group, point = %point.id(), "damaged at the store: {one}");
+                    }
+                }
+                Err(other) => return Err(other.into()),
+            }
+        }
+        Ok(Self { manifests })
+    }
+
+    pub(crate) fn points(&self) -> Vec<PointId> {
+        self.manifests.iter().map(|m| m.point).collect()
+    }
+
+    /// The newest point's version of an item: what a failed capture is carried from.
+    pub(crate) fn newest(&self) -> Option<&Manifest> {
+        self.manifests.first()
+    }
+
+    /// The local map of an item, if a pinned point holds what it describes. `of` names the part of the item.
+    pub(crate) fn local_map(
+        &self,
+        group: &Group,
+        id: &ItemId,
+        of: impl Fn(&ManifestItem) -> Option<&farsite_store::map::MapRoot>,
+        item: &ItemId,
+    ) -> Option<LocalMap> {
+        let map = match LocalMap::open(&group.maps(), id) {
+            Ok(map) => map?,
+            Err(error) => {
+                tracing::warn!(item = %id, "its local block map cannot be read ({error}): it is sent in full");
+                return None;
+            }
+        };
+        let held = self.manifests.iter().any(|m| m.item(item).and_then(&of) == Some(map.map()));
+        held.then_some(map)
+    }
+}

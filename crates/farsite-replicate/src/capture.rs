@@ -1,0 +1,303 @@
+//! One run's captures: every entry of the policy is frozen, read and put into packs. An entry's items come in; for each
+//! a [`Taken`] goes out, or the reason why there is none. Nothing here makes a point: that is `run`'s last step.
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use farsite_model::content::{InMemory, ReadAt, TreeEntry};
+use farsite_model::policy::Item;
+use farsite_model::{CaptureTime, Consistency, ItemId, ItemKind, RunId};
+use farsite_sources::{Capture, CaptureContext, Content, Source};
+use farsite_store::StoreError;
+use farsite_store::ingest::RunWriter;
+use farsite_store::local_map::LocalMapWriter;
+use farsite_store::manifest::ItemLog;
+use farsite_store::map::MapRoot;
+
+use crate::ReplicateError;
+use crate::basis::Basis;
+use crate::group::Group;
+use crate::frozen;
+use crate::tree::{self, Layout, TreeContent};
+
+/// The key in an item's details that names the policy's entry it belongs to.
+pub(crate) const ENTRY: &str = "entry";
+
+/// An item of this run, read to its end. Its blocks are durable after the writer's next flush.
+pub(crate) struct Taken {
+    pub(crate) id: ItemId,
+    pub(crate) kind: ItemKind,
+    pub(crate) captured: CaptureTime,
+    pub(crate) consistency: Consistency,
+    pub(crate) data: MapRoot,
+    pub(crate) directory: Option<MapRoot>,
+    pub(crate) ancestor: Option<ItemId>,
+    pub(crate) details: std::collections::BTreeMap<String, String>,
+    pub(crate) log: Option<ItemLog>,
+}
+
+/// What becomes this host's memory of the run once its point is committed.
+#[derive(Default)]
+pub(crate) struct Memory {
+    maps: Vec<LocalMapWriter>,
+    layouts: Vec<(PathBuf, Layout)>,
+}
+
+impl Memory {
+    /// The point exists: its maps are what the next run compares with.
+    pub(crate) fn commit(self) -> std::io::Result<()> {
+        for map in self.maps {
+            map.commit()?;
+        }
+        for (path, layout) in self.layouts {
+            write_layout(&path, &layout)?;
+        }
+        Ok(())
+    }
+    pub(crate) fn discard(self) {
+        self.maps.into_iter().for_each(LocalMapWriter::discard);
+    }
+}
+
+/// What all captures of a run share.
+pub(crate) struct Intake<'g> {
+    pub(crate) group: &'g Group,
+    pub(crate) run: RunId,
+    pub(crate) writer: RunWriter,
+    pub(crate) basis: Basis,
+    pub(crate) memory: Memory,
+    pub(crate) full: bool,
+}
+
+/// How one entry of the policy ended.
+#[derive(Default)]
+pub(crate) struct EntryOutcome {
+    pub(crate) taken: Vec<Taken>,
+    /// Items that exist and could not be captured, and why.
+    pub(crate) failed: Vec<(ItemId, String)>,
+    /// Items of the entry whose own source does not list them any more.
+    pub(crate) absent: Vec<ItemId>,
+}
+
+impl Intake<'_> {
+    /// Captures all items of an entry. A failed item never stops the others; only a failing store does.
+    pub(crate) async fn entry(
+        &mut self,
+        item: &Item,
+        context: &CaptureContext,
+    ) -> Result<EntryOutcome, ReplicateError> {
+        let mut outcome = EntryOutcome::default();
+        let before = self.items_before(item);
+        let fail_all = |why: String, outcome: &mut EntryOutcome| {
+            let ids = if before.is_empty() { vec![item.id()] } else { before.iter().cloned().collect() };
+            outcome.failed.extend(ids.into_iter().map(|id| (id, why.clone())));
+        };
+        if let Some(host) = item.on()
+            && host != host_name()
+        {
+            let why = format!("it is read on host {host}, and this agent runs on {}", host_name());
+            fail_all(why, &mut outcome);
+            return Ok(outcome);
+        }
+        let source = match farsite_sources::source(item) {
+            Ok(source) => source,
+            Err(error) => {
+                fail_all(error.to_string(), &mut outcome);
+                return Ok(outcome);
+            }
+        };
+        let ids = match tokio::time::timeout(context.timeout, source.items()).await {
+            Ok(Ok(ids)) => ids,
+            Ok(Err(error)) => {
+                fail_all(error.to_string(), &mut outcome);
+                return Ok(outcome);
+            }
+            Err(_) => {
+                fail_all(format!("{} could not be listed in time", source.describe()), &mut outcome);
+                return Ok(outcome);
+            }
+        };
+        if ids.is_empty() && !before.is_empty() {
+            let why = format!(
+                "{} is empty, and the point before holds {} items of it: is it mounted?",
+                source.describe(),
+                before.len()
+            );
+            fail_all(why, &mut outcome);
+            return Ok(outcome);
+        }
+        let now: BTreeSet<&ItemId> = ids.iter().collect();
+        outcome.absent = before.iter().filter(|id| !now.contains(id)).cloned().collect();
+        self.frozen(item, &*source, ids, context, &mut outcome).await?;
+        Ok(outcome)
+    }
+
+    /// Captures an entry's items between its hooks. What is still by itself is read after the thaw.
+    async fn frozen(
+        &mut self,
+        item: &Item,
+        source: &dyn Source,
+        ids: Vec<ItemId>,
+        context: &CaptureContext,
+        outcome: &mut EntryOutcome,
+    ) -> Result<(), ReplicateError> {
+        let hooks = item.hooks();
+        let mut context = context.clone();
+        context.frozen = !hooks.before_capture.is_empty();
+        let name = item.id();
+        if let Err(why) =
+            frozen::freeze(self.group, name.as_str(), &hooks.before_capture, &hooks.after_capture).await
+        {
+            outcome.failed.extend(ids.into_iter().map(|id| (id, why.clone())));
+            return Ok(());
+        }
+        let mut still = Vec::new();
+        let mut result = Ok(());
+        for id in ids {
+            match source.capture(&id, &context).await {
+                Ok(capture) if capture.still => still.push(capture),
+                Ok(capture) => {
+                    result = self.take_or_fail(item, capture, outcome).await;
+                    if result.is_err() {
+                        break;
+                    }
+                }
+                Err(error) => outcome.failed.push((id, error.to_string())),
+            }
+        }
+        frozen::thaw(self.group, name.as_str(), &hooks.after_capture).await;
+        result?;
+        for capture in still {
+            self.take_or_fail(item, capture, outcome).await?;
+        }
+        Ok(())
+    }
+
+    async fn take_or_fail(
+        &mut self,
+        item: &Item,
+        capture: Capture,
+        outcome: &mut EntryOutcome,
+    ) -> Result<(), ReplicateError> {
+        let id = capture.item.clone();
+        if let Some(least) = item.consistency()
+            && capture.consistency < least
+        {
+            let why =
+                format!("its capture is {}, and the policy demands {least}: it is not used", capture.consistency);
+            outcome.failed.push((id, why));
+            return Ok(());
+        }
+        let block_bytes = match item {
+            Item::Volume(volume) => volume.block_size.unwrap_or(self.group.policy.block_size),
+            _ => self.group.policy.block_size,
+        };
+        match self.take(capture, block_bytes.0 as u32).await {
+            Ok(mut taken) => {
+                taken.details.insert(ENTRY.to_owned(), item.id().to_string());
+                outcome.taken.push(taken);
+                Ok(())
+            }
+            // The item could not be read: that is its own failure, and the packs begun are still good.
+            Err(ReplicateError::Store(error @ StoreError::Content { .. })) => {
+                outcome.failed.push((id, error.to_string()));
+                Ok(())
+            }
+            Err(ReplicateError::Io { what, source }) => {
+                outcome.failed.push((id, format!("{what}: {source}")));
+                Ok(())
+            }
+            Err(other) => Err(other),
+        }
+    }
+
+    /// Reads one capture into packs.
+    pub(crate) async fn take(&mut self, capture: Capture, block_bytes: u32) -> Result<Taken, ReplicateError> {
+        let Capture { item, kind, captured, consistency, content, ancestor, details, guard, .. } = capture;
+        let (data, directory) = match content {
+            Content::Volume(content) => (self.ingest(&item, &item, &content, block_bytes, |i| Some(&i.data))?, None),
+            Content::Tree { root, paths } => {
+                let layout_path = self.group.file_of("layouts", &item, ".json");
+                let previous = read_layout(&layout_path);
+                let (entries, layout) =
+                    tokio::task::block_in_place(|| tree::scan(&root, &paths, u64::from(block_bytes), &previous))
+                        .map_err(ReplicateError::io(format!("listing the files of {item}")))?;
+                let content: Arc<dyn ReadAt> = Arc::new(TreeContent::new(&root, &entries));
+                let data = self.ingest(&item, &item, &content, block_bytes, |i| Some(&i.data))?;
+                let directory = self.directory(&item, &entries, block_bytes)?;
+                self.memory.layouts.push((layout_path, layout));
+                (data, Some(directory))
+            }
+        };
+        drop(guard);
+        Ok(Taken { id: item, kind, captured, consistency, data, directory, ancestor, details, log: None })
+    }
+
+    fn directory(
+        &mut self,
+        item: &ItemId,
+        entries: &[TreeEntry],
+        block_bytes: u32,
+    ) -> Result<MapRoot, ReplicateError> {
+        let bytes = serde_json::to_vec(entries).expect("a directory is valid JSON");
+        let content: Arc<dyn ReadAt> = Arc::new(InMemory(bytes));
+        self.ingest(&directory_id(item), item, &content, block_bytes, |i| i.directory.as_ref())
+    }
+
+    /// `id` names the local map, `item` the item that it is part of.
+    fn ingest(
+        &mut self,
+        id: &ItemId,
+        item: &ItemId,
+        content: &Arc<dyn ReadAt>,
+        block_bytes: u32,
+        of: impl Fn(&farsite_store::manifest::ManifestItem) -> Option<&MapRoot>,
+    ) -> Result<MapRoot, ReplicateError> {
+        let previous = if self.full { None } else { self.basis.local_map(self.group, id, of, item) };
+        let maps = self.group.maps();
+        let mut out = LocalMapWriter::create(&maps, id, self.run)
+            .map_err(ReplicateError::io(format!("the local block map of {id} in {}", maps.display())))?;
+        match self.writer.ingest(id.as_str(), content, block_bytes, previous.as_ref(), &mut out) {
+            Ok(map) => {
+                self.memory.maps.push(out);
+                Ok(map)
+            }
+            Err(error) => {
+                out.discard();
+                Err(error.into())
+            }
+        }
+    }
+
+    /// The entry's items in the newest point that this run builds on.
+    fn items_before(&self, item: &Item) -> BTreeSet<ItemId> {
+        let entry = item.id().to_string();
+        let items = self.basis.newest().into_iter().flat_map(|m| &m.items);
+        items.filter(|i| i.details.get(ENTRY) == Some(&entry)).map(|i| i.id.clone()).collect()
+    }
+}
+
+/// The id under which a tree's directory has its local map.
+pub(crate) fn directory_id(item: &ItemId) -> ItemId {
+    ItemId::parse(format!("{item}#directory"))
+}
+
+/// This host's name, as policies call it in `on:`.
+pub fn host_name() -> String {
+    rustix::system::uname().nodename().to_string_lossy().into_owned()
+}
+
+/// A layout that cannot be read costs a full copy, nothing else.
+fn read_layout(path: &std::path::Path) -> Layout {
+    std::fs::read(path).ok().and_then(|text| serde_json::from_slice(&text).ok()).unwrap_or_default()
+}
+
+fn write_layout(path: &std::path::Path, layout: &Layout) -> std::io::Result<()> {
+    if let Some(parent) = path.parent() {
+        std::fs::create_dir_all(parent)?;
+    }
+    let temporary = path.with_extension("new");
+    std::fs::write(&temporary, serde_json::to_vec(layout).map_err(std::io::Error::other)?)?;
+    std::fs::rename(&temporary, path)
+}

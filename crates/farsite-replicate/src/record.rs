@@ -1,0 +1,127 @@
+//! What this host remembers of its runs, in SQLite: for `status`, forecasts and reports. The truth about points is in
+//! the store; losing this file loses history, never data.
+
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+
+use jiff::Timestamp;
+use rusqlite::{Connection, params};
+use serde::Serialize;
+
+use crate::ReplicateError;
+
+/// One run, as it ended.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct RunRow {
+    pub group: String,
+    pub run: String,
+    pub started: Timestamp,
+    pub ended: Timestamp,
+    /// Empty when the run committed nothing.
+    pub point: String,
+    pub whole: bool,
+    /// Age of the oldest item when the point became visible, at worst, in seconds.
+    pub exposure_at_commit_s: f64,
+    pub read_bytes: u64,
+    pub changed_bytes: u64,
+    pub shipped_bytes: u64,
+    /// Empty when the run did what it should.
+    pub error: String,
+}
+
+/// The record of one host.
+pub struct Record {
+    path: PathBuf,
+    connection: Mutex<Connection>,
+}
+
+impl Record {
+    pub fn open(state: &Path) -> Result<Self, ReplicateError> {
+        std::fs::create_dir_all(state)
+            .map_err(ReplicateError::io(format!("creating {}", state.display())))?;
+        let path = state.join("record.sqlite");
+        let fail = |source| ReplicateError::Record { path: path.display().to_string(), source };
+        let connection = Connection::open(&path).map_err(fail)?;
+        connection.busy_timeout(std::time::Duration::from_secs(5)).map_err(fail)?;
+        connection
+            .execute_batch(
+                "PRAGMA journal_mode = WAL;
+                 CREATE TABLE IF NOT EXISTS runs (
+                   group_name TEXT NOT NULL, run TEXT NOT NULL, started_ms INTEGER NOT NULL, ended_ms INTEGER NOT NULL,
+                   point TEXT NOT NULL, whole INTEGER NOT NULL, exposure_at_commit_s REAL NOT NULL,
+                   read_bytes INTEGER NOT NULL, changed_bytes INTEGER NOT NULL, shipped_bytes INTEGER NOT NULL,
+                   error TEXT NOT NULL);
+                 CREATE INDEX IF NOT EXISTS runs_by_group ON runs (group_name, started_ms);",
+            )
+            .map_err(fail)?;
+        Ok(Self { connection: Mutex::new(connection), path })
+    }
+
+    fn fail(&self) -> impl Fn(rusqlite::Error) -> ReplicateError {
+        let path = self.path.display().to_string();
+        move |source| ReplicateError::Record { path: path.clone(), source }
+    }
+
+    pub fn add(&self, row: &RunRow) -> Result<(), ReplicateError> {
+        let connection = self.connection.lock().expect("no holder of this lock panics");
+        connection
+            .execute(
+                "INSERT INTO runs VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)",
+                params![
+                    row.group,
+                    row.run,
+                    row.started.as_millisecond(),
+                    row.ended.as_millisecond(),
+                    row.point,
+                    row.whole,
+                    row.exposure_at_commit_s,
+                    row.read_bytes as i64,
+                    row.changed_bytes as i64,
+                    row.shipped_bytes as i64,
+                    row.error
+                ],
+            )
+            .map_err(self.fail())?;
+        Ok(())
+    }
+
+    /// When the group's last run began that committed a point.
+    pub fn last_success(&self, group: &str) -> Result<Option<Timestamp>, ReplicateError> {
+        let connection = self.connection.lock().expect("no holder of this lock panics");
+        let ms: Option<i64> = connection
+            .query_row(
+                "SELECT max(started_ms) FROM runs WHERE group_name = ?1 AND point <> ''",
+                [group],
+                |row| row.get(0),
+            )
+            .map_err(self.fail())?;
+        Ok(ms.and_then(|ms| Timestamp::from_millisecond(ms).ok()))
+    }
+
+    /// The newest runs, newest first.
+    pub fn newest(&self, group: &str, limit: u32) -> Result<Vec<RunRow>, ReplicateError> {
+        let connection = self.connection.lock().expect("no holder of this lock panics");
+        let mut statement = connection
+            .prepare("SELECT * FROM runs WHERE group_name = ?1 ORDER BY started_ms DESC LIMIT ?2")
+            .map_err(self.fail())?;
+        let moment = |ms: i64| Timestamp::from_millisecond(ms).unwrap_or(Timestamp::UNIX_EPOCH);
+        let rows = statement
+            .query_map(params![group, limit], |row| {
+                Ok(RunRow {
+                    group: row.get(0)?,
+                    run: row.get(1)?,
+                    started: moment(row.get(2)?),
+                    ended: moment(row.get(3)?),
+                    point: row.get(4)?,
+                    whole: row.get(5)?,
+                    exposure_at_commit_s: row.get(6)?,
+                    read_bytes: row.get::<_, i64>(7)? as u64,
+                    changed_bytes: row.get::<_, i64>(8)? as u64,
+                    shipped_bytes: row.get::<_, i64>(9)? as u64,
+                    error: row.get(10)?,
+                })
+            })
+            .map_err(self.fail())?;
+        rows.collect::<Result<_, _>>().map_err(self.fail())
+    }
+}
