@@ -1,1 +1,183 @@
-//! What crosses crates: two-site stories and fault tests.
+//! What the stories share: two sites in a temporary folder, with a replica store at south, keys in their places, and
+//! configurations that the library and the real binary both read.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::sync::Arc;
+
+use farsite_model::clock::{Clock, SystemClock};
+use farsite_model::config::Config;
+use farsite_model::policy::Policy;
+use farsite_model::{GroupName, SiteName};
+use farsite_replicate::connect;
+use farsite_replicate::databases::Logs;
+use farsite_replicate::group::Group;
+use farsite_replicate::run::{self, RunOptions, RunReport};
+use farsite_store::Store;
+use farsite_store::backend::SharedBackend;
+use farsite_store::backend::folder::Folder;
+use farsite_store::format::Format;
+use farsite_store::keys::{BlockSecret, KeyRole, Role, Signer, generate_identity};
+use farsite_store::ledger::Ledger;
+use farsite_store::manifest::Manifest;
+use farsite_store::read::Reader;
+
+/// Two sites. Everything below is removed when this is dropped.
+pub struct TwoSites {
+    pub dir: tempfile::TempDir,
+}
+
+pub fn site(name: &str) -> SiteName {
+    SiteName::new(name).expect("the tests' site names are valid")
+}
+pub fn cloud() -> GroupName {
+    GroupName::new("cloud").expect("it is valid")
+}
+
+/// Incompressible bytes, the same for the same seed.
+pub fn noise(seed: u64, len: usize) -> Vec<u8> {
+    let mut state = seed.wrapping_mul(2).wrapping_add(0x9e37_79b9_7f4a_7c15);
+    (0..len)
+        .map(|_| {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            (state >> 32) as u8
+        })
+        .collect()
+}
+
+impl TwoSites {
+    /// Founds the store in a folder at south, with keys for all, and a policy for the group `cloud` whose items are
+    /// `items` (YAML list lines, `NORTH` stands for north's data folder).
+    pub async fn founded(items: &str) -> Self {
+        let dir = tempfile::tempdir().expect("a temporary folder can be made");
+        let sites = Self { dir };
+        for folder in ["north/data", "north/policies", "south/policies", "south/places"] {
+            std::fs::create_dir_all(sites.path(folder)).expect("folders can be made");
+        }
+        let backend: SharedBackend =
+            Arc::new(Folder::create_root(sites.path("south/replica")).expect("a folder"));
+        sites.keys(&backend).await;
+        for name in ["north", "south"] {
+            std::fs::write(sites.path(&format!("{name}/farsite.yaml")), sites.config_text(name))
+                .expect("a file");
+        }
+        sites.policy(items);
+        sites
+    }
+
+    async fn keys(&self, backend: &SharedBackend) {
+        let mut roles = Vec::new();
+        let mut signer = |file: &str, role: Role, at: Option<&str>, name: &str| {
+            let (signer, text) = Signer::generate();
+            text.write_new(&self.path(file), name).expect("a key file");
+            roles.push(KeyRole { key: signer.public(), role, site: at.map(site), name: name.into() });
+        };
+        signer("north/source-agent.key", Role::SourceAgent, Some("north"), "north");
+        signer("south/source-agent.key", Role::SourceAgent, Some("south"), "south");
+        signer("south/standby-agent.key", Role::StandbyAgent, Some("south"), "south");
+        signer("south/operator.key", Role::Operator, None, "ann");
+        let (secret, text) = BlockSecret::generate();
+        text.write_new(&self.path("north/block.secret"), "north").expect("a key file");
+        let (identity, recipient) = generate_identity();
+        identity.write_new(&self.path("south/south.identity"), "south").expect("a key file");
+        let format = Format::new(vec![recipient], roles, &secret, jiff::Timestamp::now()).expect("a format");
+        format.create(backend).await.expect("the store is founded");
+    }
+
+    fn config_text(&self, name: &str) -> String {
+        let store = self.path("south/replica");
+        let store = store.display();
+        let north = format!(
+            "site: north\nsites: {{ north: {{}}, south: {{}} }}\nstores:\n  south: {{ url: {store}, single-recipient: true }}\nstate: state\nkeys: {{ source-agent: source-agent.key, block-secret: block.secret }}\n"
+        );
+        let places = self.path("south/places");
+        let places = places.display();
+        let south = format!(
+            "site: south\nsites: {{ north: {{}}, south: {{}} }}\nstores:\n  south: {{ url: {store}, single-recipient: true, identity: south.identity }}\nstate: state\nkeys: {{ operator: operator.key, standby-agent: standby-agent.key }}\nplaces:\n  cloud:\n    mariadb: {{ datadir: {places}/db, socket: {places}/db.sock }}\n    sqlite: {{ path: {places}/cloud.db }}\n    glance: {{ path: {places}/images }}\n    cinder: {{ path: {places}/volumes }}\n    volume: {{ path: {places}/volume }}\n    files: {{ path: {places}/files }}\n"
+        );
+        if name == "north" { north } else { south }
+    }
+
+    /// Writes the policy anew, at both sites.
+    pub fn policy(&self, items: &str) {
+        let items = items.replace("NORTH", &self.path("north/data").display().to_string());
+        let text = format!(
+            "group: cloud\nsite: north\nto: [south]\nlevel: application\nschedule: \"* * * * * *\"\nrpo: 20s\nrto: 2m\nitems:\n{items}"
+        );
+        for at in ["north", "south"] {
+            std::fs::write(self.path(&format!("{at}/policies/cloud.yaml")), &text).expect("a policy");
+        }
+    }
+
+    pub fn path(&self, below: &str) -> PathBuf {
+        self.dir.path().join(below)
+    }
+    /// North's data folder.
+    pub fn data(&self, below: &str) -> PathBuf {
+        self.path("north/data").join(below)
+    }
+    pub fn config(&self, at: &str) -> Arc<Config> {
+        Arc::new(Config::load(&self.path(&format!("{at}/farsite.yaml"))).expect("the configuration is valid"))
+    }
+    pub fn the_policy(&self) -> Policy {
+        Policy::load(&self.path("north/policies/cloud.yaml")).expect("the policy is valid")
+    }
+
+    pub async fn group(&self, clock: Arc<dyn Clock>) -> Group {
+        let (config, policy) = (self.config("north"), self.the_policy());
+        Group::open(&config, &policy, &site("south"), clock).await.expect("the group opens")
+    }
+
+    /// One run with the machine's own clock.
+    pub async fn replicate(&self) -> RunReport {
+        self.replicate_by(Arc::new(SystemClock)).await
+    }
+    pub async fn replicate_by(&self, clock: Arc<dyn Clock>) -> RunReport {
+        let group = self.group(clock).await;
+        run::run(&group, &mut Logs::default(), &RunOptions::default()).await.expect("the run makes a point")
+    }
+
+    pub async fn store(&self) -> Store {
+        connect::store(&self.config("south"), &site("south")).await.expect("the store opens")
+    }
+    pub async fn reader(&self) -> Reader {
+        let store = self.store().await;
+        connect::reader(&self.config("south"), &site("south"), &store).await.expect("the identity opens it")
+    }
+    pub async fn ledger(&self) -> Ledger {
+        Ledger::open(&self.store().await, &cloud()).await.expect("the ledger is readable")
+    }
+    pub async fn manifest(&self, point: farsite_model::PointId) -> Manifest {
+        let ledger = self.ledger().await;
+        let committed = ledger.state().point(point).expect("the point is in the ledger");
+        Manifest::read(ledger.store(), &cloud(), point, &committed.said.manifest)
+            .await
+            .expect("its manifest is whole")
+    }
+
+    /// Runs the real program with a site's configuration.
+    pub fn farsite(&self, at: &str, args: &[&str]) -> Output {
+        Command::new(binary())
+            .arg("--config")
+            .arg(self.path(&format!("{at}/farsite.yaml")))
+            .args(args)
+            .env("NO_COLOR", "1")
+            .output()
+            .expect("the program starts")
+    }
+}
+
+/// The program, which cargo has built beside the tests.
+pub fn binary() -> PathBuf {
+    let exe = std::env::current_exe().expect("a test knows its own file");
+    let program = exe.ancestors().nth(2).unwrap_or(Path::new(".")).join("farsite");
+    assert!(program.exists(), "{} is missing: `cargo build -p farsite` makes it", program.display());
+    program
+}
+
+/// Both streams of a program, for messages of assertions.
+pub fn said(output: &Output) -> String {
+    format!("{}\n{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
+}

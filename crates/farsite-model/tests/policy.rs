@@ -68,7 +68,8 @@ fn the_shipped_policy_says_what_its_comments_say() {
 #[test]
 fn bandwidth_is_lower_in_office_hours() {
     let (file, text) = shipped("cloud.yaml");
-    let policy = Policy::parse(&file, &text.replacen("level: app", "tz: Europe/Berlin\nlevel: app", 1)).unwrap();
+    let policy =
+        Policy::parse(&file, &text.replacen("level: app", "tz: Europe/Berlin\nlevel: app", 1)).unwrap();
     let at = |text: &str| policy.bandwidth.limit_at(text.parse().unwrap());
     // 2026-11-24 is a Tuesday; Berlin is an hour ahead of UTC.
     assert_eq!(at("2026-11-24T12:00:30Z"), Some(Rate(50 << 20)));

@@ -23,8 +23,12 @@ impl Basis {
     /// only it held.
     pub(crate) async fn of(group: &Group, state: &GroupState) -> Result<Self, ReplicateError> {
         let mut manifests = Vec::new();
-        let live =
-            state.points.iter().rev().filter(|p| !p.expired && !p.superseded && p.damaged.is_empty()).take(DEPTH);
+        let live = state
+            .points
+            .iter()
+            .rev()
+            .filter(|p| !p.expired && !p.superseded && p.damaged.is_empty())
+            .take(DEPTH);
         for point in live {
             match Manifest::read(&group.store, &group.policy.group, point.id(), &point.said.manifest).await {
                 Ok(manifest) => manifests.push(manifest),

@@ -17,8 +17,8 @@ use farsite_store::map::MapRoot;
 
 use crate::ReplicateError;
 use crate::basis::Basis;
-use crate::group::Group;
 use crate::frozen;
+use crate::group::Group;
 use crate::tree::{self, Layout, TreeContent};
 
 /// The key in an item's details that names the policy's entry it belongs to.
@@ -184,8 +184,10 @@ impl Intake<'_> {
         if let Some(least) = item.consistency()
             && capture.consistency < least
         {
-            let why =
-                format!("its capture is {}, and the policy demands {least}: it is not used", capture.consistency);
+            let why = format!(
+                "its capture is {}, and the policy demands {least}: it is not used",
+                capture.consistency
+            );
             outcome.failed.push((id, why));
             return Ok(());
         }
@@ -216,13 +218,16 @@ impl Intake<'_> {
     pub(crate) async fn take(&mut self, capture: Capture, block_bytes: u32) -> Result<Taken, ReplicateError> {
         let Capture { item, kind, captured, consistency, content, ancestor, details, guard, .. } = capture;
         let (data, directory) = match content {
-            Content::Volume(content) => (self.ingest(&item, &item, &content, block_bytes, |i| Some(&i.data))?, None),
+            Content::Volume(content) => {
+                (self.ingest(&item, &item, &content, block_bytes, |i| Some(&i.data))?, None)
+            }
             Content::Tree { root, paths } => {
                 let layout_path = self.group.file_of("layouts", &item, ".json");
                 let previous = read_layout(&layout_path);
-                let (entries, layout) =
-                    tokio::task::block_in_place(|| tree::scan(&root, &paths, u64::from(block_bytes), &previous))
-                        .map_err(ReplicateError::io(format!("listing the files of {item}")))?;
+                let (entries, layout) = tokio::task::block_in_place(|| {
+                    tree::scan(&root, &paths, u64::from(block_bytes), &previous)
+                })
+                .map_err(ReplicateError::io(format!("listing the files of {item}")))?;
                 let content: Arc<dyn ReadAt> = Arc::new(TreeContent::new(&root, &entries));
                 let data = self.ingest(&item, &item, &content, block_bytes, |i| Some(&i.data))?;
                 let directory = self.directory(&item, &entries, block_bytes)?;

@@ -193,8 +193,7 @@ async fn new_base(
     context: &CaptureContext,
 ) -> Result<Result<Timeline, String>, ReplicateError> {
     let target = context.scratch.join(farsite_store::local_map::stem(id));
-    std::fs::create_dir_all(&target)
-        .map_err(ReplicateError::io(format!("creating {}", target.display())))?;
+    std::fs::create_dir_all(&target).map_err(ReplicateError::io(format!("creating {}", target.display())))?;
     let backup = match database.base_backup(context, target.clone()).await {
         Ok(backup) => backup,
         Err(error) => return Ok(Err(error.to_string())),
@@ -214,7 +213,9 @@ async fn new_base(
     let block_bytes = intake.group.policy.block_size.0 as u32;
     let taken = match intake.take(capture, block_bytes).await {
         Ok(taken) => taken,
-        Err(ReplicateError::Store(error @ farsite_store::StoreError::Content { .. })) => return Ok(Err(error.to_string())),
+        Err(ReplicateError::Store(error @ farsite_store::StoreError::Content { .. })) => {
+            return Ok(Err(error.to_string()));
+        }
         Err(other) => return Err(other),
     };
     let _ = std::fs::remove_dir_all(&target);
@@ -223,7 +224,11 @@ async fn new_base(
         id: taken.id,
         kind: taken.kind,
         // Replaced by the stamp of each point's own position.
-        stamp: CaptureStamp { captured: taken.captured, skew: farsite_model::rpo::ClockSkew::ZERO, clamped: false },
+        stamp: CaptureStamp {
+            captured: taken.captured,
+            skew: farsite_model::rpo::ClockSkew::ZERO,
+            clamped: false,
+        },
         consistency: taken.consistency,
         data: taken.data,
         directory: taken.directory,
@@ -265,7 +270,8 @@ async fn start(
         _ => {}
     }
     let sealer =
-        Sealer::begin(&group.store, &group.signer, &group.config.site, &group.policy.group, intake.run).await?;
+        Sealer::begin(&group.store, &group.signer, &group.config.site, &group.policy.group, intake.run)
+            .await?;
     let work = Work {
         store: group.store.clone(),
         signer: group.signer.clone(),

@@ -32,7 +32,10 @@ pub(crate) async fn freeze(group: &Group, name: &str, before: &[Hook], after: &[
         .and_then(|()| std::fs::write(&path, name))
         .and_then(|()| std::fs::File::open(&path)?.sync_all());
     if let Err(error) = noted {
-        return Err(format!("nothing is frozen without a note of it, and {} cannot be written: {error}", path.display()));
+        return Err(format!(
+            "nothing is frozen without a note of it, and {} cannot be written: {error}",
+            path.display()
+        ));
     }
     if let Err(why) = hooks::run(before).await {
         thaw(group, name, after).await;

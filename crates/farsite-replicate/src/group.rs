@@ -95,8 +95,12 @@ impl Group {
 
 fn blake3_stem(item: &ItemId) -> String {
     // Readable where it can be, and unique in any case.
-    let readable: String =
-        item.as_str().chars().map(|c| if c.is_ascii_alphanumeric() || c == '-' { c } else { '_' }).take(60).collect();
+    let readable: String = item
+        .as_str()
+        .chars()
+        .map(|c| if c.is_ascii_alphanumeric() || c == '-' { c } else { '_' })
+        .take(60)
+        .collect();
     let hash = farsite_store::local_map::stem(item);
     format!("{readable}.{}", &hash[..12])
 }
@@ -105,13 +109,8 @@ fn blake3_stem(item: &ItemId) -> String {
 fn lock(folder: &Path, policy: &Policy) -> Result<File, ReplicateError> {
     let path = folder.join("lock");
     let fail = || ReplicateError::io(format!("locking {}", path.display()));
-    let mut file = File::options()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .open(&path)
-        .map_err(fail())?;
+    let mut file =
+        File::options().read(true).write(true).create(true).truncate(false).open(&path).map_err(fail())?;
     if flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
         let mut pid = String::new();
         let _ = file.read_to_string(&mut pid);

@@ -86,8 +86,10 @@ mod tests {
     async fn thawing_goes_on_after_a_failure() {
         let dir = tempfile::tempdir().unwrap();
         let mark = dir.path().join("thawed");
-        let hooks =
-            [hook("exit 1", Span::from_secs(5)), hook(&format!("touch {}", mark.display()), Span::from_secs(5))];
+        let hooks = [
+            hook("exit 1", Span::from_secs(5)),
+            hook(&format!("touch {}", mark.display()), Span::from_secs(5)),
+        ];
         assert!(run_all(&hooks).await.is_err());
         assert!(mark.exists());
     }

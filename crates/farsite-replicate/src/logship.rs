@@ -384,5 +384,6 @@ fn sweep_spool(spool: &Path, shipped: &LogPoint) {
 }
 
 fn is_log_file(name: &str) -> bool {
-    name.rsplit_once('.').is_some_and(|(_, number)| !number.is_empty() && number.bytes().all(|b| b.is_ascii_digit()))
+    name.rsplit_once('.')
+        .is_some_and(|(_, number)| !number.is_empty() && number.bytes().all(|b| b.is_ascii_digit()))
 }

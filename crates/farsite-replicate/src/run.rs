@@ -12,13 +12,13 @@ use farsite_model::policy::Item;
 use farsite_model::rpo::CaptureStamp;
 use farsite_model::{CaptureTime, Consistency, Epoch, ItemId, PointId};
 use farsite_sources::CaptureContext;
+use farsite_store::StoreError;
 use farsite_store::hex::Hex;
 use farsite_store::ingest::{IngestOptions, RunStats, RunWriter};
 use farsite_store::ledger::{Committed, Ledger, Refusal, Statement};
 use farsite_store::local_map::LocalMap;
 use farsite_store::manifest::{FailedItem, MANIFEST_VERSION, Manifest, ManifestItem};
 use farsite_store::seal::Sealer;
-use farsite_store::StoreError;
 use jiff::Timestamp;
 use serde::Serialize;
 
@@ -163,7 +163,12 @@ async fn attempt(
     )?;
     options.observer.counters(writer.stats.clone());
     let mut intake = Intake { group, run, writer, basis, memory: Memory::default(), full: options.full };
-    let context = CaptureContext { clock: clock.clone(), scratch: scratch.clone(), timeout: SOURCE_LIMIT, frozen: false };
+    let context = CaptureContext {
+        clock: clock.clone(),
+        scratch: scratch.clone(),
+        timeout: SOURCE_LIMIT,
+        frozen: false,
+    };
 
     let captured = all_items(&mut intake, logs, epoch, &clock, &context, options).await;
     let _ = std::fs::remove_dir_all(&scratch);
@@ -183,7 +188,8 @@ async fn attempt(
 
     let manifest = manifest(group, run, epoch, started, skews, store_now, &basis, captured, &writer.stats);
     if manifest.items.is_empty() {
-        let why = manifest.failed.iter().map(|f| format!("{}: {}", f.id, f.why)).collect::<Vec<_>>().join("\n  ");
+        let why =
+            manifest.failed.iter().map(|f| format!("{}: {}", f.id, f.why)).collect::<Vec<_>>().join("\n  ");
         memory.discard();
         return Err(ReplicateError::Setup(format!(
             "group {}: no item could be captured, so there is no point\n  {why}",
@@ -282,9 +288,9 @@ async fn all_items(
 ) -> Result<EntryOutcome, ReplicateError> {
     let group = intake.group;
     let hooks = &group.policy.hooks;
-    frozen::freeze(group, frozen::GROUP, &hooks.before_capture, &hooks.after_capture)
-        .await
-        .map_err(|why| ReplicateError::Setup(format!("group {}: nothing was captured: {why}", group.policy.group)))?;
+    frozen::freeze(group, frozen::GROUP, &hooks.before_capture, &hooks.after_capture).await.map_err(
+        |why| ReplicateError::Setup(format!("group {}: nothing was captured: {why}", group.policy.group)),
+    )?;
     let mut outcome = EntryOutcome::default();
     let mut begun = Vec::new();
     let mut captured: Result<(), ReplicateError> = Ok(());
@@ -340,17 +346,19 @@ fn manifest(
     let mut items: Vec<ManifestItem> = captured
         .taken
         .into_iter()
-        .map(|Taken { id, kind, captured, consistency, data, directory, ancestor, details, log }| ManifestItem {
-            id,
-            kind,
-            stamp: CaptureStamp::at_commit(captured, &skews, store_now),
-            consistency,
-            data,
-            directory,
-            ancestor,
-            details,
-            carried_from: None,
-            log,
+        .map(|Taken { id, kind, captured, consistency, data, directory, ancestor, details, log }| {
+            ManifestItem {
+                id,
+                kind,
+                stamp: CaptureStamp::at_commit(captured, &skews, store_now),
+                consistency,
+                data,
+                directory,
+                ancestor,
+                details,
+                carried_from: None,
+                log,
+            }
         })
         .collect();
     let mut failed = Vec::new();

@@ -38,7 +38,8 @@ impl RunState {
                 && state.points.iter().all(|p| p.said.run != saved.run)
         });
         let resumed = goes_on.is_some();
-        let run = goes_on.map_or_else(|| RunId::from_random(u64::from_le_bytes(Hex::<8>::random().0)), |s| s.run);
+        let run =
+            goes_on.map_or_else(|| RunId::from_random(u64::from_le_bytes(Hex::<8>::random().0)), |s| s.run);
         let resume_log = group.runs().join(format!("{run}.packs"));
         if !resumed {
             // Logs of runs that can go on no more.

@@ -94,12 +94,14 @@ pub async fn of_group(
     let default = state.default_point();
     let exposure = default.map(|p| p.exposure(now).as_secs_f64());
     let target = policy.map(|p| p.rpo.duration().as_secs_f64());
-    let mut warnings: Vec<String> = state.damage.iter().map(|d| format!("damaged at the store: {d}")).collect();
+    let mut warnings: Vec<String> =
+        state.damage.iter().map(|d| format!("damaged at the store: {d}")).collect();
     if let Some(newest) = newest {
         warnings.extend(newest.flaws().iter().map(|flaw| format!("the newest point is {flaw}")));
         if newest.said.by_kind.values().any(|stamp| stamp.clamped) {
             warnings.push(
-                "the source's clock was ahead of the store's: capture times were taken back to the store's".into(),
+                "the source's clock was ahead of the store's: capture times were taken back to the store's"
+                    .into(),
             );
         }
     }
@@ -124,12 +126,16 @@ pub async fn of_group(
         exposure_s: exposure,
         exposure_by_kind_s: default.map_or_else(BTreeMap::new, |p| by_kind(p, now)),
         rpo_target_s: target,
-        rpo_ratio: exposure.zip(target).filter(|(_, target)| *target > 0.0).map(|(exposure, target)| exposure / target),
+        rpo_ratio: exposure
+            .zip(target)
+            .filter(|(_, target)| *target > 0.0)
+            .map(|(exposure, target)| exposure / target),
         log_lag_s: match default {
             Some(point) => log_lag(store, &state.group, point, now).await?,
             None => None,
         },
-        clock_ahead_ms: newest.and_then(|p| p.said.by_kind.values().map(|s| s.skew.ahead_ms).max_by_key(|ms| ms.abs())),
+        clock_ahead_ms: newest
+            .and_then(|p| p.said.by_kind.values().map(|s| s.skew.ahead_ms).max_by_key(|ms| ms.abs())),
         points: live.len(),
         partial_points: live.iter().filter(|p| !p.said.whole).count(),
         warnings,
@@ -146,7 +152,10 @@ fn phase(
         return (Phase::Damaged, "its ledger is damaged: nothing new is committed behind damage".into());
     }
     if late {
-        return (Phase::SplitBrainSuspected, "the old primary still writes: a person must name the losing side".into());
+        return (
+            Phase::SplitBrainSuspected,
+            "the old primary still writes: a person must name the losing side".into(),
+        );
     }
     match current {
         Some(epoch) if epoch.promotion.is_some() && !epoch.promoted => {
@@ -211,7 +220,11 @@ async fn log_lag(
 }
 
 /// Words about an old primary that still ships its log behind the current epoch.
-async fn late_writer(store: &Store, state: &GroupState, now: StoreTime) -> Result<Option<String>, ReplicateError> {
+async fn late_writer(
+    store: &Store,
+    state: &GroupState,
+    now: StoreTime,
+) -> Result<Option<String>, ReplicateError> {
     let Some(current) = state.current() else { return Ok(None) };
     for accepted in &current.logs {
         let segments = logs::list(store, &state.group, &accepted.timeline, None).await?;
@@ -261,7 +274,8 @@ fn unreadable(
     state: &GroupState,
     damage: Vec<String>,
 ) -> GroupStatus {
-    let primary = state.primary().cloned().or_else(|| policy.map(|p| p.site.clone())).unwrap_or_else(|| to.clone());
+    let primary =
+        state.primary().cloned().or_else(|| policy.map(|p| p.site.clone())).unwrap_or_else(|| to.clone());
     GroupStatus {
         group: group.clone(),
         site: policy.map_or_else(|| primary.clone(), |p| p.site.clone()),

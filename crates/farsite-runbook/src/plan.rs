@@ -107,7 +107,7 @@ pub fn plan(file: &str, text: &str, library: &dyn Library, registry: &Registry) 
         for stage in &book.stages {
             let index = plan.stages.len();
             if stage.parallel == 0 {
-                return Err(Source { file: file, text }
+                return Err(Source { file, text }
                     .whole(format!("stage {}: `parallel` must be at least 1", stage.name), None));
             }
             plan.stages.push((stage.name.clone(), stage.parallel));
@@ -117,7 +117,7 @@ pub fn plan(file: &str, text: &str, library: &dyn Library, registry: &Registry) 
                 let planned = checked(file, text, step, index, registry, &known)?;
                 if let Some((other, _)) = places.get(&planned.id) {
                     let why = format!("step {:?} stands here twice (also in {other})", planned.id);
-                    return Err(Source { file: &file, text: &text }.error(&step.id, why, None));
+                    return Err(Source { file, text }.error(&step.id, why, None));
                 }
                 places.insert(planned.id.clone(), (file.clone(), text.clone()));
                 plan.steps.push(planned);
@@ -147,12 +147,12 @@ fn collect(
                 None,
             ));
         }
-        let Some((next_file, next_text)) = library.find(&name) else {
+        let Some((next_file, next_text)) = library.find(name) else {
             let known = library.names();
             let why = format!(
                 "no runbook is called {:?}{}",
                 name.value,
-                did_you_mean(&name, known.iter().map(String::as_str))
+                did_you_mean(name, known.iter().map(String::as_str))
             );
             return Err(Source { file: &file, text: &text }.error(name, why, None));
         };
@@ -171,23 +171,21 @@ fn checked(
     registry: &Registry,
     variables: &[&str],
 ) -> Result<PlannedStep, YamlError> {
-    let at = |place: &At<String>, why: String| Source { file: &file, text: &text }.error(place, why, None);
+    let at = |place: &At<String>, why: String| Source { file, text }.error(place, why, None);
     let find = |name: &str| {
         registry.get(name).ok_or_else(|| {
             at(&step.action, format!("no action is called {name:?}{}", did_you_mean(name, registry.names())))
         })
     };
     let action = find(&step.action)?;
-    action.validate(&step.with).map_err(|why| {
-        Source { file: &file, text: &text }.error(&step.with, format!("{}: {why}", step.action), None)
-    })?;
-    for name in templates(&step.with)
-        .map_err(|why| Source { file: &file, text: &text }.error(&step.with, why, None))?
-    {
+    action
+        .validate(&step.with)
+        .map_err(|why| Source { file, text }.error(&step.with, format!("{}: {why}", step.action), None))?;
+    for name in templates(&step.with).map_err(|why| Source { file, text }.error(&step.with, why, None))? {
         if !variables.contains(&name.as_str()) {
             let why =
                 format!("variable {name:?} is not known{}", did_you_mean(&name, variables.iter().copied()));
-            return Err(Source { file: &file, text: &text }.error(
+            return Err(Source { file, text }.error(
                 &step.with,
                 why,
                 Some("declare it under `variables:`".into()),
@@ -215,7 +213,7 @@ fn checked(
     if step.undo.is_none() && !action.undoable() && step.runs != Runs::RealOnly {
         let hint = "say `undo: none`, name an action that undoes it, or let it run `real-only`".to_owned();
         let why = format!("step {:?} runs in drills and {} cannot be undone", step.id.value, step.action);
-        return Err(Source { file: &file, text: &text }.error(&step.id, why, Some(hint)));
+        return Err(Source { file, text }.error(&step.id, why, Some(hint)));
     }
     // A gate waits for its person within the step's own time.
     let own = step.timeout.map_or_else(|| action.default_timeout(), Span::duration);
@@ -258,7 +256,7 @@ fn templates(value: &Value) -> Result<BTreeSet<String>, String> {
     Ok(names)
 }
 
-fn every_step<'c>(chain: &'c [Chained]) -> impl Iterator<Item = (&'c str, &'c str, &'c Step)> {
+fn every_step(chain: &[Chained]) -> impl Iterator<Item = (&str, &str, &Step)> {
     chain.iter().flat_map(|(file, text, book)| {
         book.stages
             .iter()
@@ -274,14 +272,14 @@ fn check_needs(chain: &[Chained], plan: &Plan) -> Result<(), YamlError> {
                 let why = format!(
                     "no step is called {:?}{}",
                     need.value,
-                    did_you_mean(&need, stage_of.keys().copied())
+                    did_you_mean(need, stage_of.keys().copied())
                 );
-                return Err(Source { file: &file, text: &text }.error(need, why, None));
+                return Err(Source { file, text }.error(need, why, None));
             };
             if *stage > stage_of[step.id.as_str()] {
                 let why =
                     format!("{:?} needs {:?}, which stands in a later stage", step.id.value, need.value);
-                return Err(Source { file: &file, text: &text }.error(need, why, None));
+                return Err(Source { file, text }.error(need, why, None));
             }
         }
     }
@@ -325,11 +323,7 @@ fn ordered(chain: &[Chained], steps: Vec<PlannedStep>) -> Result<Vec<PlannedStep
         .find(|(_, _, s)| names.contains(&s.id.as_str()))
         .expect("a cycle is made of steps that stand in a file");
     let path = names.iter().chain(names.first()).copied().collect::<Vec<_>>().join(" → ");
-    Err(Source { file: &file, text: &text }.error(
-        &step.id,
-        format!("these steps need each other: {path}"),
-        None,
-    ))
+    Err(Source { file, text }.error(&step.id, format!("these steps need each other: {path}"), None))
 }
 
 /// A step's parameters with all templates filled in; an undefined variable is an error.

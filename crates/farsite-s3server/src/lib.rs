@@ -49,6 +49,8 @@ pub enum Fault {
     Refuse(u16),
     /// The work is done, but the answer is this status: a lost answer.
     LoseAnswer(u16),
+    /// The work is done, and the connection is closed without an answer.
+    HangUp,
     Delay(Duration),
 }
 
@@ -65,8 +67,9 @@ pub struct Server {
 impl Server {
     /// Serves `folder` on `127.0.0.1:port` (0: a free one). Buckets are folders below it.
     pub async fn start(folder: &Path, port: u16, credentials: Vec<Credentials>) -> std::io::Result<Self> {
-        let storage = s3s_fs::FileSystem::new(folder)
-            .map_err(|error| std::io::Error::other(format!("s3 storage in {}: {error:?}", folder.display())))?;
+        let storage = s3s_fs::FileSystem::new(folder).map_err(|error| {
+            std::io::Error::other(format!("s3 storage in {}: {error:?}", folder.display()))
+        })?;
         let mut auth = SimpleAuth::new();
         for one in &credentials {
             auth.register(one.access_key.clone(), one.secret_key.clone().into());
@@ -77,21 +80,29 @@ impl Server {
             inner: builder.build(),
             state: Arc::new(State {
                 locks: Mutex::default(),
-                may_only_add: credentials.into_iter().filter(|c| c.may_only_add).map(|c| c.access_key).collect(),
+                may_only_add: credentials
+                    .into_iter()
+                    .filter(|c| c.may_only_add)
+                    .map(|c| c.access_key)
+                    .collect(),
                 faults: Mutex::new(Arc::new(|_| Fault::None)),
                 calls: Mutex::new(0),
+                careless: std::sync::atomic::AtomicBool::new(false),
             }),
         };
         let listener = TcpListener::bind(("127.0.0.1", port)).await?;
         let address = listener.local_addr()?;
         let service = front.clone();
         let task = tokio::spawn(async move {
+            // Connections end with this task: a server that is gone answers nobody.
+            let mut connections = tokio::task::JoinSet::new();
             loop {
+                while connections.try_join_next().is_some() {}
                 let Ok((socket, _)) = listener.accept().await else { continue };
                 // Small answers must not wait for the acknowledgment of the packet before.
                 let _ = socket.set_nodelay(true);
                 let service = service.clone();
-                tokio::spawn(async move {
+                connections.spawn(async move {
                     // A client that hangs up is not an event.
                     let _ = hyper::server::conn::http1::Builder::new()
                         .serve_connection(TokioIo::new(socket), service)
@@ -112,6 +123,12 @@ impl Server {
         *self.front.state.faults.lock().expect("no holder of this lock panics") = faults;
     }
 
+    /// Takes the lock per key away: what is left is s3s-fs as it is, which looks first and writes afterwards. For tests of
+    /// the race that must find this out.
+    pub fn write_carelessly(&self) {
+        self.front.state.careless.store(true, std::sync::atomic::Ordering::SeqCst);
+    }
+
     /// Makes a bucket without asking over the network.
     pub fn create_bucket(folder: &Path, name: &str) -> std::io::Result<()> {
         std::fs::create_dir_all(folder.join(name))
@@ -129,6 +146,7 @@ struct State {
     may_only_add: Vec<String>,
     faults: Mutex<Faults>,
     calls: Mutex<u64>,
+    careless: std::sync::atomic::AtomicBool,
 }
 
 #[derive(Clone)]
@@ -163,13 +181,16 @@ impl Front {
         match fault {
             Fault::Refuse(status) => return Ok(plain(status)),
             Fault::Delay(delay) => tokio::time::sleep(delay).await,
-            Fault::None | Fault::LoseAnswer(_) => {}
+            Fault::None | Fault::LoseAnswer(_) | Fault::HangUp => {}
         }
         let creates = request.headers().get("if-none-match").is_some_and(|v| v == "*");
         if (method == Method::DELETE || (method == Method::PUT && !creates)) && self.only_adds(&request) {
             return Ok(plain(403));
         }
-        let answer = if method == Method::PUT || method == Method::DELETE || method == Method::POST {
+        let careless = self.state.careless.load(std::sync::atomic::Ordering::SeqCst);
+        let answer = if careless {
+            self.inner.call(request.map(Body::from)).await
+        } else if method == Method::PUT || method == Method::DELETE || method == Method::POST {
             let lock = self
                 .state
                 .locks
@@ -190,7 +211,11 @@ impl Front {
         } else {
             self.inner.call(request.map(Body::from)).await
         };
-        if let Fault::LoseAnswer(status) = fault { Ok(plain(status)) } else { answer }
+        match fault {
+            Fault::LoseAnswer(status) => Ok(plain(status)),
+            Fault::HangUp => Err(HttpError::new(Box::new(std::io::Error::other("hung up on purpose")))),
+            _ => answer,
+        }
     }
 
     /// Reads the access key out of the signature's credential scope.

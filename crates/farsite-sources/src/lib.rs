@@ -5,6 +5,14 @@
 //! What must hold: the capture time is read *before* the first byte is frozen or read; a capture is never called
 //! more consistent than it is; nothing that a source leaves behind (snapshot, freeze, child process) outlives it.
 
+pub mod cinder;
+pub mod extent;
+pub mod files;
+mod log_position;
+mod snapshot;
+pub mod sqlite;
+pub mod volume;
+
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -12,8 +20,40 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use farsite_model::clock::Clock;
 use farsite_model::content::ReadAt;
+use farsite_model::policy::Item;
 use farsite_model::{CaptureTime, Consistency, ItemId, ItemKind};
 use serde::{Deserialize, Serialize};
+
+pub use log_position::LogPosition;
+
+/// The source of one entry of a policy. Nothing is opened or asked yet.
+pub fn source(item: &Item) -> Result<Box<dyn Source>, SourceError> {
+    Ok(match item {
+        Item::Sqlite(sqlite) => Box::new(sqlite::Sqlite::new(item, sqlite)),
+        Item::Mariadb(_) | Item::Glance(_) => {
+            let what = format!("opening {}", item.id());
+            return Err(SourceError::new(what, format!("this version reads no {} items yet", item.kind()))
+                .hint("a point of this group would not hold it: leave it out of the policy, and protect it otherwise"));
+        }
+        Item::Cinder(cinder) => Box::new(cinder::Cinder::new(item, cinder)),
+        Item::Files(files) => Box::new(files::Files::new(item, files)),
+        Item::Volume(volume) => Box::new(volume::Volume::new(item, volume)),
+    })
+}
+
+/// The database whose log is shipped, where the entry is one. No source of this version ships a log.
+pub fn logged(_: &Item) -> Option<Arc<dyn LoggedDatabase>> {
+    None
+}
+
+/// The name of an item that stands for one file of a folder.
+fn plain_name(item: &ItemId) -> Result<&str, SourceError> {
+    let name = item.name();
+    if name.is_empty() || name.contains('/') || matches!(name, "." | "..") {
+        return Err(SourceError::new(format!("reading {item}"), "its name is no file's name"));
+    }
+    Ok(name)
+}
 
 /// What went wrong at a source, for the person who reads it at 3 a.m.
 #[derive(Debug, thiserror::Error)]
@@ -24,15 +64,24 @@ pub struct SourceError {
     pub why: String,
     /// What to do next.
     pub hint: Option<String>,
+    /// The database no longer has the log that was asked for: only a new base closes this gap.
+    pub gap: bool,
 }
 
 impl SourceError {
     pub fn new(what: impl Into<String>, why: impl std::fmt::Display) -> Self {
-        Self { what: what.into(), why: why.to_string(), hint: None }
+        Self { what: what.into(), why: why.to_string(), hint: None, gap: false }
+    }
+    /// A stretch of a database's log is gone for good.
+    pub fn gap(what: impl Into<String>, why: impl std::fmt::Display) -> Self {
+        Self { gap: true, ..Self::new(what, why) }
     }
     pub fn hint(mut self, hint: impl Into<String>) -> Self {
         self.hint = Some(hint.into());
         self
+    }
+    pub fn is_gap(&self) -> bool {
+        self.gap
     }
 }
 
@@ -53,6 +102,8 @@ pub struct CaptureContext {
     pub scratch: PathBuf,
     /// Longest time that one external command or query may take.
     pub timeout: std::time::Duration,
+    /// The policy's hooks have stopped whatever writes to these items, and hold it until the run lets go.
+    pub frozen: bool,
 }
 
 /// One item, frozen.
@@ -62,6 +113,8 @@ pub struct Capture {
     pub captured: CaptureTime,
     pub consistency: Consistency,
     pub content: Content,
+    /// The bytes can no longer change (a snapshot, a copy, an immutable image): hooks may thaw before they are read.
+    pub still: bool,
     /// The image, snapshot or volume that this item was made from.
     pub ancestor: Option<ItemId>,
     /// Facts that a sink or a check needs: `disk_format`, `sha512`, database positions. No secrets.
@@ -73,8 +126,11 @@ pub struct Capture {
 /// The bytes of a capture.
 pub enum Content {
     Volume(Arc<dyn ReadAt>),
-    /// All files below `root` that `entries` lists, paths relative to it.
-    Tree { root: PathBuf, paths: Vec<PathBuf> },
+    /// Files, folders and links that `paths` names, relative to `root`, folders before what is in them.
+    Tree {
+        root: PathBuf,
+        paths: Vec<PathBuf>,
+    },
 }
 
 /// Reads the items of one entry of a policy.
@@ -90,14 +146,6 @@ pub trait Source: Send + Sync {
     async fn capture(&self, item: &ItemId, context: &CaptureContext) -> Result<Capture, SourceError>;
 }
 
-/// A position in a database's log: file and byte offset, ordered.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-pub struct LogPosition {
-    /// `mariadb-bin.000017`; MariaDB pads numbers, and [`LogPosition`] compares by number, then offset.
-    pub file: String,
-    pub offset: u64,
-}
-
 /// A database whose log is shipped between base snapshots.
 #[async_trait]
 pub trait LoggedDatabase: Send + Sync {
@@ -108,7 +156,8 @@ pub trait LoggedDatabase: Send + Sync {
     async fn position(&self, clock: &dyn Clock) -> Result<(CaptureTime, LogPosition), SourceError>;
     /// A physical hot backup into `target` (an empty folder): the tree to replicate, and the log position from which replay
     /// starts.
-    async fn base_backup(&self, context: &CaptureContext, target: PathBuf) -> Result<BaseBackup, SourceError>;
+    async fn base_backup(&self, context: &CaptureContext, target: PathBuf)
+    -> Result<BaseBackup, SourceError>;
     /// Starts the database's own streaming client, which writes log files into `spool` from `from.file` on.
     /// The child ends when the returned stream is dropped.
     async fn stream_log(&self, spool: PathBuf, from: &LogPosition) -> Result<LogStream, SourceError>;
@@ -130,4 +179,15 @@ pub struct BaseBackup {
 pub struct LogStream {
     pub child: tokio::process::Child,
     pub spool: PathBuf,
+}
+
+/// What a run would lend to a source under test.
+#[cfg(test)]
+pub(crate) fn context_for_tests(folder: &std::path::Path) -> CaptureContext {
+    CaptureContext {
+        clock: Arc::new(farsite_model::clock::SystemClock),
+        scratch: folder.join("scratch"),
+        timeout: std::time::Duration::from_secs(30),
+        frozen: false,
+    }
 }

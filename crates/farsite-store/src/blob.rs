@@ -76,7 +76,12 @@ pub fn encode(raw: &[u8], level: i32) -> Vec<u8> {
 pub enum Decoded {
     Whole(Vec<u8>),
     /// Needs the raw bytes of `base` first.
-    Patch { base: BlobRef, depth: u8, raw_len: usize, payload: Vec<u8> },
+    Patch {
+        base: BlobRef,
+        depth: u8,
+        raw_len: usize,
+        payload: Vec<u8>,
+    },
 }
 
 /// Reads what [`encode`] or a patch writer wrote. `None` when the bytes make no sense.
@@ -98,8 +103,12 @@ pub fn decode(plain: &[u8]) -> Option<Decoded> {
             let id = Hex(payload.get(1..33)?.try_into().ok()?);
             let at = Location::from_bytes(payload.get(33..33 + Location::BYTES)?)?;
             let payload = payload.get(33 + Location::BYTES..)?.to_vec();
-            (depth >= 1 && depth <= MAX_PATCH_DEPTH)
-                .then_some(Decoded::Patch { base: BlobRef { id, at }, depth, raw_len, payload })
+            (1..=MAX_PATCH_DEPTH).contains(&depth).then_some(Decoded::Patch {
+                base: BlobRef { id, at },
+                depth,
+                raw_len,
+                payload,
+            })
         }
         _ => None,
     }
@@ -165,7 +174,9 @@ mod tests {
         let at = Location { pack: Hex([1; 16]), key: Hex([2; 16]), offset: 3, len: 4 };
         let patch = encode_patch(&raw, &BlobRef { id: Hex([9; 32]), at }, &base, 1, 3).unwrap();
         assert!(patch.len() < 400, "{} bytes", patch.len());
-        let Some(Decoded::Patch { base: base_ref, raw_len, payload, depth: 1 }) = decode(&patch) else { panic!() };
+        let Some(Decoded::Patch { base: base_ref, raw_len, payload, depth: 1 }) = decode(&patch) else {
+            panic!()
+        };
         assert_eq!(base_ref.at, at);
         assert_eq!(apply_patch(&base, &payload, raw_len).unwrap(), raw);
     }

@@ -24,6 +24,10 @@ pub const GENESIS: EntryHash = Hex([0; 32]);
 /// Entries read at once.
 const READS: usize = 8;
 
+/// A hole in the numbers is deleted entries up to this width. An object further out is no entry of this chain: anybody who
+/// may create objects could put one there, and it must not keep a failover from reading the rest.
+const WIDEST_GAP: u64 = 1000;
+
 /// An entry's envelope (JSON); `T` is what it says.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Envelope<T> {
@@ -49,6 +53,9 @@ pub struct Entry<T> {
     pub written: StoreTime,
     /// `Err` says why the entry has no effect; it keeps its number all the same.
     pub said: Result<(Envelope<T>, KeyRole), Void>,
+    /// False: both this entry and the one before it are well signed, and yet this one was written after another one.
+    /// One of the two was replaced: damage. It has its effect all the same, because voiding it could undo an epoch.
+    pub follows: bool,
 }
 
 /// Why an entry has no effect.
@@ -60,6 +67,9 @@ pub enum Void {
     /// Signed, but not for this place.
     #[error("{0}")]
     Misplaced(String),
+    /// Signed, and of a version or kind that this program does not know: written by a newer one.
+    #[error("{0}")]
+    Unknown(String),
 }
 
 /// The end of a chain: the number that the next entry takes, and what it must name as the one before.
@@ -71,6 +81,11 @@ pub struct Head {
 
 impl Head {
     pub const START: Head = Head { next: 0, prev: GENESIS };
+}
+
+#[derive(Deserialize)]
+struct Version {
+    version: u32,
 }
 
 /// A chain in a store.
@@ -97,23 +112,18 @@ impl<T: Serialize + DeserializeOwned + Send> Chain<T> {
         format!("{}/{number:016}", self.prefix)
     }
 
-    /// All entries from `from` on, in order, and the new end. An entry with a wrong signature, number or
-    /// predecessor is returned as void. A gap in the numbers means that an object was deleted: damage.
+    /// All entries from `from` on, in order, and the new end. An entry with a wrong signature or number is returned as
+    /// void. So is one that is missing while a later one exists: it was deleted, and the rest still counts.
     pub async fn read(&self, from: Head) -> Result<(Vec<Entry<T>>, Head), StoreError> {
-        let after = from.next.checked_sub(1).map(|n| self.key(n));
-        let listed = self.store.backend.list(&format!("{}/", self.prefix), after.as_deref()).await?;
-        let mut expected = from.next;
-        for object in &listed {
-            if object.key != self.key(expected) {
-                return Err(StoreError::Damaged(vec![crate::Damage::new(
-                    self.key(expected),
-                    format!("missing: {} exists, so an entry of this chain was deleted", object.key),
-                )]));
-            }
-            expected += 1;
-        }
-        let objects: Vec<_> = stream::iter(listed)
-            .map(|listed| async move { self.store.get(&listed.key).await.map(|object| (listed.key, object)) })
+        let numbers = self.numbers(from.next).await?;
+        let objects: Vec<_> = stream::iter(numbers)
+            .map(|(number, there)| async move {
+                let key = self.key(number);
+                match there {
+                    true => self.store.get(&key).await.map(|object| (key, Ok(object))),
+                    false => Ok((key, Err("missing, and a later entry exists: it was deleted".to_owned()))),
+                }
+            })
             .buffered(READS)
             .collect()
             .await;
@@ -121,31 +131,75 @@ impl<T: Serialize + DeserializeOwned + Send> Chain<T> {
         let mut after_unreadable = false;
         let mut entries = Vec::with_capacity(objects.len());
         for result in objects {
-            let (key, object) = result?;
-            let hash = Hex(*blake3::hash(&object.bytes).as_bytes());
-            let mut said = self.open(&key, head, &object.bytes);
-            if let Ok((envelope, _)) = &said
-                && envelope.prev != head.prev
-                && !after_unreadable
-            {
-                // (Behind an entry whose bytes were changed, the hash cannot match: that one is the damage, not this.)
-                said = Err(Void::Misplaced("the entry before it is not the one that it was written after".into()));
-            }
+            let (hash, written, said) = match result {
+                Ok((key, Ok(object))) => {
+                    let hash = Hex(*blake3::hash(&object.bytes).as_bytes());
+                    (hash, object.written, self.open(&key, head, &object.bytes))
+                }
+                Ok((_, Err(why))) => (GENESIS, StoreTime(Timestamp::UNIX_EPOCH), Err(Void::Unreadable(why))),
+                // Listed, and its bytes are not to be had.
+                Err(StoreError::Damaged(found)) => {
+                    let why = found.first().map_or_else(String::new, |damage| damage.why.clone());
+                    (GENESIS, StoreTime(Timestamp::UNIX_EPOCH), Err(Void::Unreadable(why)))
+                }
+                Err(other) => return Err(other),
+            };
+            // Behind an entry whose bytes were changed, the hash cannot match: that one is the damage, not this.
+            let follows =
+                after_unreadable || !matches!(&said, Ok((envelope, _)) if envelope.prev != head.prev);
             after_unreadable = matches!(said, Err(Void::Unreadable(_)));
-            entries.push(Entry { number: head.next, hash, written: object.written, said });
+            entries.push(Entry { number: head.next, hash, written, said, follows });
             head = Head { next: head.next + 1, prev: hash };
         }
         Ok((entries, head))
     }
 
+    /// The numbers from `first` on, and whether each is there.
+    async fn numbers(&self, first: u64) -> Result<Vec<(u64, bool)>, StoreError> {
+        let after = first.checked_sub(1).map(|n| self.key(n));
+        let listed = self.store.backend.list(&format!("{}/", self.prefix), after.as_deref()).await?;
+        let mut numbers = Vec::with_capacity(listed.len());
+        let mut expected = first;
+        for object in &listed {
+            // Only what this program would write is an entry: a stray file must not hide the rest.
+            let Some(number) = self.number(&object.key).filter(|number| *number >= expected) else {
+                continue;
+            };
+            if number - expected > WIDEST_GAP {
+                tracing::warn!("{} is no entry of its ledger: it lies far behind the last one", object.key);
+                break;
+            }
+            for between in expected..number {
+                // A listing is not one instant: an entry that was created meanwhile may be left out of it.
+                let there = match self.store.backend.size(&self.key(between)).await {
+                    Ok(_) => true,
+                    Err(error) if error.is_missing() => false,
+                    Err(error) => return Err(error.into()),
+                };
+                numbers.push((between, there));
+            }
+            numbers.push((number, true));
+            expected = number + 1;
+        }
+        Ok(numbers)
+    }
+
+    fn number(&self, key: &str) -> Option<u64> {
+        let number = key.rsplit('/').next()?.parse().ok()?;
+        (self.key(number) == key).then_some(number)
+    }
+
     fn open(&self, key: &str, head: Head, bytes: &bytes::Bytes) -> Result<(Envelope<T>, KeyRole), Void> {
         let (body, role) = signed::open(&self.store.format, self.kind, key, bytes)
             .map_err(|error| Void::Unreadable(error.to_string()))?;
-        let envelope: Envelope<T> =
-            serde_json::from_slice(&body).map_err(|error| Void::Misplaced(error.to_string()))?;
-        if envelope.version != 1 {
-            return Err(Void::Misplaced(format!("entry version {} is not known", envelope.version)));
+        let Version { version } =
+            serde_json::from_slice(&body).map_err(|error| Void::Unknown(error.to_string()))?;
+        if version != 1 {
+            return Err(Void::Unknown(format!("entry version {version} is not known; use a newer farsite")));
         }
+        let envelope: Envelope<T> = serde_json::from_slice(&body).map_err(|error| {
+            Void::Unknown(format!("this program does not know what it says ({error}); use a newer farsite"))
+        })?;
         if envelope.number != head.next {
             return Err(Void::Misplaced(format!("it says it is number {}", envelope.number)));
         }
@@ -153,7 +207,18 @@ impl<T: Serialize + DeserializeOwned + Send> Chain<T> {
     }
 
     /// Creates the entry at exactly `head`. `None`: somebody else has that number.
-    pub async fn append(&self, head: Head, signer: &Signer, says: T) -> Result<Option<(Head, StoreTime)>, StoreError> {
+    pub async fn append(
+        &self,
+        head: Head,
+        signer: &Signer,
+        says: T,
+    ) -> Result<Option<(Head, StoreTime)>, StoreError> {
+        // A store that was emptied or replaced under a running process would take the number as free.
+        if let Some(before) = head.next.checked_sub(1)
+            && let Err(error) = self.store.backend.size(&self.key(before)).await
+        {
+            return Err(crate::named(&self.key(before), error));
+        }
         let envelope = Envelope {
             version: 1,
             number: head.next,

@@ -7,12 +7,18 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::StoreError;
-use crate::backend::{BackendError, SharedBackend};
+use crate::backend::{BackendError, SharedBackend, create_or_recognise};
 use crate::hex::{Hex, HexBytes};
 use crate::keys::{self, BlockSecret, KeyId, KeyRole, Role};
 
 /// The version that this code writes, and the only one it reads.
 pub const FORMAT_VERSION: u32 = 1;
+/// The suites of version 1.
+const HASH: &str = "blake3-keyed-256";
+const CIPHER: &str = "aes-256-gcm";
+const COMPRESSION: &str = "zstd";
+const SIGNATURE: &str = "ed25519";
+
 /// The key of the format object.
 pub const FORMAT_KEY: &str = "format";
 
@@ -53,10 +59,10 @@ impl Format {
             store: Hex::random(),
             created,
             block_bytes: 64 << 10,
-            hash: "blake3-keyed-256".into(),
-            cipher: "aes-256-gcm".into(),
-            compression: "zstd".into(),
-            signature: "ed25519".into(),
+            hash: HASH.into(),
+            cipher: CIPHER.into(),
+            compression: COMPRESSION.into(),
+            signature: SIGNATURE.into(),
             block_secret: HexBytes(keys::wrap(secret.secret_bytes(), &recipients)?),
             recipients,
             keys,
@@ -79,15 +85,17 @@ impl Format {
     pub async fn create(&self, backend: &SharedBackend) -> Result<Hex<16>, StoreError> {
         let bytes = Bytes::from(serde_json::to_vec_pretty(self).expect("a format is valid JSON"));
         let fingerprint = Self::fingerprint(&bytes);
-        match backend.create(FORMAT_KEY, bytes).await {
-            Ok(_) => Ok(fingerprint),
-            Err(BackendError::Exists { store, .. }) => Err(StoreError::AlreadyInitialised { store }),
-            Err(error) => Err(error.into()),
+        match create_or_recognise(&**backend, FORMAT_KEY, bytes).await? {
+            Some(_) => Ok(fingerprint),
+            None => Err(StoreError::AlreadyInitialised { store: backend.describe() }),
         }
     }
 
     /// Reads the format object; `pinned` is the fingerprint that the configuration expects.
-    pub async fn read(backend: &SharedBackend, pinned: Option<&Hex<16>>) -> Result<(Self, Hex<16>), StoreError> {
+    pub async fn read(
+        backend: &SharedBackend,
+        pinned: Option<&Hex<16>>,
+    ) -> Result<(Self, Hex<16>), StoreError> {
         let store = backend.describe();
         let object = match backend.get(FORMAT_KEY).await {
             Err(BackendError::Missing { .. }) => return Err(StoreError::NotInitialised { store }),
@@ -108,6 +116,16 @@ impl Format {
         let sane = ByteSize(u64::from(format.block_bytes));
         if !format.block_bytes.is_power_of_two() || !(4 << 10..=4 << 20).contains(&format.block_bytes) {
             return Err(damaged(format!("a block size of {sane} is not possible")));
+        }
+        for (what, said, known) in [
+            ("hash", &format.hash, HASH),
+            ("cipher", &format.cipher, CIPHER),
+            ("compression", &format.compression, COMPRESSION),
+            ("signature", &format.signature, SIGNATURE),
+        ] {
+            if said != known {
+                return Err(damaged(format!("the {what} {said:?} is not known; use a newer farsite")));
+            }
         }
         Ok((format, fingerprint))
     }

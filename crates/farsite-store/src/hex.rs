@@ -13,7 +13,9 @@ pub fn encode(bytes: &[u8]) -> String {
 }
 
 pub fn decode(text: &str) -> Option<Vec<u8>> {
-    if !text.len().is_multiple_of(2) || !text.is_ascii() {
+    // Exactly one text for each value: a signed header must not have two spellings that both verify, or a flipped
+    // bit (`a` to `A`) would change an object's hash and not be found out.
+    if !text.len().is_multiple_of(2) || !text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')) {
         return None;
     }
     (0..text.len()).step_by(2).map(|i| u8::from_str_radix(&text[i..i + 2], 16).ok()).collect()
@@ -93,5 +95,6 @@ mod tests {
         assert_eq!(id.to_string().parse::<Hex<16>>().unwrap(), id);
         assert!("zz".parse::<Hex<1>>().is_err());
         assert!("é".parse::<Hex<1>>().is_err());
+        assert!("+1".parse::<Hex<1>>().is_err() && "AB".parse::<Hex<1>>().is_err(), "one spelling only");
     }
 }

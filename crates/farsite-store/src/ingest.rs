@@ -19,6 +19,7 @@ use tokio::task::{JoinHandle, JoinSet};
 
 use crate::backend::create_or_recognise;
 use crate::blob::{self, BlobRef, Location};
+use crate::hex::Hex;
 use crate::keys::{BlobId, BlockSecret, HOLE};
 use crate::local_map::{LeafRecord, LocalMap, LocalMapWriter};
 use crate::map::{Child, FAN_OUT, MapRoot, Node, root_level};
@@ -46,7 +47,13 @@ impl IngestOptions {
         let memory = memory_bytes.max(64 << 20) as usize;
         // A quarter is left for the process itself, its buffers and the S3 client.
         let pack_bytes = (memory / 8).clamp(4 << 20, 32 << 20);
-        Self { pack_bytes, uploads: 2, batch_bytes: 4 << 20, known_blocks: (memory / 8 / 120).max(1024), level: 3 }
+        Self {
+            pack_bytes,
+            uploads: 2,
+            batch_bytes: 4 << 20,
+            known_blocks: (memory / 8 / 120).max(1024),
+            level: 3,
+        }
     }
 }
 
@@ -65,13 +72,36 @@ pub struct RunStats {
 /// One line of a resume log: a pack that is durable, and what it holds.
 #[derive(Debug, Serialize, Deserialize)]
 struct ShippedPack {
+    /// The store's own id: a pack that another store holds does not count.
+    store: Hex<16>,
     pack: PackId,
     key: ContentKeyId,
     blobs: Vec<(BlobId, u32, u32)>,
 }
 
+impl ShippedPack {
+    /// JSON, a space and a hash of it: a bit that this disk lost must not send a later point to a wrong place.
+    fn to_line(&self) -> Vec<u8> {
+        let mut line = serde_json::to_vec(self).expect("a pack's contents are valid JSON");
+        let hash = blake3::hash(&line).to_hex();
+        line.push(b' ');
+        line.extend_from_slice(hash.as_bytes());
+        line.push(b'\n');
+        line
+    }
+    fn from_line(line: &[u8]) -> Option<Self> {
+        let line = line.strip_suffix(b"\n")?;
+        let (json, hash) = line.split_at(line.iter().rposition(|b| *b == b' ')?);
+        if blake3::hash(json).to_hex().as_bytes() != &hash[1..] {
+            return None;
+        }
+        serde_json::from_slice(json).ok()
+    }
+}
+
 /// Writes one run's packs.
 pub struct RunWriter {
+    store: Hex<16>,
     sealer: Arc<Sealer>,
     secret: BlockSecret,
     options: IngestOptions,
@@ -81,6 +111,19 @@ pub struct RunWriter {
     uploader: Option<JoinHandle<Result<(), StoreError>>>,
     pub stats: Arc<RunStats>,
     cancel: Arc<AtomicBool>,
+}
+
+/// The levels above the leaves while an item is read: of each only the node that is being filled is kept.
+struct Growing {
+    /// From level 1 up: its children so far, and its index within the level.
+    levels: Vec<(Vec<Child>, u64)>,
+    root: Child,
+}
+
+impl Growing {
+    fn new(root_level: u8) -> Self {
+        Self { levels: vec![(Vec::new(), 0); usize::from(root_level)], root: None }
+    }
 }
 
 enum Upload {
@@ -100,14 +143,32 @@ impl RunWriter {
         cancel: Arc<AtomicBool>,
     ) -> Result<Self, StoreError> {
         let stats = Arc::new(RunStats::default());
-        let (known, log) = open_resume_log(resume_log, options.known_blocks)
+        let (known, log) = open_resume_log(resume_log, options.known_blocks, &store.format.store)
             .map_err(|source| StoreError::Destination { what: resume_log.display().to_string(), source })?;
         let (uploads, queue) = mpsc::channel(1);
-        let uploader =
-            tokio::spawn(upload_packs(store.clone(), queue, options.uploads, log, resume_log.to_owned(), stats.clone()));
+        let uploader = tokio::spawn(upload_packs(
+            store.clone(),
+            queue,
+            options.uploads,
+            log,
+            resume_log.to_owned(),
+            stats.clone(),
+        ));
         let sealer = Arc::new(sealer);
         let pack = PackBuilder::new(sealer.content_key(), options.pack_bytes);
-        Ok(Self { sealer, secret, options, known, pack, uploads, uploader: Some(uploader), stats, cancel })
+        let store = store.format.store;
+        Ok(Self {
+            store,
+            sealer,
+            secret,
+            options,
+            known,
+            pack,
+            uploads,
+            uploader: Some(uploader),
+            stats,
+            cancel,
+        })
     }
 
     /// Reads an item and puts what is new into packs. Its blocks are durable only after [`RunWriter::flush`].
@@ -136,7 +197,8 @@ impl RunWriter {
         let local = |source| StoreError::Destination { what: format!("local block map of {what}"), source };
         let size_bytes = content.size_bytes();
         let blocks = size_bytes.div_ceil(u64::from(block_bytes));
-        let previous = previous.filter(|p| p.map().block_bytes == block_bytes);
+        // A map of another store names packs that this one does not hold.
+        let previous = previous.filter(|p| p.map().block_bytes == block_bytes && *p.store() == self.store);
         let batch_blocks = (self.options.batch_bytes as u64 / u64::from(block_bytes)).max(1);
 
         let (sender, batches) = sync_channel(2);
@@ -146,7 +208,7 @@ impl RunWriter {
         };
 
         let leaves = blocks.div_ceil(FAN_OUT);
-        let mut nodes: Vec<Child> = Vec::with_capacity(leaves as usize);
+        let mut tree = Growing::new(root_level(blocks));
         let mut next = batches.recv().ok();
         for leaf_index in 0..leaves {
             let first_block = leaf_index * FAN_OUT;
@@ -156,7 +218,9 @@ impl RunWriter {
                 None => None,
             };
             let mut leaf = Node { level: 0, children: vec![None; count as usize] };
-            while let Some(batch) = next.take_if(|b| b.as_ref().map_or(true, |b| b.first_block < first_block + count)) {
+            while let Some(batch) =
+                next.take_if(|b| b.as_ref().map_or(true, |b| b.first_block < first_block + count))
+            {
                 let batch = batch.map_err(reading)?;
                 if self.cancel.load(Ordering::Relaxed) {
                     return Err(StoreError::Cancelled);
@@ -169,7 +233,7 @@ impl RunWriter {
             if let Some(node) = node {
                 out.leaf(leaf_index, node, &leaf.children).map_err(local)?;
             }
-            nodes.push(node);
+            self.grow(&mut tree, node, previous, out, leaf_index + 1 == leaves)?;
         }
         drop(batches);
         reader.join().map_err(|_| reading(std::io::Error::other("the reader thread panicked")))?;
@@ -177,27 +241,46 @@ impl RunWriter {
             return Err(StoreError::Cancelled);
         }
 
-        let mut level = 0;
-        while level < root_level(blocks) {
-            level += 1;
-            let mut above = Vec::with_capacity(nodes.len().div_ceil(FAN_OUT as usize));
-            for (index, children) in nodes.chunks(FAN_OUT as usize).enumerate() {
-                let inner = Node { level, children: children.to_vec() };
-                let node = self.node(&inner, previous.and_then(|p| p.inner(level, index as u64)))?;
-                if let Some(node) = node {
-                    out.inner(level, index as u64, node);
-                }
-                above.push(node);
-            }
-            nodes = above;
-        }
-        let map = MapRoot { size_bytes, block_bytes, root: nodes.first().copied().flatten() };
-        out.finish(map.clone());
+        let map = MapRoot { size_bytes, block_bytes, root: tree.root };
+        out.finish(map.clone(), self.store);
         Ok(map)
     }
 
+    /// Adds the next leaf to the tree above it, and stores every inner node that is full, or the last of its level.
+    fn grow(
+        &mut self,
+        tree: &mut Growing,
+        leaf: Child,
+        previous: Option<&LocalMap>,
+        out: &mut LocalMapWriter,
+        last: bool,
+    ) -> Result<(), StoreError> {
+        let mut node = leaf;
+        for level in 1..=tree.levels.len() as u8 {
+            let (children, index) = &mut tree.levels[usize::from(level) - 1];
+            children.push(node);
+            if children.len() as u64 != FAN_OUT && !last {
+                return Ok(());
+            }
+            let (inner, here) = (Node { level, children: std::mem::take(children) }, *index);
+            *index += 1;
+            node = self.node(&inner, previous.and_then(|p| p.inner(level, here)))?;
+            if let Some(node) = node {
+                out.inner(level, here, node);
+            }
+        }
+        tree.root = node;
+        Ok(())
+    }
+
     /// Hashes a batch, and packs the blocks that neither the item's last map nor this run has.
-    fn blocks(&mut self, batch: &Batch, first_block: u64, before: &LeafRecord, leaf: &mut Node) -> Result<(), StoreError> {
+    fn blocks(
+        &mut self,
+        batch: &Batch,
+        first_block: u64,
+        before: &LeafRecord,
+        leaf: &mut Node,
+    ) -> Result<(), StoreError> {
         let secret = &self.secret;
         let ids: Vec<BlobId> = batch
             .bytes
@@ -208,12 +291,13 @@ impl RunWriter {
         let mut new: Vec<(usize, BlobId)> = Vec::new();
         let mut changed_bytes = 0;
         for (i, id) in ids.iter().enumerate() {
+            // (What was data and is zeros now is counted with what lies in a hole now.)
+            if *id == HOLE {
+                continue;
+            }
             let old = before.as_ref().and_then(|(_, children)| children.get(base + i).copied().flatten());
             if old.map_or(HOLE, |old| old.id) != *id {
                 changed_bytes += batch.block(i).len() as u64;
-            }
-            if *id == HOLE {
-                continue;
             }
             if let Some(old) = old.filter(|old| old.id == *id) {
                 leaf.children[base + i] = Some(old);
@@ -241,10 +325,11 @@ impl RunWriter {
         Ok(())
     }
 
-    /// Blocks that were data and now lie in a hole were never read, but they did change.
+    /// Blocks that were data and are zeros or lie in a hole now: they may never have been read, but they did change.
     fn count_cleared(&self, before: &LeafRecord, leaf: &Node, block_bytes: u32) {
         let Some((_, old)) = before else { return };
-        let cleared = old.iter().zip(leaf.children.iter()).filter(|(old, new)| old.is_some() && new.is_none()).count();
+        let cleared =
+            old.iter().zip(leaf.children.iter()).filter(|(old, new)| old.is_some() && new.is_none()).count();
         self.stats.changed_bytes.fetch_add(cleared as u64 * u64::from(block_bytes), Ordering::Relaxed);
     }
 
@@ -261,7 +346,8 @@ impl RunWriter {
         if let Some(at) = self.known.get(&id) {
             return Ok(Some(BlobRef { id, at: *at }));
         }
-        let sealed = self.sealer.seal(BlobKind::Node, &id.0, &blob::encode(&node.raw(&logical), self.options.level));
+        let sealed =
+            self.sealer.seal(BlobKind::Node, &id.0, &blob::encode(&node.raw(&logical), self.options.level));
         Ok(Some(BlobRef { id, at: self.push(BlobKind::Node, id, &sealed)? }))
     }
 
@@ -331,47 +417,76 @@ async fn upload_packs(
     stats: Arc<RunStats>,
 ) -> Result<(), StoreError> {
     let mut running: JoinSet<Result<ShippedPack, StoreError>> = JoinSet::new();
-    let mut finish_one = |done: Option<Result<Result<ShippedPack, StoreError>, tokio::task::JoinError>>| match done {
-        None => Ok(false),
-        Some(Err(_)) => Err(StoreError::Cancelled),
-        Some(Ok(shipped)) => {
-            let mut line = serde_json::to_vec(&shipped?).expect("a pack's contents are valid JSON");
-            line.push(b'\n');
-            log.write_all(&line)
-                .and_then(|()| log.sync_data())
-                .map_err(|source| StoreError::Destination { what: log_path.display().to_string(), source })?;
-            Ok(true)
-        }
-    };
-    while let Some(upload) = queue.recv().await {
-        match upload {
-            Upload::Pack(pack) => {
-                while running.len() >= at_once {
-                    finish_one(running.join_next().await)?;
-                }
-                let (store, stats) = (store.clone(), stats.clone());
-                running.spawn(async move {
-                    let (key, bytes) = (object_key(&pack.id), pack.bytes.len() as u64);
-                    if create_or_recognise(&*store.backend, &key, pack.bytes).await?.is_none() {
-                        return Err(StoreError::Conflict { key });
-                    }
-                    stats.shipped_bytes.fetch_add(bytes, Ordering::Relaxed);
-                    stats.packs.fetch_add(1, Ordering::Relaxed);
-                    let blobs = pack.index.iter().map(|e| (e.id, e.offset, e.len)).collect();
-                    Ok(ShippedPack { pack: pack.id, key: pack.key, blobs })
-                });
+    let mut finish_one =
+        |done: Option<Result<Result<ShippedPack, StoreError>, tokio::task::JoinError>>| match done {
+            None => Ok(false),
+            Some(Err(_)) => Err(StoreError::Cancelled),
+            Some(Ok(shipped)) => {
+                let line = shipped?.to_line();
+                log.write_all(&line).and_then(|()| log.sync_data()).map_err(|source| {
+                    StoreError::Destination { what: log_path.display().to_string(), source }
+                })?;
+                Ok(true)
             }
-            Upload::Barrier(done) => {
-                while finish_one(running.join_next().await)? {}
+        };
+    let result = loop {
+        // A pack is noted as soon as it is durable, not when the next one is ready: a process that is killed in between
+        // must not send it again.
+        let upload = tokio::select! {
+            Some(done) = running.join_next(), if !running.is_empty() => match finish_one(Some(done)) {
+                Ok(_) => continue,
+                Err(error) => break Err(error),
+            },
+            upload = queue.recv(), if running.len() < at_once.max(1) => upload,
+        };
+        match upload {
+            None => break Ok(()),
+            Some(Upload::Pack(pack)) => {
+                let (store, stats) = (store.clone(), stats.clone());
+                running.spawn(upload_pack(store, pack, stats));
+            }
+            Some(Upload::Barrier(done)) => {
+                let mut all = Ok(true);
+                while matches!(all, Ok(true)) {
+                    all = finish_one(running.join_next().await);
+                }
+                if let Err(error) = all {
+                    break Err(error);
+                }
                 let _ = done.send(());
             }
         }
+    };
+    // Whoever waits to hand over a pack is told at once; what is under way and arrives still counts for the next try.
+    queue.close();
+    let mut result = result;
+    while let Some(done) = running.join_next().await {
+        let noted = finish_one(Some(done)).map(|_| ());
+        result = result.and(noted);
     }
-    while finish_one(running.join_next().await)? {}
-    Ok(())
+    result
 }
 
-fn open_resume_log(path: &Path, limit: usize) -> std::io::Result<(HashMap<BlobId, Location>, File)> {
+async fn upload_pack(
+    store: Store,
+    pack: FinishedPack,
+    stats: Arc<RunStats>,
+) -> Result<ShippedPack, StoreError> {
+    let (key, bytes) = (object_key(&pack.id), pack.bytes.len() as u64);
+    if create_or_recognise(&*store.backend, &key, pack.bytes).await?.is_none() {
+        return Err(StoreError::Conflict { key });
+    }
+    stats.shipped_bytes.fetch_add(bytes, Ordering::Relaxed);
+    stats.packs.fetch_add(1, Ordering::Relaxed);
+    let blobs = pack.index.iter().map(|e| (e.id, e.offset, e.len)).collect();
+    Ok(ShippedPack { store: store.format.store, pack: pack.id, key: pack.key, blobs })
+}
+
+fn open_resume_log(
+    path: &Path,
+    limit: usize,
+    store: &Hex<16>,
+) -> std::io::Result<(HashMap<BlobId, Location>, File)> {
     let mut known = HashMap::new();
     if let Some(parent) = path.parent() {
         std::fs::create_dir_all(parent)?;
@@ -382,12 +497,9 @@ fn open_resume_log(path: &Path, limit: usize) -> std::io::Result<(HashMap<BlobId
     let mut line = Vec::new();
     while reader.read_until(b'\n', &mut line)? > 0 {
         // The last line may have been cut by a crash: that pack is sent again.
-        let Ok(shipped) = serde_json::from_slice::<ShippedPack>(&line) else { break };
-        if line.last() != Some(&b'\n') {
-            break;
-        }
+        let Some(shipped) = ShippedPack::from_line(&line) else { break };
         whole_bytes += line.len() as u64;
-        for (id, offset, len) in shipped.blobs {
+        for (id, offset, len) in shipped.blobs.into_iter().filter(|_| shipped.store == *store) {
             if known.len() < limit {
                 known.insert(id, Location { pack: shipped.pack, key: shipped.key, offset, len });
             }
@@ -427,6 +539,13 @@ fn read_batches(
         let size = content.size_bytes();
         let mut offset = 0;
         while let Some(range) = content.next_data(offset)? {
+            // Going on here would take data for a hole, or never end.
+            if range.is_empty() || range.end <= offset {
+                return Err(std::io::Error::other(format!(
+                    "asked for data from {offset} on, its source said {}..{}",
+                    range.start, range.end
+                )));
+            }
             // Whole blocks, and nothing that was read already.
             let mut first = (range.start / block).max(offset.div_ceil(block));
             let end = range.end.min(size).div_ceil(block);
@@ -459,4 +578,3 @@ fn is_zero(block: &[u8]) -> bool {
     const ZEROS: [u8; 4096] = [0; 4096];
     block.chunks(ZEROS.len()).all(|part| part == &ZEROS[..part.len()])
 }
-

@@ -155,9 +155,12 @@ impl SecretText {
         if let Some(parent) = path.parent() {
             fs::create_dir_all(parent).map_err(fail)?;
         }
-        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path).map_err(fail)?;
+        let mut file =
+            OpenOptions::new().write(true).create_new(true).mode(0o600).open(path).map_err(fail)?;
         let comment: String = comment.lines().map(|line| format!("# {line}\n")).collect();
-        file.write_all(format!("{comment}{}\n", self.0).as_bytes()).and_then(|()| file.sync_all()).map_err(fail)
+        file.write_all(format!("{comment}{}\n", self.0).as_bytes())
+            .and_then(|()| file.sync_all())
+            .map_err(fail)
     }
 }
 
@@ -173,7 +176,9 @@ fn bad_file(path: &Path, why: impl fmt::Display) -> KeyError {
 fn load(path: &Path, prefix: &str) -> Result<String, KeyError> {
     let text = read_private(path)?;
     let line = key_line(&text);
-    line.strip_prefix(prefix).map(str::to_owned).ok_or_else(|| bad_file(path, format!("no line starts with {prefix}…")))
+    line.strip_prefix(prefix)
+        .map(str::to_owned)
+        .ok_or_else(|| bad_file(path, format!("no line starts with {prefix}…")))
 }
 
 fn key_line(text: &str) -> &str {
@@ -182,8 +187,9 @@ fn key_line(text: &str) -> &str {
 
 fn read_private(path: &Path) -> Result<String, KeyError> {
     let fail = |why: String, hint| KeyError::File { path: path.to_owned(), why, hint };
-    let metadata = fs::metadata(path)
-        .map_err(|e| fail(e.to_string(), "`farsite init` makes the keys and says which file goes to which machine"))?;
+    let metadata = fs::metadata(path).map_err(|e| {
+        fail(e.to_string(), "`farsite init` makes the keys and says which file goes to which machine")
+    })?;
     if metadata.permissions().mode() & 0o077 != 0 {
         return Err(fail(
             format!("others may read it (mode {:o})", metadata.permissions().mode() & 0o777),
@@ -246,7 +252,11 @@ pub fn parse_identities(text: &str) -> Result<Vec<age::x25519::Identity>, String
         .map(str::parse::<age::x25519::Identity>)
         .collect::<Result<_, _>>()
         .map_err(str::to_owned)?;
-    if identities.is_empty() { Err("it holds no age identity (AGE-SECRET-KEY-1…)".into()) } else { Ok(identities) }
+    if identities.is_empty() {
+        Err("it holds no age identity (AGE-SECRET-KEY-1…)".into())
+    } else {
+        Ok(identities)
+    }
 }
 
 /// Encrypts for all recipients.
@@ -272,7 +282,8 @@ pub fn wrap(plaintext: &[u8], recipients: &[String]) -> Result<Vec<u8>, KeyError
 pub fn unwrap(sealed: &[u8], identities: &[age::x25519::Identity]) -> Result<Vec<u8>, KeyError> {
     use std::io::Read;
     let fail = |why: String| KeyError::Invalid(why);
-    let decryptor = age::Decryptor::new_buffered(sealed).map_err(|e| fail(format!("a wrapped key is damaged: {e}")))?;
+    let decryptor =
+        age::Decryptor::new_buffered(sealed).map_err(|e| fail(format!("a wrapped key is damaged: {e}")))?;
     let mut reader = decryptor
         .decrypt(identities.iter().map(|i| i as &dyn age::Identity))
         .map_err(|e| match e {

@@ -23,6 +23,8 @@ pub mod pack;
 pub mod read;
 pub mod seal;
 pub mod signed;
+#[cfg(test)]
+mod worked_example;
 
 use std::sync::Arc;
 
@@ -58,13 +60,20 @@ pub enum StoreError {
     Key(#[from] keys::KeyError),
     #[error(transparent)]
     Race(#[from] backend::race::RaceError),
-    #[error("{store} is not a replica store yet\n  hint: `farsite init` creates one; if it was one, its format object is missing")]
+    #[error(
+        "{store} is not a replica store yet\n  hint: `farsite init` creates one; if it was one, its format object is missing"
+    )]
     NotInitialised { store: String },
     #[error("{store} is a replica store already; nothing was changed")]
     AlreadyInitialised { store: String },
-    #[error("{store} is not the store that the configuration names: its id is {found}, expected {expected}\n  hint: wrong address, or somebody replaced the format object; nothing was read or written")]
+    #[error(
+        "{store} is not the store that the configuration names: its id is {found}, expected {expected}\n  hint: wrong address, or somebody replaced the format object; nothing was read or written"
+    )]
     WrongStore { store: String, expected: Hex<16>, found: Hex<16> },
-    #[error("{store} has format version {found}; this program reads version {}\n  hint: use a newer farsite", format::FORMAT_VERSION)]
+    #[error(
+        "{store} has format version {found}; this program reads version {}\n  hint: use a newer farsite",
+        format::FORMAT_VERSION
+    )]
     UnknownVersion { store: String, found: u32 },
     #[error("damaged in the store: {}", list(.0))]
     Damaged(Vec<Damage>),
@@ -103,18 +112,19 @@ impl Store {
     pub(crate) async fn get(&self, key: &str) -> Result<Object, StoreError> {
         self.backend.get(key).await.map_err(|error| named(key, error))
     }
-    pub(crate) async fn get_range(&self, key: &str, range: std::ops::Range<u64>) -> Result<bytes::Bytes, StoreError> {
-        self.backend.get_range(key, range).await.map_err(|error| match error {
-            // A range beyond the end: the object was cut.
-            BackendError::Other { why, .. } => StoreError::Damaged(vec![Damage::new(key, why)]),
-            other => named(key, other),
-        })
+    pub(crate) async fn get_range(
+        &self,
+        key: &str,
+        range: std::ops::Range<u64>,
+    ) -> Result<bytes::Bytes, StoreError> {
+        self.backend.get_range(key, range).await.map_err(|error| named(key, error))
     }
 }
 
 fn named(key: &str, error: BackendError) -> StoreError {
     match error {
         BackendError::Missing { .. } => StoreError::Damaged(vec![Damage::new(key, "missing")]),
+        BackendError::Unreadable { why, .. } => StoreError::Damaged(vec![Damage::new(key, why)]),
         other => other.into(),
     }
 }

@@ -17,18 +17,47 @@ use crate::map::{Child, FAN_OUT, MapRoot};
 
 /// One child: id 32, location 40.
 const CHILD_BYTES: usize = 32 + Location::BYTES;
-/// The leaf's own reference, then its children.
-const RECORD_BYTES: u64 = (CHILD_BYTES as u64) * (1 + FAN_OUT);
+/// The leaf's own reference, then its children, then a hash of both: what this disk lost must not become part of a new
+/// point.
+const RECORD_BYTES: u64 = (CHILD_BYTES as u64) * (1 + FAN_OUT) + HASH_BYTES as u64;
+const HASH_BYTES: usize = 16;
+/// Of the two files together; a map of another version costs a full copy.
+const VERSION: u32 = 2;
 
 /// What the JSON file says.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 struct Meta {
+    version: u32,
+    /// The own id of the store whose packs the map names.
+    store: Hex<16>,
     item: ItemId,
     map: MapRoot,
     /// Inner nodes of the tree: level, index within the level, reference.
     inner: Vec<(u8, u64, BlobRef)>,
     /// File name of the leaf records.
     records: String,
+}
+
+impl Meta {
+    /// JSON, and in a second line a hash of it.
+    fn to_bytes(&self) -> serde_json::Result<Vec<u8>> {
+        let mut bytes = serde_json::to_vec(self)?;
+        let hash = blake3::hash(&bytes).to_hex();
+        bytes.push(b'\n');
+        bytes.extend_from_slice(hash.as_bytes());
+        Ok(bytes)
+    }
+    fn parse(bytes: &[u8]) -> Option<Self> {
+        let line = bytes.iter().rposition(|b| *b == b'\n')?;
+        let (json, hash) = (&bytes[..line], &bytes[line + 1..]);
+        let meta: Self = serde_json::from_slice(json).ok()?;
+        (blake3::hash(json).to_hex().as_bytes() == hash && meta.version == VERSION).then_some(meta)
+    }
+}
+
+fn record_hash(index: u64, bytes: &[u8]) -> [u8; HASH_BYTES] {
+    let hash = *blake3::Hasher::new().update(&index.to_le_bytes()).update(bytes).finalize().as_bytes();
+    std::array::from_fn(|i| hash[i])
 }
 
 /// A finished local map.
@@ -41,7 +70,8 @@ pub struct LocalMap {
 /// The leaf's reference and its children; `None` for a leaf that is all holes or was never written.
 pub type LeafRecord = Option<(BlobRef, Vec<Child>)>;
 
-fn stem(item: &ItemId) -> String {
+/// The name that this item's files here begin with.
+pub fn stem(item: &ItemId) -> String {
     blake3::hash(item.as_str().as_bytes()).to_hex()[..32].to_owned()
 }
 
@@ -54,7 +84,7 @@ impl LocalMap {
             Err(error) => return Err(error),
         };
         // A local map is a cache: one that cannot be read costs a full copy, nothing else.
-        let Ok(meta) = serde_json::from_slice::<Meta>(&text) else { return Ok(None) };
+        let Some(meta) = Meta::parse(&text) else { return Ok(None) };
         match File::open(folder.join(&meta.records)) {
             Ok(file) => Ok(Some(Self { file, meta })),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
@@ -62,8 +92,53 @@ impl LocalMap {
         }
     }
 
+    /// Forgets an item, as when its source has deleted it.
+    pub fn remove(folder: &Path, item: &ItemId) -> io::Result<()> {
+        let path = folder.join(format!("{}.json", stem(item)));
+        let records = fs::read(&path).ok().and_then(|text| Meta::parse(&text));
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        if let Some(meta) = records {
+            let _ = fs::remove_file(folder.join(meta.records));
+        }
+        Ok(())
+    }
+
+    /// Removes the records that killed runs left behind. No run may be under way.
+    pub fn sweep(folder: &Path) -> io::Result<()> {
+        let entries = match fs::read_dir(folder) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            entries => entries?,
+        };
+        let mut records = Vec::new();
+        let mut used = std::collections::HashSet::new();
+        for entry in entries {
+            let path = entry?.path();
+            let name = path.file_name().and_then(|n| n.to_str()).unwrap_or_default().to_owned();
+            if path.extension().is_some_and(|e| e == "json") {
+                if let Some(meta) = Meta::parse(&fs::read(&path)?) {
+                    used.insert(meta.records);
+                }
+            } else {
+                records.push((name, path));
+            }
+        }
+        for (name, path) in records {
+            if !used.contains(&name) {
+                fs::remove_file(path)?;
+            }
+        }
+        Ok(())
+    }
+
     pub fn map(&self) -> &MapRoot {
         &self.meta.map
+    }
+    /// The own id of the store that it was written for.
+    pub fn store(&self) -> &Hex<16> {
+        &self.meta.store
     }
 
     pub fn leaf(&self, index: u64) -> io::Result<LeafRecord> {
@@ -72,6 +147,15 @@ impl LocalMap {
             Ok(()) => {}
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
             Err(error) => return Err(error),
+        }
+        let (bytes, hash) = bytes.split_at(bytes.len() - HASH_BYTES);
+        if hash != record_hash(index, bytes) {
+            // A leaf that was all holes was never written; anything else is a disk that lost something, and costs
+            // sending the leaf again.
+            if bytes.iter().any(|b| *b != 0) {
+                tracing::warn!(item = %self.meta.item, leaf = index, "the local block map is damaged here; the leaf is sent again");
+            }
+            return Ok(None);
         }
         let mut children = bytes.chunks_exact(CHILD_BYTES).map(child_from_bytes);
         Ok(children.next().flatten().map(|leaf| (leaf, children.collect())))
@@ -96,7 +180,7 @@ pub struct LocalMapWriter {
     records: String,
     file: File,
     inner: Vec<(u8, u64, BlobRef)>,
-    map: Option<MapRoot>,
+    map: Option<(MapRoot, Hex<16>)>,
 }
 
 impl LocalMapWriter {
@@ -104,7 +188,14 @@ impl LocalMapWriter {
         fs::create_dir_all(folder)?;
         let records = format!("{}.{run}", stem(item));
         let file = File::options().write(true).create(true).truncate(true).open(folder.join(&records))?;
-        Ok(Self { folder: folder.to_owned(), item: item.clone(), records, file, inner: Vec::new(), map: None })
+        Ok(Self {
+            folder: folder.to_owned(),
+            item: item.clone(),
+            records,
+            file,
+            inner: Vec::new(),
+            map: None,
+        })
     }
 
     pub(crate) fn leaf(&mut self, index: u64, leaf: BlobRef, children: &[Child]) -> io::Result<()> {
@@ -118,26 +209,30 @@ impl LocalMapWriter {
                 None => bytes.extend_from_slice(&[0; CHILD_BYTES]),
             }
         }
-        bytes.resize(RECORD_BYTES as usize, 0);
+        bytes.resize(RECORD_BYTES as usize - HASH_BYTES, 0);
+        bytes.extend_from_slice(&record_hash(index, &bytes));
         self.file.write_all_at(&bytes, index * RECORD_BYTES)
     }
 
     pub(crate) fn inner(&mut self, level: u8, index: u64, node: BlobRef) {
         self.inner.push((level, index, node));
     }
-    pub(crate) fn finish(&mut self, map: MapRoot) {
-        self.map = Some(map);
+    pub(crate) fn finish(&mut self, map: MapRoot, store: Hex<16>) {
+        self.map = Some((map, store));
     }
 
     /// Makes this the item's last map. Call it only once the point is committed.
     pub fn commit(self) -> io::Result<()> {
-        let Some(map) = self.map else { return Err(io::Error::other("the item was not read to its end")) };
+        let Some((map, store)) = self.map else {
+            return Err(io::Error::other("the item was not read to its end"));
+        };
         self.file.sync_data()?;
         let path = self.folder.join(format!("{}.json", stem(&self.item)));
-        let old = fs::read(&path).ok().and_then(|text| serde_json::from_slice::<Meta>(&text).ok());
-        let meta = Meta { item: self.item, map, inner: self.inner, records: self.records };
+        let old = fs::read(&path).ok().and_then(|text| Meta::parse(&text));
+        let (version, item, inner, records) = (VERSION, self.item, self.inner, self.records);
+        let meta = Meta { version, store, item, map, inner, records };
         let temporary = path.with_extension("json.new");
-        fs::write(&temporary, serde_json::to_vec(&meta).map_err(io::Error::other)?)?;
+        fs::write(&temporary, meta.to_bytes().map_err(io::Error::other)?)?;
         File::open(&temporary)?.sync_all()?;
         fs::rename(&temporary, &path)?;
         if let Some(old) = old

@@ -4,6 +4,8 @@
 //! Key: `logs/<group>/<timeline>/<sequence:010>.e<epoch>.<file>.<first>-<last>`. Body: one line of JSON
 //! ([`SegmentHeader`]), then the sealed bytes (`blob` encoding inside).
 
+mod unbroken;
+
 use bytes::Bytes;
 use farsite_model::rpo::CaptureStamp;
 use farsite_model::{Epoch, GroupName, ItemId, SiteName, StoreTime};
@@ -54,6 +56,23 @@ pub struct SegmentName {
     pub first: u64,
     pub last: u64,
     pub written: StoreTime,
+    /// When set, only a segment signed by this site's agent is read. Names are not signed: [`list_of_site`] sets it.
+    pub site: Option<SiteName>,
+}
+
+impl SegmentHeader {
+    /// The key of the segment's object: everything that orders it stands in its name.
+    pub fn key(&self) -> String {
+        format!(
+            "{}{:010}.e{}.{}.{:010}-{:010}",
+            folder(&self.group, &self.timeline),
+            self.sequence,
+            self.epoch,
+            self.file,
+            self.first,
+            self.last
+        )
+    }
 }
 
 fn folder(group: &GroupName, timeline: &TimelineId) -> String {
@@ -74,6 +93,7 @@ fn parse_name(key: &str, written: StoreTime) -> Option<SegmentName> {
         first: first.parse().ok()?,
         last: last.parse().ok()?,
         written,
+        site: None,
     })
 }
 
@@ -85,15 +105,15 @@ pub async fn write(
     header: &SegmentHeader,
     bytes: &[u8],
 ) -> Result<StoreTime, StoreError> {
-    let key = format!(
-        "{}{:010}.e{}.{}.{:010}-{:010}",
-        folder(&header.group, &header.timeline),
-        header.sequence,
-        header.epoch,
-        header.file,
-        header.first,
-        header.last
-    );
+    let key = header.key();
+    // What could not be read back must not be acknowledged as shipped.
+    if bytes.len() > SEGMENT_BYTES || header.first.checked_add(bytes.len() as u64) != Some(header.last) {
+        return Err(crate::ledger::Refusal::Other(format!(
+            "{key} would hold {} bytes: a segment holds exactly what its positions say, and at most {SEGMENT_BYTES}",
+            bytes.len()
+        ))
+        .into());
+    }
     let mut body = serde_json::to_vec(header).expect("a segment header is valid JSON");
     body.push(b'\n');
     body.extend_from_slice(&sealer.seal(BlobKind::LogSegment, &segment_id(header), &blob::encode(bytes, 3)));
@@ -103,57 +123,109 @@ pub async fn write(
 
 /// Binds the sealed bytes to their place in the timeline.
 fn segment_id(header: &SegmentHeader) -> [u8; 32] {
-    let place = format!("{} {} {} {} {}", header.timeline, header.sequence, header.file, header.first, header.last);
+    let place =
+        format!("{} {} {} {} {}", header.timeline, header.sequence, header.file, header.first, header.last);
     *blake3::hash(place.as_bytes()).as_bytes()
 }
 
 /// The unbroken run of segments of a timeline, from its first one: it ends before the first gap, overlap or
-/// change of epoch backwards. `up_to` cuts it at a sequence that an epoch entry accepted.
+/// change of epoch backwards. Where several segments have one sequence (an upload whose answer was lost may land after
+/// another one), the longest run counts. `up_to` cuts it at a sequence that an epoch entry accepted.
 pub async fn list(
     store: &Store,
     group: &GroupName,
     timeline: &TimelineId,
     up_to: Option<u64>,
 ) -> Result<Vec<SegmentName>, StoreError> {
+    chosen(store, group, timeline, up_to, None).await
+}
+
+/// Like [`list`], for a timeline that belongs to `site`: reading refuses a segment that another site's agent signed.
+/// Whoever restores or reports uses this one.
+pub async fn list_of_site(
+    store: &Store,
+    group: &GroupName,
+    timeline: &TimelineId,
+    up_to: Option<u64>,
+    site: &SiteName,
+) -> Result<Vec<SegmentName>, StoreError> {
+    chosen(store, group, timeline, up_to, Some(site)).await
+}
+
+async fn chosen(
+    store: &Store,
+    group: &GroupName,
+    timeline: &TimelineId,
+    up_to: Option<u64>,
+    site: Option<&SiteName>,
+) -> Result<Vec<SegmentName>, StoreError> {
     let listed = store.backend.list(&folder(group, timeline), None).await?;
-    let mut run: Vec<SegmentName> = Vec::with_capacity(listed.len());
-    for object in listed {
-        let Some(segment) = parse_name(&object.key, object.written) else { continue };
-        let follows = match run.last() {
-            None => segment.sequence == 0,
-            Some(before) => {
-                segment.sequence == before.sequence + 1
-                    && segment.epoch >= before.epoch
-                    && (segment.file != before.file || segment.first == before.last)
+    let named = listed.into_iter().filter_map(|object| {
+        let mut segment = parse_name(&object.key, object.written)?;
+        segment.site = site.cloned();
+        up_to.is_none_or(|limit| segment.sequence <= limit).then_some(segment)
+    });
+    let mut levels = unbroken::by_sequence(named);
+    for candidates in levels.iter_mut().filter(|candidates| candidates.len() > 1) {
+        // Names are not signed: whoever may create objects can put one beside the agent's. Only where names compete are
+        // their objects read.
+        let mut believed = Vec::with_capacity(candidates.len());
+        for segment in candidates.iter() {
+            match read_header(store, segment).await {
+                Ok(_) => believed.push(segment.clone()),
+                Err(StoreError::Damaged(damage)) => {
+                    let why = damage.first().map_or_else(String::new, ToString::to_string);
+                    tracing::warn!("one of several log segments with this sequence is not believed: {why}");
+                }
+                Err(other) => return Err(other),
             }
-        };
-        if !follows || up_to.is_some_and(|limit| segment.sequence > limit) {
-            break;
         }
-        run.push(segment);
+        // When none is, all stay: whoever reads one is told what is wrong with it.
+        if !believed.is_empty() {
+            *candidates = believed;
+        }
     }
-    Ok(run)
+    Ok(unbroken::longest(&levels))
+}
+
+/// `mariadb-bin.000007` is followed by `mariadb-bin.000008`. Of names that carry no number nothing is known.
+fn is_next_file(before: &str, after: &str) -> bool {
+    let number = |name: &str| {
+        let (stem, number) = name.rsplit_once('.')?;
+        Some((stem.to_owned(), number.parse::<u64>().ok()?))
+    };
+    match (number(before), number(after)) {
+        (Some((a, before)), Some((b, after))) => a == b && before.checked_add(1) == Some(after),
+        _ => true,
+    }
 }
 
 /// Reads one segment's header, checked, and its sealed bytes.
 pub async fn read_header(store: &Store, segment: &SegmentName) -> Result<(SegmentHeader, Bytes), StoreError> {
     let damaged = |why: String| StoreError::Damaged(vec![Damage::new(&segment.key, why)]);
     let object = store.get(&segment.key).await?;
-    let (body, role) =
-        signed::open(&store.format, Kind::LogSegment, &segment.key, &object.bytes).map_err(|e| damaged(e.to_string()))?;
+    let (body, role) = signed::open(&store.format, Kind::LogSegment, &segment.key, &object.bytes)
+        .map_err(|e| damaged(e.to_string()))?;
     let line = body.iter().position(|b| *b == b'\n').ok_or_else(|| damaged("its header is cut".into()))?;
     let header: SegmentHeader = serde_json::from_slice(&body[..line]).map_err(|e| damaged(e.to_string()))?;
     if role.role != Role::SourceAgent || role.site.as_ref() != Some(&header.site) {
         return Err(damaged(format!("signed by a {} that may not speak for {}", role.role, header.site)));
     }
-    if header.version != 1 || header.sequence != segment.sequence || header.last != segment.last {
+    if segment.site.as_ref().is_some_and(|site| *site != header.site) {
+        return Err(damaged(format!("it is of {}, and the timeline is not", header.site)));
+    }
+    if header.version != 1 || header.last < header.first || header.key() != segment.key {
         return Err(damaged("its header does not match its name".into()));
     }
     Ok((header, body.slice(line + 1..)))
 }
 
 /// The bytes of one segment, opened.
-pub async fn read(store: &Store, opener: &Opener, segment: &SegmentName) -> Result<(SegmentHeader, Vec<u8>), StoreError> {
+pub async fn read(
+    store: &Store,
+    opener: &Opener,
+    segment: &SegmentName,
+) -> Result<(SegmentHeader, Vec<u8>), StoreError> {
     let damaged = |why: &str| StoreError::Damaged(vec![Damage::new(&segment.key, why)]);
     let (header, sealed) = read_header(store, segment).await?;
     let key = opener.content_key(store, header.content_key).await?;
@@ -161,7 +233,9 @@ pub async fn read(store: &Store, opener: &Opener, segment: &SegmentName) -> Resu
         .open(BlobKind::LogSegment, &segment_id(&header), &sealed)
         .ok_or_else(|| damaged("it does not open: its bytes were changed"))?;
     match blob::decode(&plain) {
-        Some(Decoded::Whole(bytes)) if bytes.len() as u64 == header.last - header.first => Ok((header, bytes)),
+        Some(Decoded::Whole(bytes)) if bytes.len() as u64 == header.last - header.first => {
+            Ok((header, bytes))
+        }
         _ => Err(damaged("it opens, but its length is wrong")),
     }
 }
@@ -180,9 +254,57 @@ pub async fn newest_cover(
     Ok(None)
 }
 
-/// True when replay from `from` up to `to` finds every byte in the segments.
+/// True when replay from `from` up to `to` finds every byte in the segments, which are an unbroken run.
 pub fn covers(segments: &[SegmentName], from: &LogPoint, to: &LogPoint) -> bool {
-    from == to
-        || (segments.first().is_some_and(|s| s.file != from.file || s.first <= from.offset)
-            && segments.iter().any(|s| s.file == to.file && s.last >= to.offset))
+    if from == to {
+        return true;
+    }
+    if from.file == to.file && from.offset > to.offset {
+        return false;
+    }
+    let holds = |s: &SegmentName, at: &LogPoint| s.file == at.file && (s.first..=s.last).contains(&at.offset);
+    // A run that begins in the next file does not show that `from.file` ended at `from.offset`: a shipper whose base
+    // lies at the very end of a file says so with an empty segment there.
+    let Some(begins) = segments.iter().position(|s| holds(s, from)) else { return false };
+    segments[begins..].iter().any(|s| holds(s, to))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn segment(sequence: u64, file: &str, first: u64, last: u64) -> SegmentName {
+        let written = StoreTime(jiff::Timestamp::UNIX_EPOCH);
+        let (key, file, epoch) = (String::new(), file.to_owned(), Epoch(1));
+        SegmentName { key, sequence, epoch, file, first, last, written, site: None }
+    }
+    fn at(file: &str, offset: u64) -> LogPoint {
+        LogPoint { file: file.into(), offset }
+    }
+
+    #[test]
+    fn replay_is_covered_only_when_its_beginning_is_there() {
+        let run = [segment(0, "bin.000002", 100, 500), segment(1, "bin.000003", 0, 80)];
+        assert!(covers(&run, &at("bin.000002", 100), &at("bin.000003", 80)));
+        assert!(covers(&run, &at("bin.000002", 300), &at("bin.000002", 400)));
+        assert!(
+            !covers(&run, &at("bin.000002", 50), &at("bin.000003", 10)),
+            "the first 50 bytes are missing"
+        );
+        assert!(
+            !covers(&run, &at("bin.000001", 50), &at("bin.000003", 10)),
+            "it begins in the middle of a file"
+        );
+        assert!(!covers(&run, &at("bin.000002", 100), &at("bin.000003", 81)));
+        assert!(!covers(&run, &at("bin.000002", 400), &at("bin.000002", 300)), "backwards");
+        let fresh = [segment(0, "bin.000003", 0, 80)];
+        for other in ["bin.000001", "bin.000002"] {
+            let from = at(other, 500);
+            assert!(!covers(&fresh, &from, &at("bin.000003", 80)), "the rest of {other} may be missing");
+        }
+        let said = [segment(0, "bin.000002", 500, 500), segment(1, "bin.000003", 0, 80)];
+        assert!(covers(&said, &at("bin.000002", 500), &at("bin.000003", 80)), "the base lay at a file's end");
+        assert!(covers(&[], &at("bin.000001", 5), &at("bin.000001", 5)));
+        assert!(!covers(&[], &at("bin.000001", 5), &at("bin.000001", 6)));
+    }
 }

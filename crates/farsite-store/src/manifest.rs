@@ -93,6 +93,11 @@ pub struct FailedItem {
     pub why: String,
 }
 
+#[derive(Deserialize)]
+struct Version {
+    version: u32,
+}
+
 impl Manifest {
     /// Every item is of this run.
     pub fn is_whole(&self) -> bool {
@@ -140,21 +145,37 @@ impl Manifest {
     }
 
     /// Reads the manifest that a ledger entry names, by its hash.
-    pub async fn read(store: &Store, group: &GroupName, point: PointId, hash: &Hex<32>) -> Result<Self, StoreError> {
+    pub async fn read(
+        store: &Store,
+        group: &GroupName,
+        point: PointId,
+        hash: &Hex<32>,
+    ) -> Result<Self, StoreError> {
         let key = Self::key(group, point);
         let damaged = |why: String| StoreError::Damaged(vec![Damage::new(&key, why)]);
         let object = store.get(&key).await?;
         if blake3::hash(&object.bytes).as_bytes() != &hash.0 {
-            return Err(damaged("it is not the manifest that the ledger names: its bytes were changed".into()));
+            return Err(damaged(
+                "it is not the manifest that the ledger names: its bytes were changed".into(),
+            ));
         }
-        let (body, role) =
-            signed::open(&store.format, Kind::Manifest, &key, &object.bytes).map_err(|e| damaged(e.to_string()))?;
+        let (body, role) = signed::open(&store.format, Kind::Manifest, &key, &object.bytes)
+            .map_err(|e| damaged(e.to_string()))?;
+        let Version { version } = serde_json::from_slice(&body).map_err(|e| damaged(e.to_string()))?;
+        if version != MANIFEST_VERSION {
+            return Err(damaged(format!("manifest version {version} is not known; use a newer farsite")));
+        }
         let manifest: Self = serde_json::from_slice(&body).map_err(|e| damaged(e.to_string()))?;
-        if manifest.version != MANIFEST_VERSION {
-            return Err(damaged(format!("manifest version {} is not known", manifest.version)));
+        for item in &manifest.items {
+            if !item.data.is_possible() || item.directory.as_ref().is_some_and(|d| !d.is_possible()) {
+                return Err(damaged(format!("the block map of {} is not possible", item.id)));
+            }
         }
         if role.role != Role::SourceAgent || role.site.as_ref() != Some(&manifest.site) {
-            return Err(damaged(format!("signed by a {} that may not speak for {}", role.role, manifest.site)));
+            return Err(damaged(format!(
+                "signed by a {} that may not speak for {}",
+                role.role, manifest.site
+            )));
         }
         if manifest.point != point || manifest.group != *group {
             return Err(damaged("it names another point".into()));

@@ -121,6 +121,17 @@ impl MapRoot {
     pub fn blocks(&self) -> u64 {
         self.size_bytes.div_ceil(u64::from(self.block_bytes))
     }
+    /// A block size that a policy may set, and a size that block numbers can count.
+    pub fn is_possible(&self) -> bool {
+        self.block_bytes.is_power_of_two()
+            && (4 << 10..=4 << 20).contains(&self.block_bytes)
+            && self.size_bytes <= 1 << 60
+    }
+    /// How many children the node at `index` of `level` has: 0 when the item ends before it.
+    pub(crate) fn children_at(&self, level: u8, index: u64) -> u64 {
+        let span = FAN_OUT.saturating_pow(u32::from(level));
+        self.blocks().div_ceil(span).saturating_sub(index.saturating_mul(FAN_OUT)).min(FAN_OUT)
+    }
     /// Level of the root node: 0 when one leaf spans the item.
     pub fn root_level(&self) -> u8 {
         root_level(self.blocks())

@@ -59,7 +59,10 @@ pub struct FinishedPack {
 
 impl PackBuilder {
     pub fn new(key: ContentKeyId, target_bytes: usize) -> Self {
-        let id = PackId::random();
+        Self::with_id(PackId::random(), key, target_bytes)
+    }
+
+    pub(crate) fn with_id(id: PackId, key: ContentKeyId, target_bytes: usize) -> Self {
         let mut bytes = Vec::with_capacity(target_bytes + (1 << 20));
         bytes.extend_from_slice(MAGIC);
         bytes.extend_from_slice(&VERSION.to_le_bytes());
@@ -116,6 +119,10 @@ pub fn check_whole(id: &PackId, bytes: &[u8]) -> Result<(), String> {
     }
     if bytes[..8] != *MAGIC || bytes[16..32] != id.0 {
         return Err("it is not the pack that its name says".into());
+    }
+    let version = u32::from_le_bytes(bytes[8..12].try_into().expect("4 bytes"));
+    if version != VERSION {
+        return Err(format!("pack version {version} is not known; use a newer farsite"));
     }
     let (body, hash) = bytes.split_at(bytes.len() - 32);
     if blake3::hash(body).as_bytes() != hash {

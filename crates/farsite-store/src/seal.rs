@@ -104,6 +104,12 @@ impl Sealer {
         Ok(Self { id, cipher: cipher(&key.0), counter: AtomicU64::new(0) })
     }
 
+    /// A content key that is known: only the worked example of the format uses one.
+    #[cfg(test)]
+    pub(crate) fn known(id: ContentKeyId, key: &[u8; 32]) -> Self {
+        Self { id, cipher: cipher(key), counter: AtomicU64::new(0) }
+    }
+
     pub fn content_key(&self) -> ContentKeyId {
         self.id
     }
@@ -143,12 +149,19 @@ impl std::fmt::Debug for Opener {
 }
 
 impl Opener {
+    /// The id under which a block with these bytes is known in the store: what a restored copy is compared by.
+    pub fn block_id(&self, bytes: &[u8]) -> crate::keys::BlobId {
+        self.secret.block_id(bytes)
+    }
     /// Fails when none of the identities is among the store's recipients.
     pub fn new(store: &Store, identities: Vec<age::x25519::Identity>) -> Result<Self, StoreError> {
         let secret = keys::unwrap(&store.format.block_secret.0, &identities)?;
-        let secret: [u8; 32] = secret
-            .try_into()
-            .map_err(|_| StoreError::Damaged(vec![Damage::new(crate::format::FORMAT_KEY, "its block secret has a wrong length")]))?;
+        let secret: [u8; 32] = secret.try_into().map_err(|_| {
+            StoreError::Damaged(vec![Damage::new(
+                crate::format::FORMAT_KEY,
+                "its block secret has a wrong length",
+            )])
+        })?;
         Ok(Self { identities, secret: BlockSecret::from_bytes(secret), keys: Mutex::default() })
     }
 
@@ -161,13 +174,16 @@ impl Opener {
         let name = object_key(&id);
         let object = store.get(&name).await?;
         let damaged = |why: String| StoreError::Damaged(vec![Damage::new(&name, why)]);
-        let (body, role) =
-            signed::open(&store.format, Kind::ContentKey, &name, &object.bytes).map_err(|e| damaged(e.to_string()))?;
+        let (body, role) = signed::open(&store.format, Kind::ContentKey, &name, &object.bytes)
+            .map_err(|e| damaged(e.to_string()))?;
         let body: ContentKeyObject = serde_json::from_slice(&body).map_err(|e| damaged(e.to_string()))?;
         if role.role != Role::SourceAgent || role.site.as_ref() != Some(&body.site) || body.id != id {
             return Err(damaged("it is signed by a key that may not speak for its site".into()));
         }
-        let plain = keys::unwrap(&body.wrapped.0, &self.identities)?;
+        // These identities are among the store's recipients, or there would be no opener: a key that is not wrapped
+        // for them is damage.
+        let plain = keys::unwrap(&body.wrapped.0, &self.identities)
+            .map_err(|_| damaged("it is not wrapped for this store's recipients".into()))?;
         let plain: [u8; 32] = plain.try_into().map_err(|_| damaged("the key has a wrong length".into()))?;
         let key = Arc::new(ContentKey { id, cipher: cipher(&plain) });
         keys.insert(id, key.clone());
@@ -191,7 +207,11 @@ impl ContentKey {
         let mut bytes = sealed[12..].to_vec();
         let length = self
             .cipher
-            .open_in_place(Nonce::assume_unique_for_key(nonce), Aad::from(aad(kind, &self.id, id)), &mut bytes)
+            .open_in_place(
+                Nonce::assume_unique_for_key(nonce),
+                Aad::from(aad(kind, &self.id, id)),
+                &mut bytes,
+            )
             .ok()?
             .len();
         bytes.truncate(length);

@@ -33,10 +33,14 @@ async fn a_tree_of_several_levels_survives_the_round_trip() {
     let mut content = noise(1, 9 << 20);
     content[(4 << 20)..(8 << 20)].fill(0);
     let mut writer = world.writer(1, IngestOptions::within(64 << 20)).await;
-    let mut out =
-        farsite_store::local_map::LocalMapWriter::create(&world.maps(), &item(), farsite_model::RunId::from_random(1))
-            .unwrap();
-    let source: Arc<dyn farsite_model::content::ReadAt> = Arc::new(farsite_model::content::InMemory(content.clone()));
+    let mut out = farsite_store::local_map::LocalMapWriter::create(
+        &world.maps(),
+        &item(),
+        farsite_model::RunId::from_random(1),
+    )
+    .unwrap();
+    let source: Arc<dyn farsite_model::content::ReadAt> =
+        Arc::new(farsite_model::content::InMemory(content.clone()));
     let map = writer.ingest("v", &source, 4096, None, &mut out).unwrap();
     writer.flush().await.unwrap();
     assert_eq!(map.root_level(), 1);
@@ -71,7 +75,8 @@ async fn complete_packs_are_not_sent_again_after_a_crash() {
     let world = World::in_folder().await;
     let content = noise(3, 40 << 20);
     let options = IngestOptions { pack_bytes: 4 << 20, ..IngestOptions::within(64 << 20) };
-    let source: Arc<dyn farsite_model::content::ReadAt> = Arc::new(farsite_model::content::InMemory(content.clone()));
+    let source: Arc<dyn farsite_model::content::ReadAt> =
+        Arc::new(farsite_model::content::InMemory(content.clone()));
     let run = farsite_model::RunId::from_random(9);
     {
         // The process dies without a flush, a commit or a local map.
@@ -93,8 +98,10 @@ async fn complete_packs_are_not_sent_again_after_a_crash() {
 async fn a_flipped_byte_in_any_pack_is_named() {
     let world = World::in_folder().await;
     let (map, ..) = world.replicate(1, &item(), noise(4, 1 << 20)).await;
-    let packs: Vec<_> =
-        common::objects(&world.dir.path().join("store")).into_iter().filter(|p| p.to_string_lossy().contains("/packs/")).collect();
+    let packs: Vec<_> = common::objects(&world.dir.path().join("store"))
+        .into_iter()
+        .filter(|p| p.to_string_lossy().contains("/packs/"))
+        .collect();
     let pack = &packs[0];
     let good = std::fs::read(pack).unwrap();
     // Every region: a block, the last blob (the node).

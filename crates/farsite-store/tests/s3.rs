@@ -9,7 +9,9 @@ use bytes::Bytes;
 use common::{World, group, noise, site};
 use farsite_model::{ItemId, ItemKind};
 use farsite_s3server::{Credentials, Fault, Server};
-use farsite_store::backend::{Backend, BackendError, S3Access, SharedBackend, create_or_recognise, open, race};
+use farsite_store::backend::{
+    Backend, BackendError, S3Access, SharedBackend, create_or_recognise, open, race,
+};
 use farsite_store::ledger::{Ledger, Statement};
 
 struct S3World {
@@ -37,8 +39,9 @@ async fn s3() -> S3World {
         secret_key: "secret-secret".into(),
         may_only_add,
     };
-    let server =
-        Server::start(dir.path(), 0, vec![credentials("owner", false), credentials("agent", true)]).await.unwrap();
+    let server = Server::start(dir.path(), 0, vec![credentials("owner", false), credentials("agent", true)])
+        .await
+        .unwrap();
     Server::create_bucket(dir.path(), "replica").unwrap();
     let backend = open("s3://replica/north", &access(&server, "owner"), false).unwrap();
     let agent = open("s3://replica/north", &access(&server, "agent"), false).unwrap();
@@ -52,7 +55,10 @@ async fn the_small_interface_holds_on_s3() {
     let before = store.time().await.unwrap();
     assert!((jiff::Timestamp::now().as_second() - before.0.as_second()).abs() <= 2);
     store.create("a/1", Bytes::from_static(b"hello")).await.unwrap();
-    assert!(matches!(store.create("a/1", Bytes::from_static(b"other")).await, Err(BackendError::Exists { .. })));
+    assert!(matches!(
+        store.create("a/1", Bytes::from_static(b"other")).await,
+        Err(BackendError::Exists { .. })
+    ));
     assert_eq!(&store.get("a/1").await.unwrap().bytes[..], b"hello");
     assert_eq!(&store.get_range("a/1", 1..4).await.unwrap()[..], b"ell");
     assert!(store.get_range("a/1", 1..40).await.is_err(), "a short answer is an error");
@@ -107,11 +113,15 @@ async fn an_agents_credentials_can_neither_overwrite_nor_delete() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_full_store_and_a_dead_one_are_said() {
     let world = s3().await;
-    world.server.set_faults(Arc::new(|call| if call.method == "PUT" { Fault::Refuse(507) } else { Fault::None }));
+    world
+        .server
+        .set_faults(Arc::new(|call| if call.method == "PUT" { Fault::Refuse(507) } else { Fault::None }));
     let error = world.backend.create("f", Bytes::new()).await.unwrap_err();
     assert!(matches!(error, BackendError::Full { .. }), "{error:?}");
     let gone = access(&world.server, "owner");
     drop(world);
+    // The server's task ends at its next turn.
+    tokio::time::sleep(std::time::Duration::from_millis(200)).await;
     let gone: Box<dyn Backend> = Box::new(farsite_store::backend::s3::S3::new("replica", "north", &gone));
     let error = gone.time().await.unwrap_err();
     assert!(matches!(error, BackendError::Unreachable { .. }), "{error:?}");

@@ -4,7 +4,7 @@
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::ops::Range;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -12,15 +12,23 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use farsite_model::StoreTime;
 use jiff::Timestamp;
+use rustix::fs::{FlockOperation, flock};
 
 use super::{Backend, BackendError, Listed, Object};
 
+const READING: &str = "reading";
 /// Where temporary files lie: in the store's own file system, so that `link(2)` works.
 const TEMPORARY: &str = ".tmp";
+
+/// A temporary file that nobody holds any more is removed when it is older than this.
+const ABANDONED: std::time::Duration = std::time::Duration::from_secs(3600);
 
 #[derive(Debug, Clone)]
 pub struct Folder {
     root: PathBuf,
+    /// Device and inode of the root when it was opened: when the file system is unmounted under a running process,
+    /// nothing must be written into the bare mount point.
+    identity: (u64, u64),
 }
 
 static COUNTER: AtomicU64 = AtomicU64::new(0);
@@ -28,7 +36,7 @@ static COUNTER: AtomicU64 = AtomicU64::new(0);
 impl Folder {
     /// An existing folder.
     pub fn open(root: impl Into<PathBuf>) -> Result<Self, BackendError> {
-        let folder = Self { root: root.into() };
+        let mut folder = Self { root: root.into(), identity: (0, 0) };
         if !folder.root.is_dir() {
             return Err(BackendError::Unreachable {
                 store: folder.describe(),
@@ -37,14 +45,41 @@ impl Folder {
                 why: "there is no such folder (is it mounted? `farsite init` creates one)".into(),
             });
         }
+        folder.identity = identity(&folder.root).map_err(|e| folder.error("opening", "", &e))?;
+        folder.sweep();
         Ok(folder)
     }
 
     /// Creates the folder when it is missing.
     pub fn create_root(root: impl Into<PathBuf>) -> Result<Self, BackendError> {
-        let folder = Self { root: root.into() };
-        fs::create_dir_all(&folder.root).map_err(|e| folder.error("creating", "", &e))?;
-        Ok(folder)
+        let root = root.into();
+        let folder = Self { root: root.clone(), identity: (0, 0) };
+        fs::create_dir_all(&root)
+            .and_then(|()| match root.parent() {
+                // The name of a new store must survive a power cut as well as what is in it.
+                Some(parent) if !parent.as_os_str().is_empty() => File::open(parent)?.sync_all(),
+                _ => Ok(()),
+            })
+            .map_err(|e| folder.error("creating", "", &e))?;
+        Self::open(root)
+    }
+
+    /// Removes what killed writers left: temporary files that no process holds locked. Best effort: a reader may have
+    /// no right to.
+    fn sweep(&self) {
+        let Ok(entries) = fs::read_dir(self.root.join(TEMPORARY)) else { return };
+        for entry in entries.flatten() {
+            let old = entry
+                .metadata()
+                .and_then(|m| m.modified())
+                .is_ok_and(|at| at.elapsed().is_ok_and(|age| age > ABANDONED));
+            if old
+                && let Ok(file) = File::open(entry.path())
+                && flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok()
+            {
+                let _ = fs::remove_file(entry.path());
+            }
+        }
     }
 
     fn path(&self, key: &str) -> PathBuf {
@@ -59,7 +94,16 @@ impl Folder {
             io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
                 BackendError::Denied { store, operation, key, why }
             }
-            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => BackendError::Full { store, key, why },
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+                BackendError::Full { store, key, why }
+            }
+            // Shorter than asked for, or the medium fails (EIO, EBADMSG, EUCLEAN).
+            io::ErrorKind::UnexpectedEof => {
+                BackendError::Unreadable { store, key, why: "the object is truncated".into() }
+            }
+            _ if operation == READING && matches!(error.raw_os_error(), Some(5 | 74 | 117)) => {
+                BackendError::Unreadable { store, key, why }
+            }
             _ => BackendError::Other { store, operation, key, why },
         }
     }
@@ -72,9 +116,21 @@ impl Folder {
         work: impl FnOnce(&Folder) -> io::Result<T> + Send + 'static,
     ) -> Result<T, BackendError> {
         let folder = self.clone();
-        let result = tokio::task::spawn_blocking(move || work(&folder)).await;
+        let result = tokio::task::spawn_blocking(move || {
+            let same = identity(&folder.root).is_ok_and(|now| now == folder.identity);
+            same.then(|| work(&folder))
+        })
+        .await
+        .map(Option::transpose);
         match result {
-            Ok(Ok(value)) => Ok(value),
+            Ok(Ok(Some(value))) => Ok(value),
+            Ok(Ok(None)) => Err(BackendError::Unreachable {
+                store: self.describe(),
+                operation,
+                key: key.to_owned(),
+                why: "the folder that was opened is not there any more (was its file system unmounted?)"
+                    .into(),
+            }),
             Ok(Err(error)) => Err(self.error(operation, key, &error)),
             Err(join) => Err(BackendError::Other {
                 store: self.describe(),
@@ -92,8 +148,24 @@ impl Folder {
         let nanos = Timestamp::now().as_nanosecond();
         let path = dir.join(format!("{}-{nanos}-{number}", std::process::id()));
         let file = File::options().write(true).create_new(true).open(&path)?;
+        // Says that a living process holds it. A file system without locks is no reason not to write.
+        let _ = flock(&file, FlockOperation::NonBlockingLockExclusive);
         Ok((path, file))
     }
+}
+
+fn identity(root: &Path) -> io::Result<(u64, u64)> {
+    let metadata = fs::metadata(root)?;
+    Ok((metadata.dev(), metadata.ino()))
+}
+
+/// Keys come from names in policies and databases; none may lead out of the store.
+fn check_key(key: &str) -> io::Result<()> {
+    let odd = key.split('/').any(|part| part.is_empty() || part == "." || part == ".." || part == TEMPORARY);
+    if odd {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "this is not a name for an object"));
+    }
+    Ok(())
 }
 
 fn modified(metadata: &fs::Metadata) -> io::Result<StoreTime> {
@@ -125,9 +197,10 @@ impl Backend for Folder {
 
     async fn time(&self) -> Result<StoreTime, BackendError> {
         self.blocking("asking the time of", "", |folder| {
-            // The file system's clock, not this machine's: on NFS they differ.
-            let (path, mut file) = folder.temporary()?;
-            let time = file.write_all(b"t").and_then(|()| file.sync_data()).and_then(|()| modified(&file.metadata()?));
+            // The file system's clock, not this machine's: on NFS they differ. An empty file is enough, and can be made
+            // where there is no room for a byte.
+            let (path, file) = folder.temporary()?;
+            let time = file.metadata().and_then(|metadata| modified(&metadata));
             fs::remove_file(&path)?;
             time
         })
@@ -137,6 +210,7 @@ impl Backend for Folder {
     async fn create(&self, key: &str, bytes: Bytes) -> Result<StoreTime, BackendError> {
         let name = key.to_owned();
         self.blocking("creating", key, move |folder| {
+            check_key(&name)?;
             let target = folder.path(&name);
             if let Some(parent) = target.parent() {
                 fs::create_dir_all(parent)?;
@@ -146,7 +220,14 @@ impl Backend for Folder {
                 file.write_all(&bytes)?;
                 file.sync_all()?;
                 let time = modified(&file.metadata()?)?;
-                fs::hard_link(&path, &target)?;
+                if let Err(error) = fs::hard_link(&path, &target) {
+                    // Its writer may have been killed before it synced the name: whoever is told that the object
+                    // exists may rely on it, so the name is made durable here too.
+                    if error.kind() == io::ErrorKind::AlreadyExists {
+                        sync_parents(&folder.root, &target)?;
+                    }
+                    return Err(error);
+                }
                 sync_parents(&folder.root, &target)?;
                 Ok(time)
             })();
@@ -158,7 +239,7 @@ impl Backend for Folder {
 
     async fn get(&self, key: &str) -> Result<Object, BackendError> {
         let name = key.to_owned();
-        self.blocking("reading", key, move |folder| {
+        self.blocking(READING, key, move |folder| {
             let mut file = File::open(folder.path(&name))?;
             let metadata = file.metadata()?;
             let mut bytes = Vec::with_capacity(metadata.len() as usize);
@@ -170,7 +251,7 @@ impl Backend for Folder {
 
     async fn get_range(&self, key: &str, range: Range<u64>) -> Result<Bytes, BackendError> {
         let name = key.to_owned();
-        self.blocking("reading", key, move |folder| {
+        self.blocking(READING, key, move |folder| {
             let file = File::open(folder.path(&name))?;
             let mut bytes = vec![0; (range.end - range.start) as usize];
             file.read_exact_at(&mut bytes, range.start)?;
@@ -208,7 +289,13 @@ impl Backend for Folder {
     }
 }
 
-fn walk(root: &Path, dir: &str, prefix: &str, after: Option<&str>, found: &mut Vec<Listed>) -> io::Result<()> {
+fn walk(
+    root: &Path,
+    dir: &str,
+    prefix: &str,
+    after: Option<&str>,
+    found: &mut Vec<Listed>,
+) -> io::Result<()> {
     let entries = match fs::read_dir(root.join(dir)) {
         Ok(entries) => entries,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),

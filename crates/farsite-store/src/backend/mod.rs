@@ -24,15 +24,24 @@ pub enum BackendError {
     Exists { store: String, key: String },
     #[error("{key} is missing in {store}")]
     Missing { store: String, key: String },
-    #[error("{store} refused {operation} {key}: {why}\n  hint: check the credentials' rights on this bucket or folder")]
+    #[error(
+        "{store} refused {operation} {key}: {why}\n  hint: check the credentials' rights on this bucket or folder"
+    )]
     Denied { store: String, operation: &'static str, key: String, why: String },
-    #[error("{store} is full: writing {key} failed ({why})\n  hint: nothing half-written is visible; free space at the store, then run again")]
+    #[error(
+        "{store} is full: writing {key} failed ({why})\n  hint: nothing half-written is visible; free space at the store, then run again"
+    )]
     Full { store: String, key: String, why: String },
-    #[error("{store} cannot be reached: {operation} {key}: {why}\n  hint: check the address and the network; nothing was changed")]
+    #[error(
+        "{store} cannot be reached: {operation} {key}: {why}\n  hint: check the address and the network; nothing was changed"
+    )]
     Unreachable { store: String, operation: &'static str, key: String, why: String },
     /// The answer was lost: the effect may or may not have happened. Callers read back.
     #[error("{store} gave no answer to {operation} {key}: {why}; whether it took effect is not known")]
     Uncertain { store: String, operation: &'static str, key: String, why: String },
+    /// The object is there, and its bytes are not to be had: it is shorter than it must be, or the medium fails.
+    #[error("{key} in {store} cannot be read in full: {why}")]
+    Unreadable { store: String, key: String, why: String },
     #[error("{store}: {operation} {key}: {why}")]
     Other { store: String, operation: &'static str, key: String, why: String },
 }
@@ -92,7 +101,10 @@ pub async fn create_or_recognise(
 ) -> Result<Option<StoreTime>, BackendError> {
     let mut last = None;
     // An uncertain answer may also mean that nothing was written: then it is tried again.
-    for _ in 0..4 {
+    for round in 0..4u64 {
+        if round > 0 {
+            tokio::time::sleep(std::time::Duration::from_millis(50 << round)).await;
+        }
         match backend.create(key, bytes.clone()).await {
             Ok(time) => return Ok(Some(time)),
             Err(error @ (BackendError::Exists { .. } | BackendError::Uncertain { .. })) => {
@@ -100,18 +112,34 @@ pub async fn create_or_recognise(
                     Ok(Some(written)) => return Ok(Some(written)),
                     Ok(None) => return Ok(None),
                     Err(BackendError::Missing { .. }) => last = Some(error),
+                    // Reading back failed as well: what is there is still not known.
+                    Err(read @ (BackendError::Uncertain { .. } | BackendError::Unreachable { .. })) => {
+                        last = Some(uncertain(read));
+                    }
                     Err(other) => return Err(other),
                 }
             }
+            // An earlier round may have taken effect, so "nothing was changed" would not be true any more.
+            Err(error @ BackendError::Unreachable { .. }) if last.is_some() => last = Some(uncertain(error)),
             Err(other) => return Err(other),
         }
-        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
     }
     Err(last.expect("the loop ran at least once"))
 }
 
-/// Objects larger than this are compared by size and by their last bytes (a pack ends with a hash of itself).
+fn uncertain(error: BackendError) -> BackendError {
+    match error {
+        BackendError::Unreachable { store, operation, key, why } => {
+            BackendError::Uncertain { store, operation, key, why }
+        }
+        other => other,
+    }
+}
+
+/// Objects larger than this are compared by size and by both ends: a pack ends with a hash of itself, and what is signed
+/// begins with its signature.
 const COMPARE_WHOLE_BYTES: usize = 1 << 20;
+const COMPARE_END_BYTES: usize = 512;
 
 async fn holds(backend: &dyn Backend, key: &str, bytes: &Bytes) -> Result<Option<StoreTime>, BackendError> {
     if bytes.len() <= COMPARE_WHOLE_BYTES {
@@ -121,10 +149,11 @@ async fn holds(backend: &dyn Backend, key: &str, bytes: &Bytes) -> Result<Option
     if backend.size(key).await? != bytes.len() as u64 {
         return Ok(None);
     }
-    let tail = bytes.len() - 64;
-    let stored = backend.get_range(key, tail as u64..bytes.len() as u64).await?;
-    if stored[..] != bytes[tail..] {
-        return Ok(None);
+    for end in [0..COMPARE_END_BYTES, bytes.len() - COMPARE_END_BYTES..bytes.len()] {
+        let stored = backend.get_range(key, end.start as u64..end.end as u64).await?;
+        if stored[..] != bytes[end] {
+            return Ok(None);
+        }
     }
     backend.time().await.map(Some)
 }

@@ -12,6 +12,10 @@ pub enum RaceError {
         "{store} does not honour create-only writes: in round {round} of {rounds}, {winners} of {writers} writers were told that they created the same object\n  hint: use a store whose PUT obeys If-None-Match: * atomically (AWS S3, Ceph RGW 16 or newer, MinIO), or a folder; this store is not used"
     )]
     NotAtomic { store: String, round: usize, rounds: usize, winners: usize, writers: usize },
+    #[error(
+        "{store} does not honour create-only writes: in round {round} of {rounds} {what}\n  hint: use a store whose PUT obeys If-None-Match: * atomically (AWS S3, Ceph RGW 16 or newer, MinIO), or a folder; this store is not used"
+    )]
+    NotProven { store: String, round: usize, rounds: usize, what: &'static str },
     #[error(transparent)]
     Backend(#[from] BackendError),
 }
@@ -19,32 +23,69 @@ pub enum RaceError {
 /// Races `writers` writers in each of `rounds` rounds on probe objects below `probe/<tag>/`.
 ///
 /// The probes are deleted afterwards where the credentials allow it; where they do not, they stay (a few bytes).
-pub async fn race(backend: &SharedBackend, tag: &str, rounds: usize, writers: usize) -> Result<(), RaceError> {
+pub async fn race(
+    backend: &SharedBackend,
+    tag: &str,
+    rounds: usize,
+    writers: usize,
+) -> Result<(), RaceError> {
     for round in 0..rounds {
         let key = format!("probe/{tag}/{round:04}");
         let mut tasks = tokio::task::JoinSet::new();
         for writer in 0..writers {
             let (backend, key) = (backend.clone(), key.clone());
-            tasks.spawn(async move { backend.create(&key, Bytes::from(format!("{writer}"))).await });
+            tasks.spawn(async move { (writer, backend.create(&key, body(writer)).await) });
         }
         let mut winners = 0;
+        let mut winner = None;
         let mut first_error = None;
         while let Some(result) = tasks.join_next().await {
             match result.expect("a probe does not panic") {
-                Ok(_) => winners += 1,
-                Err(BackendError::Exists { .. }) => {}
-                Err(error) => first_error = Some(error),
+                (writer, Ok(_)) => {
+                    winners += 1;
+                    winner = Some(writer);
+                }
+                (_, Err(BackendError::Exists { .. })) => {}
+                (_, Err(error)) => first_error = Some(error),
             }
         }
+        let stored = backend.get(&key).await;
         let _ = backend.delete(&key).await;
         if winners > 1 {
-            return Err(RaceError::NotAtomic { store: backend.describe(), round: round + 1, rounds, winners, writers });
+            return Err(RaceError::NotAtomic {
+                store: backend.describe(),
+                round: round + 1,
+                rounds,
+                winners,
+                writers,
+            });
         }
+        // Nobody was told that it won: the winner's answer may have been lost, but its object must be there.
         if let (0, Some(error)) = (winners, first_error) {
             return Err(error.into());
         }
+        let stored = match stored {
+            Err(BackendError::Missing { .. }) => None,
+            other => Some(other?.bytes),
+        };
+        let (round, store) = (round + 1, backend.describe());
+        let what = match (winner, stored) {
+            (_, None) => "the winner's object is not there",
+            (Some(winner), Some(stored)) if stored != body(winner) => {
+                "what is stored is not what the winner wrote"
+            }
+            (None, Some(stored)) if !(0..writers).any(|writer| stored == body(writer)) => {
+                "what is stored was written by none of the writers"
+            }
+            _ => continue,
+        };
+        return Err(RaceError::NotProven { store, round, rounds, what });
     }
     Ok(())
+}
+
+fn body(writer: usize) -> Bytes {
+    Bytes::from(format!("{writer}"))
 }
 
 /// What a thief with these credentials could do to what is stored.
@@ -73,8 +114,14 @@ impl TamperProbe {
 pub async fn probe_tampering(backend: &SharedBackend, tag: &str) -> Result<TamperProbe, BackendError> {
     let key = format!("probe/{tag}/tamper");
     backend.create(&key, Bytes::from_static(b"probe")).await?;
-    let can_overwrite = backend.try_overwrite(&key, Bytes::from_static(b"overwritten")).await.is_ok();
-    let can_delete = backend.delete(&key).await.is_ok();
+    // Only a refusal counts as one: a store that did not answer has refused nothing.
+    let refused = |result: Result<(), BackendError>| match result {
+        Ok(()) => Ok(false),
+        Err(BackendError::Denied { .. }) => Ok(true),
+        Err(other) => Err(other),
+    };
+    let can_overwrite = !refused(backend.try_overwrite(&key, Bytes::from_static(b"overwritten")).await)?;
+    let can_delete = !refused(backend.delete(&key).await)?;
     Ok(TamperProbe { can_overwrite, can_delete })
 }
 

@@ -26,7 +26,9 @@ pub fn open(url: &str, access: &S3Access, create: bool) -> Result<SharedBackend,
                 store: url.to_owned(),
                 operation: "opening",
                 key: String::new(),
-                why: format!("{scheme}:// is not known: a store is a folder (./replica) or s3://bucket/prefix"),
+                why: format!(
+                    "{scheme}:// is not known: a store is a folder (./replica) or s3://bucket/prefix"
+                ),
             });
         }
         let path = PathBuf::from(url);

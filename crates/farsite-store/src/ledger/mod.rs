@@ -13,19 +13,29 @@ pub use state::{CommittedPoint, EpochStart, GroupState, PointFlaw};
 pub use statement::{AcceptedLog, Committed, Statement};
 
 use crate::chain::{Chain, Entry, Head};
-use crate::keys::Signer;
+use crate::keys::{Role, Signer};
 use crate::signed::Kind;
 use crate::{Damage, Store, StoreError};
 
 /// Why an entry may not be written; nothing was.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
-    #[error("group {group} is in epoch {current} now (primary {primary}, begun {begun}); this agent works in epoch {mine} and can commit nothing\n  hint: the standby was promoted; stop this agent, and see `farsite status`")]
+    #[error(
+        "group {group} is in epoch {current} now (primary {primary}, begun {begun}); this agent works in epoch {mine} and can commit nothing\n  hint: the standby was promoted; stop this agent, and see `farsite status`"
+    )]
     Fenced { group: GroupName, mine: Epoch, current: Epoch, primary: SiteName, begun: StoreTime },
     #[error("collection has released what run {run} builds on; the run starts anew")]
     PinReleased { run: RunId },
-    #[error("a promotion of {site} is under way: {promotion} to {to}, begun by {who} at {at}\n  hint: `farsite promotion show {promotion}`; take it over with `farsite failover --site {site} --resume`")]
-    PromotionOpen { site: SiteName, promotion: farsite_model::PromotionId, to: SiteName, who: String, at: StoreTime },
+    #[error(
+        "a promotion of {site} is under way: {promotion} to {to}, begun by {who} at {at}\n  hint: `farsite promotion show {promotion}`; take it over with `farsite failover --site {site} --resume`"
+    )]
+    PromotionOpen {
+        site: SiteName,
+        promotion: farsite_model::PromotionId,
+        to: SiteName,
+        who: String,
+        at: StoreTime,
+    },
     #[error("{what} is not signed by a key that may say it ({role})")]
     Role { what: &'static str, role: String },
     #[error("the ledger of {group} is damaged ({}); an agent writes nothing behind damage\n  hint: `farsite points verify {group}` says what is still whole; a failover can go on", list(.damage))]
@@ -39,6 +49,9 @@ pub enum Refusal {
 fn list(damage: &[Damage]) -> String {
     damage.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
 }
+
+/// An entry that lost its number to another writer this often meets a store that lists wrongly.
+const MOST_LOST_RACES: u64 = 1000;
 
 /// A group's ledger, read up to some number. Reading on is cheap; every decision is made on what was read last.
 pub struct Ledger {
@@ -111,27 +124,51 @@ impl Ledger {
         signer: &Signer,
         mut decide: impl FnMut(&GroupState) -> Result<Statement, Refusal> + Send,
     ) -> Result<(u64, StoreTime), StoreError> {
-        loop {
+        for round in 0..MOST_LOST_RACES {
+            if round > 0 {
+                // The winner's entry may take a moment to be listed.
+                tokio::time::sleep(std::time::Duration::from_millis(round.min(20))).await;
+            }
             self.refresh().await?;
             let statement = decide(&self.state)?;
             let role = self.store().format.key(&signer.key_id()).cloned();
             // A statement that would have no effect is not written at all.
             match &role {
-                Some(role) => self.state.may_say(&statement, role)?,
-                None => return Err(Refusal::Role { what: "an entry", role: "this key is not in the store's format object".into() }.into()),
+                Some(role) => {
+                    self.state.may_say(&statement, role)?;
+                    if role.role == Role::SourceAgent {
+                        self.state.refuse_damage()?;
+                    }
+                }
+                None => {
+                    return Err(Refusal::Role {
+                        what: "an entry",
+                        role: "this key is not in the store's format object".into(),
+                    }
+                    .into());
+                }
             }
             if let Some((_, written)) = self.chain.append(self.head, signer, statement).await? {
                 let number = self.head.next;
-                self.refresh().await?;
+                // The entry is durable and nothing came before it, so it counts: when it cannot be read back now, that is
+                // no reason to call it failed.
+                if let Err(error) = self.refresh().await {
+                    tracing::warn!(group = %self.group, number, "written, and not read back: {error}");
+                }
                 return Ok((number, written));
             }
         }
+        Err(StoreError::Conflict { key: self.chain.key(self.head.next) })
     }
 
     /// Appends without asking whether the key may: what a thief would do. Only tests call this; the fold must make
     /// the entry void.
     #[doc(hidden)]
-    pub async fn append_unchecked(&mut self, signer: &Signer, statement: Statement) -> Result<(), StoreError> {
+    pub async fn append_unchecked(
+        &mut self,
+        signer: &Signer,
+        statement: Statement,
+    ) -> Result<(), StoreError> {
         self.refresh().await?;
         while self.chain.append(self.head, signer, statement.clone()).await?.is_none() {
             self.refresh().await?;

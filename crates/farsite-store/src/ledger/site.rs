@@ -6,10 +6,10 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::Refusal;
-use crate::chain::{Chain, Entry, Head};
+use crate::chain::{Chain, Entry, Head, Void};
 use crate::keys::{Role, Signer};
 use crate::signed::Kind;
-use crate::{Store, StoreError};
+use crate::{Damage, Store, StoreError};
 
 /// Entries of a site's ledger.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -40,6 +40,10 @@ pub enum SiteStatement {
 #[derive(Debug, Clone, PartialEq)]
 pub struct SiteState {
     pub promotions: Vec<SitePromotion>,
+    /// Entries whose bytes are not what was written.
+    pub damage: Vec<Damage>,
+    /// The newest entries are damaged: one of them may have begun a promotion.
+    pub open_in_doubt: bool,
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -52,7 +56,8 @@ pub struct SitePromotion {
 impl SitePromotion {
     pub fn id(&self) -> PromotionId {
         match &self.begun {
-            SiteStatement::PromotionBegun { promotion, .. } | SiteStatement::PromotionEnded { promotion, .. } => *promotion,
+            SiteStatement::PromotionBegun { promotion, .. }
+            | SiteStatement::PromotionEnded { promotion, .. } => *promotion,
         }
     }
 }
@@ -62,20 +67,41 @@ impl SiteState {
         self.promotions.iter().rev().find(|p| p.ended.is_none())
     }
 
-    fn apply(&mut self, entry: &Entry<SiteStatement>) {
-        let Ok((envelope, by)) = &entry.said else { return };
+    fn apply(&mut self, site: &SiteName, entry: &Entry<SiteStatement>) {
+        let object = |number: u64| format!("sites/{site}/{number:016}");
+        if !entry.follows {
+            let why = "the entry behind it was written after another one: one of the two was replaced";
+            self.damage.push(Damage::new(object(entry.number.saturating_sub(1)), why));
+        }
+        let (envelope, by) = match &entry.said {
+            Ok(said) => said,
+            Err(Void::Unreadable(why) | Void::Unknown(why)) => {
+                self.damage.push(Damage::new(object(entry.number), why));
+                self.open_in_doubt = true;
+                return;
+            }
+            Err(Void::Misplaced(_)) => return,
+        };
         if by.role != Role::Operator {
             return;
         }
+        // An operator who wrote behind the damage knew what it says, or decided.
+        self.open_in_doubt = false;
         match &envelope.says {
             SiteStatement::PromotionBegun { .. } => {
                 // A second one while one is open lost the race.
                 if self.open_promotion().is_none() {
-                    self.promotions.push(SitePromotion { begun: envelope.says.clone(), at: entry.written, ended: None });
+                    self.promotions.push(SitePromotion {
+                        begun: envelope.says.clone(),
+                        at: entry.written,
+                        ended: None,
+                    });
                 }
             }
             SiteStatement::PromotionEnded { promotion, result, .. } => {
-                if let Some(open) = self.promotions.iter_mut().find(|p| p.id() == *promotion && p.ended.is_none()) {
+                if let Some(open) =
+                    self.promotions.iter_mut().find(|p| p.id() == *promotion && p.ended.is_none())
+                {
                     open.ended = Some((result.clone(), entry.written));
                 }
             }
@@ -97,7 +123,7 @@ impl SiteLedger {
             chain: Chain::new(store, format!("sites/{site}"), Kind::Ledger),
             site: site.clone(),
             head: Head::START,
-            state: SiteState { promotions: Vec::new() },
+            state: SiteState { promotions: Vec::new(), damage: Vec::new(), open_in_doubt: false },
         };
         ledger.refresh().await?;
         Ok(ledger)
@@ -109,13 +135,32 @@ impl SiteLedger {
 
     pub async fn refresh(&mut self) -> Result<(), StoreError> {
         let (entries, head) = self.chain.read(self.head).await?;
-        entries.iter().for_each(|entry| self.state.apply(entry));
+        entries.iter().for_each(|entry| self.state.apply(&self.site, entry));
         self.head = head;
         Ok(())
     }
 
     /// Begins a promotion, unless one is open: of several operators exactly one wins, the others are told who did.
+    /// Refused when the newest entry is damaged: it may have begun a promotion.
     pub async fn begin(&mut self, signer: &Signer, begun: SiteStatement) -> Result<StoreTime, StoreError> {
+        self.refresh().await?;
+        if self.state.open_in_doubt {
+            let damage = self.state.damage.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
+            return Err(Refusal::Other(format!(
+                "the ledger of promotions of {} is damaged at its end ({damage}): whether a promotion is under way is not known; nothing was changed\n  hint: ask the other operators, and look at the journals of promotions in the store",
+                self.site
+            ))
+            .into());
+        }
+        self.begin_behind_damage(signer, begun).await
+    }
+
+    /// Begins a promotion though the newest entry may be damaged: a person has made sure that none is under way.
+    pub async fn begin_behind_damage(
+        &mut self,
+        signer: &Signer,
+        begun: SiteStatement,
+    ) -> Result<StoreTime, StoreError> {
         loop {
             self.refresh().await?;
             if let Some(open) = self.state.open_promotion() {
@@ -132,15 +177,23 @@ impl SiteLedger {
                 .into());
             }
             self.require_operator(signer)?;
-            if let Some((head, written)) = self.chain.append(self.head, signer, begun.clone()).await? {
-                let _ = head;
-                self.refresh().await?;
+            if let Some((_, written)) = self.chain.append(self.head, signer, begun.clone()).await? {
+                // It is durable: what cannot be read back now is no reason to call it failed.
+                if let Err(error) = self.refresh().await {
+                    tracing::warn!(site = %self.site, "written, and not read back: {error}");
+                }
                 return Ok(written);
             }
         }
     }
 
-    pub async fn end(&mut self, signer: &Signer, promotion: PromotionId, result: &str, who: &str) -> Result<(), StoreError> {
+    pub async fn end(
+        &mut self,
+        signer: &Signer,
+        promotion: PromotionId,
+        result: &str,
+        who: &str,
+    ) -> Result<(), StoreError> {
         self.require_operator(signer)?;
         loop {
             self.refresh().await?;
@@ -158,8 +211,16 @@ impl SiteLedger {
     fn require_operator(&self, signer: &Signer) -> Result<(), StoreError> {
         match self.chain.store().format.key(&signer.key_id()) {
             Some(role) if role.role == Role::Operator => Ok(()),
-            Some(role) => Err(Refusal::Role { what: "site promotion", role: format!("{}; needs an operator", role.role) }.into()),
-            None => Err(Refusal::Role { what: "site promotion", role: "this key is not in the store's format object".into() }.into()),
+            Some(role) => Err(Refusal::Role {
+                what: "site promotion",
+                role: format!("{}; needs an operator", role.role),
+            }
+            .into()),
+            None => Err(Refusal::Role {
+                what: "site promotion",
+                role: "this key is not in the store's format object".into(),
+            }
+            .into()),
         }
     }
 }

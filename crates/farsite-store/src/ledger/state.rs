@@ -70,14 +70,20 @@ impl CommittedPoint {
         flaws
     }
 
-    /// The age of its oldest item at `now`, at worst.
+    /// The age of its oldest item at `now`, at worst. Whatever its agent says: nothing was captured after the store
+    /// wrote the entry.
     pub fn exposure(&self, now: StoreTime) -> SignedDuration {
-        self.said.by_kind.values().map(|stamp| stamp.exposure(now)).max().unwrap_or(SignedDuration::ZERO)
+        now.since(self.stands_for())
     }
 
     /// Earliest moment, in store time, that its oldest item can stand for.
     pub fn stands_for(&self) -> StoreTime {
-        self.said.by_kind.values().map(farsite_model::rpo::CaptureStamp::earliest_in_store_time).min().unwrap_or(self.committed)
+        self.said
+            .by_kind
+            .values()
+            .map(farsite_model::rpo::CaptureStamp::earliest_in_store_time)
+            .min()
+            .map_or(self.committed, |earliest| earliest.min(self.committed))
     }
 }
 
@@ -110,6 +116,9 @@ pub struct GroupState {
     /// Entries whose bytes are not what was written.
     pub damage: Vec<Damage>,
     pub newest: Option<StoreTime>,
+    /// Behind damage, an agent committed under an epoch whose beginning was not read: the damaged entry may have begun
+    /// it. What is known here may be of before a failover, so nothing is chosen by default.
+    pub epoch_in_doubt: bool,
 }
 
 impl GroupState {
@@ -123,6 +132,7 @@ impl GroupState {
             void: Vec::new(),
             damage: Vec::new(),
             newest: None,
+            epoch_in_doubt: false,
         }
     }
 
@@ -141,7 +151,8 @@ impl GroupState {
 
     /// Points that a failover may take by itself, newest first: whole, undamaged, not suspicious, of the current epoch.
     pub fn default_points(&self) -> impl Iterator<Item = &CommittedPoint> {
-        self.points.iter().rev().filter(|p| p.flaws().is_empty() && !p.superseded)
+        let sure = !self.epoch_in_doubt;
+        self.points.iter().rev().filter(move |p| sure && p.flaws().is_empty() && !p.superseded)
     }
 
     /// What a failover would choose by default now.
@@ -151,19 +162,26 @@ impl GroupState {
 
     /// Checks a statement against the state before it: the same rules for writers and for the fold.
     pub fn may_say(&self, statement: &Statement, by: &KeyRole) -> Result<(), Refusal> {
-        let role = |needed: &str| Refusal::Role { what: statement.name(), role: format!("{} {}; needs {needed}", by.role, by.name) };
+        let role = |needed: &str| Refusal::Role {
+            what: statement.name(),
+            role: format!("{} {}; needs {needed}", by.role, by.name),
+        };
         match statement {
             Statement::GroupFounded { group, primary } => {
                 if *group != self.group || !self.epochs.is_empty() {
                     return Err(Refusal::Other(format!("group {} exists already", self.group)));
                 }
-                if by.role == Role::Operator || (by.role == Role::SourceAgent && by.site.as_ref() == Some(primary)) {
+                if by.role == Role::Operator
+                    || (by.role == Role::SourceAgent && by.site.as_ref() == Some(primary))
+                {
                     Ok(())
                 } else {
                     Err(role("the primary site's agent or an operator"))
                 }
             }
-            Statement::PinBegun { .. } => self.source_agent(by).map_err(|()| role("the primary site's source agent")),
+            Statement::PinBegun { .. } => {
+                self.source_agent(by).map_err(|()| role("the primary site's source agent"))
+            }
             Statement::PointCommitted(committed) => {
                 let Some(current) = self.current() else {
                     return Err(Refusal::Other("no group was founded".into()));
@@ -190,14 +208,17 @@ impl GroupState {
                 if by.role != Role::Operator {
                     return Err(role("an operator"));
                 }
-                if self.epochs.is_empty() || *epoch != self.epoch().next() {
+                // Behind damage a later epoch is believed as well: the one between may have been begun by a damaged entry.
+                let follows =
+                    *epoch == self.epoch().next() || (*epoch > self.epoch() && !self.damage.is_empty());
+                if self.epochs.is_empty() || !follows {
                     return Err(Refusal::Other(format!(
                         "epoch {epoch} does not follow epoch {}: another promotion came first",
                         self.epoch()
                     )));
                 }
                 if let Some(point) = point {
-                    self.known(*point)?;
+                    self.kept(*point)?;
                 }
                 Ok(())
             }
@@ -205,7 +226,7 @@ impl GroupState {
                 if by.role != Role::Operator {
                     return Err(role("an operator"));
                 }
-                self.known(*point)?;
+                self.kept(*point)?;
                 self.is_current(*promotion)
             }
             Statement::Promoted { promotion } | Statement::PromotionAccepted { promotion, .. } => {
@@ -214,29 +235,46 @@ impl GroupState {
                 }
                 self.is_current(*promotion)
             }
-            Statement::PointProven { point, .. } | Statement::PointDamaged { point, .. } | Statement::PointExpired { point } => {
+            Statement::PointProven { point, .. }
+            | Statement::PointDamaged { point, .. }
+            | Statement::PointExpired { point } => {
                 if by.role == Role::SourceAgent {
                     return Err(role("a standby agent or an operator"));
                 }
                 self.known(*point)
             }
-            Statement::Hold { point, .. } | Statement::Release { point, .. } => {
+            Statement::Hold { point, .. } => {
+                if by.role != Role::Operator {
+                    return Err(role("an operator"));
+                }
+                self.kept(*point)
+            }
+            Statement::Release { point, .. } => {
                 if by.role != Role::Operator {
                     return Err(role("an operator"));
                 }
                 self.known(*point)
             }
             Statement::GcBegun { .. } | Statement::PointRemapped { .. } => {
-                if by.role == Role::SourceAgent { Err(role("a standby agent or an operator")) } else { Ok(()) }
+                if by.role == Role::SourceAgent {
+                    Err(role("a standby agent or an operator"))
+                } else {
+                    Ok(())
+                }
             }
             Statement::AuthorityMoved { .. } => {
-                if by.role == Role::Operator { Ok(()) } else { Err(role("an operator")) }
+                if by.role == Role::Operator {
+                    Ok(())
+                } else {
+                    Err(role("an operator"))
+                }
             }
         }
     }
 
     fn source_agent(&self, by: &KeyRole) -> Result<(), ()> {
-        let of_primary = by.role == Role::SourceAgent && by.site.is_some() && by.site.as_ref() == self.primary();
+        let of_primary =
+            by.role == Role::SourceAgent && by.site.is_some() && by.site.as_ref() == self.primary();
         if of_primary { Ok(()) } else { Err(()) }
     }
 
@@ -247,11 +285,26 @@ impl GroupState {
         }
     }
 
+    /// Collection may be deleting the data of an expired point: nobody can keep it or go back to it any more.
+    fn kept(&self, point: PointId) -> Result<(), Refusal> {
+        self.known(point)?;
+        if self.point(point).is_some_and(|point| point.expired) {
+            return Err(Refusal::Other(format!(
+                "point {point} of {} has expired, its data may be gone\n  hint: choose another one, see `farsite points list {}`",
+                self.group, self.group
+            )));
+        }
+        Ok(())
+    }
+
     fn is_current(&self, promotion: PromotionId) -> Result<(), Refusal> {
         if self.current().and_then(|e| e.promotion) == Some(promotion) {
             Ok(())
         } else {
-            Err(Refusal::Other(format!("promotion {promotion} did not begin the current epoch {}", self.epoch())))
+            Err(Refusal::Other(format!(
+                "promotion {promotion} did not begin the current epoch {}",
+                self.epoch()
+            )))
         }
     }
 
@@ -266,11 +319,19 @@ impl GroupState {
 
     /// Folds in the next entry.
     pub fn apply(&mut self, entry: &Entry<Statement>) {
-        self.newest = Some(entry.written);
+        self.newest = self.newest.max(Some(entry.written));
+        if !entry.follows {
+            let before = entry.number.saturating_sub(1);
+            self.damage_at(
+                before,
+                "the entry behind it was written after another one: one of the two was replaced",
+            );
+        }
         let (envelope, by) = match &entry.said {
             Ok(said) => said,
             Err(void) => {
-                if let Void::Unreadable(why) = void {
+                // What a newer program wrote is no damage, but who cannot read it must write nothing behind it.
+                if let Void::Unreadable(why) | Void::Unknown(why) = void {
                     self.damage_at(entry.number, why);
                 }
                 self.void.push((entry.number, void.to_string()));
@@ -278,6 +339,13 @@ impl GroupState {
             }
         };
         if let Err(refusal) = self.may_say(&envelope.says, by) {
+            if let Refusal::Fenced { mine, current, .. } = &refusal
+                && mine > current
+                && by.role == Role::SourceAgent
+                && !self.damage.is_empty()
+            {
+                self.epoch_in_doubt = true;
+            }
             self.void.push((entry.number, refusal.to_string()));
             return;
         }
@@ -320,6 +388,7 @@ impl GroupState {
                     old.superseded = true;
                 }
                 self.pins.clear();
+                self.epoch_in_doubt = false;
                 self.epochs.push(EpochStart {
                     epoch,
                     primary,
@@ -371,18 +440,28 @@ impl GroupState {
         }
     }
 
-    /// A held point and the last whole one are never expired, whoever says so.
+    /// Never expired, whoever says so: a held point, the last whole one, the last one without a flaw (the last whole one
+    /// may be damaged), and what a promotion that is not accepted yet restores.
     fn expire(&mut self, points: &[PointId]) {
         for id in points {
-            let last_whole = self.points.iter().rev().find(|p| p.said.whole && !p.expired).map(CommittedPoint::id);
-            if last_whole == Some(*id) {
+            let last = |good: fn(&CommittedPoint) -> bool| {
+                self.points.iter().rev().find(|p| !p.expired && good(p)).map(CommittedPoint::id)
+            };
+            let restored = self.current().filter(|epoch| !epoch.accepted).and_then(|epoch| epoch.point);
+            let needed = [last(|p| p.said.whole), last(|p| p.flaws().is_empty()), restored];
+            if needed.contains(&Some(*id)) {
                 continue;
             }
             self.with(*id, |p| p.expired = p.expired || !p.held);
         }
-        let gone: BTreeSet<PointId> = self.points.iter().filter(|p| p.expired).map(CommittedPoint::id).collect();
-        let voided: Vec<RunId> =
-            self.pins.iter().filter(|(_, pinned)| pinned.iter().any(|p| gone.contains(p))).map(|(run, _)| *run).collect();
+        let gone: BTreeSet<PointId> =
+            self.points.iter().filter(|p| p.expired).map(CommittedPoint::id).collect();
+        let voided: Vec<RunId> = self
+            .pins
+            .iter()
+            .filter(|(_, pinned)| pinned.iter().any(|p| gone.contains(p)))
+            .map(|(run, _)| *run)
+            .collect();
         for run in voided {
             self.pins.remove(&run);
             self.voided_pins.insert(run);

@@ -15,9 +15,15 @@ use crate::pack::PackId;
 #[serde(tag = "type", rename_all = "kebab-case")]
 pub enum Statement {
     /// First entry: the group exists, its primary is the signer's site, its epoch is 1.
-    GroupFounded { group: GroupName, primary: SiteName },
+    GroupFounded {
+        group: GroupName,
+        primary: SiteName,
+    },
     /// A run builds on these points: collection must not release them before it commits.
-    PinBegun { run: RunId, points: Vec<PointId> },
+    PinBegun {
+        run: RunId,
+        points: Vec<PointId>,
+    },
     /// A manifest becomes a recovery point.
     PointCommitted(Committed),
     /// The primary changes. Commits of older epochs behind this entry have no effect.
@@ -33,24 +39,57 @@ pub enum Statement {
         reason: String,
     },
     /// A person decided for another point after the epoch began.
-    PointRechosen { promotion: PromotionId, point: PointId, who: String, reason: String },
+    PointRechosen {
+        promotion: PromotionId,
+        point: PointId,
+        who: String,
+        reason: String,
+    },
     /// The promotion's last step is done; `accept` or `rollback` follows.
-    Promoted { promotion: PromotionId },
-    PromotionAccepted { promotion: PromotionId, who: String },
+    Promoted {
+        promotion: PromotionId,
+    },
+    PromotionAccepted {
+        promotion: PromotionId,
+        who: String,
+    },
     /// Restored and checked.
-    PointProven { point: PointId, how: String },
+    PointProven {
+        point: PointId,
+        how: String,
+    },
     /// A reader found that the point needs an object that is damaged or missing.
-    PointDamaged { point: PointId, objects: Vec<String> },
-    PointExpired { point: PointId },
+    PointDamaged {
+        point: PointId,
+        objects: Vec<String>,
+    },
+    PointExpired {
+        point: PointId,
+    },
     /// A person's order to keep a point.
-    Hold { point: PointId, who: String, reason: String },
-    Release { point: PointId, who: String },
+    Hold {
+        point: PointId,
+        who: String,
+        reason: String,
+    },
+    Release {
+        point: PointId,
+        who: String,
+    },
     /// Collection begins: these points are gone, and pins that name them are void.
-    GcBegun { released: Vec<PointId> },
+    GcBegun {
+        released: Vec<PointId>,
+    },
     /// Compaction moved blobs: readers look for `from` in `to`.
-    PointRemapped { points: Vec<PointId>, from: Vec<PackId>, to: Vec<PackId> },
+    PointRemapped {
+        points: Vec<PointId>,
+        from: Vec<PackId>,
+        to: Vec<PackId>,
+    },
     /// The group's authority ledger is now in another store, named by the fingerprint of its format object.
-    AuthorityMoved { store: Hex<16> },
+    AuthorityMoved {
+        store: Hex<16>,
+    },
 }
 
 /// What a `point-committed` entry carries: all that exposure is computed from.

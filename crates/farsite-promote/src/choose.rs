@@ -1,0 +1,223 @@
+//! Which recovery point a promotion restores. A group's state comes in; the points with what is wrong with each, and
+//! the one that the order means, go out. Pure.
+//!
+//! What must hold: `latest` is never partial, damaged, suspicious, expired or of an epoch that has ended. A person may
+//! name such a point; then what is wrong with it is repeated.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use farsite_model::time::parse_moment;
+use farsite_model::{Consistency, Epoch, GroupName, PointId, StoreTime, ids};
+use farsite_store::ledger::{CommittedPoint, GroupState};
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+/// What an order says about the point.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum PointChoice {
+    /// The newest that may be taken without asking.
+    Latest,
+    /// The same, and databases on to the last log that arrived.
+    LatestLog,
+    /// The newest of those that somebody restored and checked.
+    LatestProven,
+    /// The newest that stands for a moment at or before this one, and databases on to it.
+    At(Timestamp),
+    /// This very point; the start of its id is enough.
+    Id(String),
+}
+
+impl PointChoice {
+    pub fn parse(text: &str, now: Timestamp) -> Result<Self, String> {
+        let text = text.trim();
+        match text {
+            "latest" => return Ok(Self::Latest),
+            "latest-log" => return Ok(Self::LatestLog),
+            "latest-proven" => return Ok(Self::LatestProven),
+            _ => {}
+        }
+        if (4..=16).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_hexdigit()) {
+            return Ok(Self::Id(text.to_ascii_lowercase()));
+        }
+        parse_moment(text, now).map(Self::At).map_err(|_| {
+            format!(
+                "{text:?} names no point: write latest, latest-log, latest-proven, a point's id (4 to 16 hex digits), a time such as 2026-11-24T03:00:00Z or an age such as `2h ago`"
+            )
+        })
+    }
+
+    /// How far databases are rolled forward from the point.
+    pub fn replay(&self) -> Replay {
+        match self {
+            Self::Latest | Self::LatestProven | Self::Id(_) => Replay::Point,
+            Self::LatestLog => Replay::LastAccepted,
+            Self::At(moment) => Replay::Until(*moment),
+        }
+    }
+}
+
+impl fmt::Display for PointChoice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Latest => f.write_str("latest"),
+            Self::LatestLog => f.write_str("latest-log"),
+            Self::LatestProven => f.write_str("latest-proven"),
+            Self::At(moment) => write!(f, "{moment}"),
+            Self::Id(id) => f.write_str(id),
+        }
+    }
+}
+
+/// How far a database goes beyond its base snapshot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Replay {
+    /// To the position that was read before images and volumes were captured: all of one moment.
+    Point,
+    /// To the end of the log that the epoch accepts: the least loss, and the database is younger than its volumes.
+    LastAccepted,
+    Until(Timestamp),
+}
+
+impl fmt::Display for Replay {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Point => f.write_str("databases as of the point itself"),
+            Self::LastAccepted => f.write_str("databases up to the last log that arrived"),
+            Self::Until(moment) => write!(f, "databases up to {moment}"),
+        }
+    }
+}
+
+/// One point as an operator sees it before deciding.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Candidate {
+    pub point: PointId,
+    pub epoch: Epoch,
+    /// The earliest moment, in store time, that its oldest item can stand for.
+    pub stands_for: StoreTime,
+    pub committed: StoreTime,
+    /// What would be lost with it now, at worst.
+    pub exposure_s: f64,
+    pub exposure_by_kind_s: BTreeMap<String, f64>,
+    /// How it was proven; none when nobody has restored it yet.
+    pub proven: Option<String>,
+    pub held: bool,
+    pub whole: bool,
+    pub items: u64,
+    pub weakest: Consistency,
+    /// What is wrong with it, in words; empty for a point that may be taken without asking.
+    pub flaws: Vec<String>,
+    /// What a failover takes when nobody says otherwise.
+    pub is_default: bool,
+}
+
+/// The newest points, newest first.
+pub fn candidates(state: &GroupState, now: StoreTime, limit: usize) -> Vec<Candidate> {
+    let default = state.default_point().map(CommittedPoint::id);
+    state.points.iter().rev().take(limit).map(|point| candidate(point, now, default)).collect()
+}
+
+fn candidate(point: &CommittedPoint, now: StoreTime, default: Option<PointId>) -> Candidate {
+    Candidate {
+        point: point.id(),
+        epoch: point.said.epoch,
+        stands_for: point.stands_for(),
+        committed: point.committed,
+        exposure_s: point.exposure(now).as_secs_f64(),
+        exposure_by_kind_s: point
+            .said
+            .by_kind
+            .iter()
+            .map(|(kind, stamp)| (kind.to_string(), stamp.exposure(now).as_secs_f64()))
+            .collect(),
+        proven: point.proven.clone(),
+        held: point.held,
+        whole: point.said.whole,
+        items: point.said.items,
+        weakest: point.said.weakest,
+        flaws: flaws(point),
+        is_default: default == Some(point.id()),
+    }
+}
+
+/// What is wrong with a point, in words.
+pub fn flaws(point: &CommittedPoint) -> Vec<String> {
+    let mut flaws: Vec<String> = point.flaws().iter().map(ToString::to_string).collect();
+    if point.superseded {
+        flaws.push(format!("of epoch {}, which has ended", point.said.epoch));
+    }
+    flaws
+}
+
+/// The point that an order means.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Chosen {
+    pub point: PointId,
+    pub replay: Replay,
+    /// Not empty only where a person named the point.
+    pub flaws: Vec<String>,
+}
+
+/// Why no point was chosen, with the points there are.
+#[derive(Debug, Clone, PartialEq)]
+pub struct NoPoint {
+    pub group: GroupName,
+    pub why: String,
+    pub candidates: Vec<Candidate>,
+}
+
+/// How many points a refusal lists.
+const LISTED: usize = 8;
+
+impl fmt::Display for NoPoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "group {}: {}", self.group, self.why)?;
+        for candidate in &self.candidates {
+            let wrong = if candidate.flaws.is_empty() {
+                "nothing is wrong with it".to_owned()
+            } else {
+                candidate.flaws.join("; ")
+            };
+            write!(f, "\n    {}  stands for {}  {wrong}", candidate.point, candidate.stands_for)?;
+        }
+        if self.candidates.is_empty() {
+            write!(f, "\n  hint: the store holds no point of this group; nothing can be restored from it")
+        } else {
+            write!(
+                f,
+                "\n  hint: `--point ID` takes one of these all the same, what is wrong with it included"
+            )
+        }
+    }
+}
+impl std::error::Error for NoPoint {}
+
+/// Finds the point that `choice` means. `now` only dates the list in a refusal.
+pub fn choose(state: &GroupState, choice: &PointChoice, now: StoreTime) -> Result<Chosen, Box<NoPoint>> {
+    let refuse = |why: String| {
+        Box::new(NoPoint { group: state.group.clone(), why, candidates: candidates(state, now, LISTED) })
+    };
+    let found = match choice {
+        PointChoice::Latest | PointChoice::LatestLog => state
+            .default_point()
+            .ok_or_else(|| refuse("no point is whole, undamaged, not suspicious and of this epoch".into()))?,
+        PointChoice::LatestProven => state
+            .default_points()
+            .find(|p| p.proven.is_some())
+            .ok_or_else(|| refuse("no point that may be taken without asking is proven".into()))?,
+        PointChoice::At(moment) => {
+            state.default_points().find(|p| p.stands_for().0 <= *moment).ok_or_else(|| {
+                refuse(format!("no point that may be taken without asking is of {moment} or before"))
+            })?
+        }
+        PointChoice::Id(text) => {
+            let all: Vec<PointId> = state.points.iter().map(CommittedPoint::id).collect();
+            let id = ids::find_short("point", text, &all).map_err(|error| refuse(error.to_string()))?;
+            state.point(*id).ok_or_else(|| refuse(format!("point {id} is not in its ledger")))?
+        }
+    };
+    Ok(Chosen { point: found.id(), replay: choice.replay(), flaws: flaws(found) })
+}

@@ -1,0 +1,219 @@
+//! Cinder's volumes on a file back end (NFS and the like): a folder comes in; each regular file in it is one item, named
+//! as the file is. What must hold: a folder that cannot be read, or a selection that files alone cannot answer, is an
+//! error and never a shorter list.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use async_trait::async_trait;
+use farsite_model::policy::{self, Item, Select};
+use farsite_model::{ItemId, ItemKind};
+
+use crate::volume::{self, blocking};
+use crate::{Capture, CaptureContext, CheckLine, Source, SourceError};
+
+/// A `cinder` entry.
+pub(crate) struct Cinder {
+    item: Item,
+    path: Option<PathBuf>,
+    select: Option<Select>,
+}
+
+impl Cinder {
+    pub(crate) fn new(item: &Item, cinder: &policy::Cinder) -> Self {
+        Self { item: item.clone(), path: cinder.path.clone(), select: cinder.select.clone() }
+    }
+
+    /// The folder, when files alone can answer what is asked for.
+    fn folder(&self) -> Result<&Path, SourceError> {
+        let fail = |why: &str, hint: &str| {
+            Err(SourceError::new(format!("listing the volumes of {}", self.item.id()), why).hint(hint))
+        };
+        if self.select.as_ref().is_some_and(|select| !select.metadata.is_empty()) {
+            return fail(
+                "`select.metadata` needs Cinder's API, which is not asked yet: no volume is captured",
+                "select by `ids`, or leave `select` out to protect every volume in the folder",
+            );
+        }
+        match &self.path {
+            Some(path) => Ok(path),
+            None => fail(
+                "it has no `path`, and only file back ends are read yet",
+                "name the folder in which the back end keeps its volumes' files (`path`)",
+            ),
+        }
+    }
+}
+
+/// What is in a folder of volumes.
+#[derive(Debug, Default)]
+struct Found {
+    volumes: Vec<String>,
+    /// What was skipped and should be known.
+    odd: Vec<String>,
+}
+
+fn list(folder: &Path, select: Option<&Select>) -> Result<Found, SourceError> {
+    let fail = |error: std::io::Error| {
+        SourceError::new(format!("listing the volumes in {}", folder.display()), error)
+            .hint("is its file system mounted, and may the agent's user read it?")
+    };
+    let mut found = Found::default();
+    for entry in fs::read_dir(folder).map_err(fail)? {
+        let entry = entry.map_err(fail)?;
+        let name = entry.file_name();
+        // Hidden files are nobody's volumes; our own snapshots are among them.
+        if name.as_encoded_bytes().starts_with(b".") {
+            continue;
+        }
+        let kind = match entry.file_type() {
+            // It went between the listing and this look.
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
+            kind => kind.map_err(fail)?,
+        };
+        match name.to_str() {
+            Some(name) if kind.is_file() => {
+                if select.is_none_or(|select| selects(select, name)) {
+                    found.volumes.push(name.to_owned());
+                }
+            }
+            Some(name) if kind.is_symlink() => found.odd.push(format!("{name} is a symbolic link")),
+            Some(_) => {}
+            None => found.odd.push(format!("{} is not UTF-8", name.to_string_lossy())),
+        }
+    }
+    found.volumes.sort();
+    Ok(found)
+}
+
+/// Everything that is given must hold: one of the ids, and one of the names.
+fn selects(select: &Select, file: &str) -> bool {
+    let by_id = select.ids.is_empty() || select.ids.iter().any(|id| is_volume(file, id));
+    let by_name = select.names.is_empty() || select.names.iter().any(|name| name == file);
+    by_id && by_name
+}
+
+/// Cinder names a volume's file `volume-ID`, some back ends with an ending behind it.
+fn is_volume(file: &str, id: &str) -> bool {
+    let rest = file.strip_prefix("volume-").unwrap_or(file).strip_prefix(id);
+    rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+}
+
+#[async_trait]
+impl Source for Cinder {
+    fn describe(&self) -> String {
+        match &self.path {
+            Some(path) => format!("cinder: {}", path.display()),
+            None => format!("cinder: {}", self.item.name()),
+        }
+    }
+
+    async fn check(&self) -> Vec<CheckLine> {
+        let mut lines = Vec::new();
+        let mut say = |topic: &str, result: Result<String, String>| {
+            lines.push(CheckLine { subject: format!("{}: {topic}", self.item.id()), result });
+        };
+        let folder = match self.folder() {
+            Ok(folder) => folder.to_owned(),
+            Err(error) => {
+                say("selection", Err(error.to_string()));
+                return lines;
+            }
+        };
+        let (path, select) = (folder.clone(), self.select.clone());
+        match blocking(move || list(&path, select.as_ref())).await {
+            Err(error) => say("volumes", Err(error.to_string())),
+            Ok(found) => {
+                for id in self.select.iter().flat_map(|select| &select.ids) {
+                    if !found.volumes.iter().any(|file| is_volume(file, id)) {
+                        let why = format!("no file in {} is volume {id}", folder.display());
+                        say("selection", Err(format!("{why}\n  hint: look at the id and at the back end")));
+                    }
+                }
+                for odd in found.odd {
+                    say(
+                        "volumes",
+                        Err(format!("{odd}, and is not protected\n  hint: replace it by a plain file")),
+                    );
+                }
+                say("volumes", Ok(format!("{} volumes in {}", found.volumes.len(), folder.display())));
+                if let Some(first) = found.volumes.first() {
+                    say("consistency", volume::stillness(&folder.join(first), &self.item));
+                }
+            }
+        }
+        lines
+    }
+
+    async fn items(&self) -> Result<Vec<ItemId>, SourceError> {
+        let (folder, select) = (self.folder()?.to_owned(), self.select.clone());
+        let found = blocking(move || list(&folder, select.as_ref())).await?;
+        for odd in &found.odd {
+            tracing::warn!(entry = %self.item.id(), "{odd}, and is not protected");
+        }
+        Ok(found.volumes.iter().map(|name| ItemId::new(ItemKind::Cinder, name)).collect())
+    }
+
+    async fn capture(&self, item: &ItemId, context: &CaptureContext) -> Result<Capture, SourceError> {
+        let path = self.folder()?.join(crate::plain_name(item)?);
+        volume::capture(&path, item, ItemKind::Cinder, context).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::context_for_tests as context;
+
+    fn source(path: &Path, select: serde_json::Value) -> Box<dyn Source> {
+        let entry = serde_json::json!({"cinder": {"path": path, "select": select}});
+        crate::source(&serde_json::from_value(entry).unwrap()).unwrap()
+    }
+
+    async fn names(source: &dyn Source) -> Vec<String> {
+        source.items().await.unwrap().iter().map(|id| id.name().to_owned()).collect()
+    }
+
+    #[tokio::test]
+    async fn every_plain_file_is_a_volume_and_nothing_else_is() {
+        let dir = tempfile::tempdir().unwrap();
+        for name in ["volume-b", "volume-a", "volume-a.qcow2", ".farsite-snap-x", ".hidden"] {
+            fs::write(dir.path().join(name), b"x").unwrap();
+        }
+        fs::create_dir(dir.path().join("lost+found")).unwrap();
+        std::os::unix::fs::symlink("volume-a", dir.path().join("volume-link")).unwrap();
+        let all = source(dir.path(), serde_json::Value::Null);
+        assert_eq!(names(&*all).await, ["volume-a", "volume-a.qcow2", "volume-b"]);
+        let lines = all.check().await;
+        assert!(
+            lines.iter().any(|l| l.result.as_ref().is_err_and(|e| e.contains("volume-link"))),
+            "{lines:?}"
+        );
+        let some = source(dir.path(), serde_json::json!({"ids": ["a", "zz"]}));
+        assert_eq!(names(&*some).await, ["volume-a", "volume-a.qcow2"]);
+        assert!(some.check().await.iter().any(|l| l.result.as_ref().is_err_and(|e| e.contains("zz"))));
+        let named = source(dir.path(), serde_json::json!({"names": ["volume-b"]}));
+        assert_eq!(names(&*named).await, ["volume-b"]);
+    }
+
+    #[tokio::test]
+    async fn what_cannot_be_listed_is_an_error_and_no_empty_list() {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(source(&dir.path().join("gone"), serde_json::Value::Null).items().await.is_err());
+        let by_metadata = source(dir.path(), serde_json::json!({"metadata": {"tier": "gold"}}));
+        let error = by_metadata.items().await.unwrap_err().to_string();
+        assert!(error.contains("select.metadata"), "{error}");
+        assert!(by_metadata.check().await[0].result.is_err());
+    }
+
+    #[tokio::test]
+    async fn an_item_never_leaves_its_folder() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = dir.path().join("volumes");
+        fs::create_dir(&folder).unwrap();
+        fs::write(dir.path().join("secret"), b"x").unwrap();
+        let source = source(&folder, serde_json::Value::Null);
+        let item = ItemId::new(ItemKind::Cinder, "../secret");
+        assert!(source.capture(&item, &context(dir.path())).await.is_err());
+    }
+}

@@ -1,0 +1,182 @@
+//! Any file or block device as one item. A path comes in; its bytes go out, frozen by a reflink snapshot where the file
+//! system has them, or by the policy's hooks. What must hold: what was neither is called fuzzy, even when nobody
+//! happened to write.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use farsite_model::policy::{self, Item};
+use farsite_model::{Consistency, ItemId, ItemKind};
+
+use crate::extent::FileContent;
+use crate::{Capture, CaptureContext, CheckLine, Content, Source, SourceError, snapshot};
+
+/// Captures one file or device as one item; the sources of file volumes share it.
+pub(crate) async fn capture(
+    path: &Path,
+    item: &ItemId,
+    kind: ItemKind,
+    context: &CaptureContext,
+) -> Result<Capture, SourceError> {
+    let captured = context.clock.capture_time();
+    let (owned, scratch) = (path.to_owned(), context.scratch.clone());
+    // A file system that hangs must not hold a thread that others need.
+    let (content, is_snapshot) = blocking(move || freeze(&owned, &scratch)).await?;
+    let consistency = match (is_snapshot, context.frozen) {
+        (false, false) => Consistency::Fuzzy,
+        _ => Consistency::Crash,
+    };
+    Ok(Capture {
+        item: item.clone(),
+        kind,
+        captured,
+        consistency,
+        content: Content::Volume(Arc::new(content)),
+        still: is_snapshot,
+        ancestor: None,
+        details: BTreeMap::new(),
+        guard: None,
+    })
+}
+
+/// The bytes to read, and whether they are a snapshot.
+fn freeze(path: &Path, scratch: &Path) -> Result<(FileContent, bool), SourceError> {
+    let live = FileContent::open(path)?;
+    if !live.is_file() {
+        return Ok((live, false));
+    }
+    // The scratch folder first: it is our own. Only one on the same file system will do.
+    let folders: Vec<&Path> = [Some(scratch), path.parent()].into_iter().flatten().collect();
+    let snapshot = snapshot::reflink(path, &folders)
+        .map_err(|error| SourceError::new(format!("reading {}", path.display()), error))?;
+    match snapshot {
+        Some(snapshot) => Ok((FileContent::of(snapshot, path)?, true)),
+        None => Ok((live, false)),
+    }
+}
+
+pub(crate) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, SourceError> + Send + 'static,
+) -> Result<T, SourceError> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result,
+        Err(error) => Err(SourceError::new("reading an item", error)),
+    }
+}
+
+/// What `farsite check` says of how still a file volume can be held.
+pub(crate) fn stillness(path: &Path, item: &Item) -> Result<String, String> {
+    let has_hooks = !item.hooks().before_capture.is_empty();
+    let may_reflink = path.is_file() && has_reflinks(path);
+    match (may_reflink, has_hooks, item.consistency()) {
+        (true, _, _) => Ok("its file system makes snapshots: captures are crash consistent".to_owned()),
+        (false, true, _) => Ok("its hooks freeze it: captures are crash consistent".to_owned()),
+        (false, false, Some(least)) if least > Consistency::Fuzzy => Err(format!(
+            "the policy demands {least}, and nothing holds {} still\n  hint: give it a before-capture hook that freezes \
+             what writes to it (and an after-capture hook that thaws), or keep it on XFS or Btrfs",
+            path.display()
+        )),
+        (false, false, _) => {
+            Ok("nothing holds it still while it is read: captures are called fuzzy".to_owned())
+        }
+    }
+}
+
+/// Whether the file system is one that commonly has reflinks; only the capture itself finds out for sure.
+fn has_reflinks(path: &Path) -> bool {
+    const BTRFS: i64 = 0x9123_683E;
+    const XFS: i64 = 0x5846_5342;
+    const BCACHEFS: i64 = 0xCA45_1A4E;
+    rustix::fs::statfs(path).is_ok_and(|found| [BTRFS, XFS, BCACHEFS].contains(&found.f_type))
+}
+
+/// A `volume` entry.
+pub(crate) struct Volume {
+    item: Item,
+    path: PathBuf,
+}
+
+impl Volume {
+    pub(crate) fn new(item: &Item, volume: &policy::Volume) -> Self {
+        Self { item: item.clone(), path: volume.path.clone() }
+    }
+}
+
+#[async_trait]
+impl Source for Volume {
+    fn describe(&self) -> String {
+        format!("volume: {}", self.path.display())
+    }
+
+    async fn check(&self) -> Vec<CheckLine> {
+        let path = self.path.clone();
+        let item = self.item.clone();
+        let looked = blocking(move || {
+            let size = farsite_model::content::ReadAt::size_bytes(&FileContent::open(&path)?);
+            Ok((format!("{} can be read, {size} bytes", path.display()), stillness(&path, &item)))
+        });
+        let line =
+            |topic: &str, result| CheckLine { subject: format!("{}: {topic}", self.item.id()), result };
+        match looked.await {
+            Ok((read, still)) => vec![line("reading", Ok(read)), line("consistency", still)],
+            Err(error) => vec![line("reading", Err(error.to_string()))],
+        }
+    }
+
+    async fn items(&self) -> Result<Vec<ItemId>, SourceError> {
+        Ok(vec![self.item.id()])
+    }
+
+    async fn capture(&self, item: &ItemId, context: &CaptureContext) -> Result<Capture, SourceError> {
+        capture(&self.path, item, ItemKind::Volume, context).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::context_for_tests as context;
+
+    fn entry(yaml: serde_json::Value) -> Item {
+        serde_json::from_value(yaml).unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_file_that_nothing_holds_still_is_never_called_consistent() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("disk.raw");
+        std::fs::write(&path, vec![3; 5000]).unwrap();
+        let item = entry(serde_json::json!({"volume": {"path": path}}));
+        let source = crate::source(&item).unwrap();
+        let ids = source.items().await.unwrap();
+        assert_eq!(ids, [ItemId::parse("volume/disk.raw")]);
+        let mut context = context(dir.path());
+        let capture = source.capture(&ids[0], &context).await.unwrap();
+        let expected = if capture.still { Consistency::Crash } else { Consistency::Fuzzy };
+        assert_eq!(capture.consistency, expected);
+        let Content::Volume(content) = &capture.content else { panic!("it is a volume") };
+        let mut bytes = vec![0; 5000];
+        content.read_exact_at(&mut bytes, 0).unwrap();
+        assert_eq!(bytes, vec![3; 5000]);
+        context.frozen = true;
+        assert_eq!(source.capture(&ids[0], &context).await.unwrap().consistency, Consistency::Crash);
+    }
+
+    #[tokio::test]
+    async fn a_demand_that_cannot_be_met_is_said_by_the_check() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("disk.raw");
+        std::fs::write(&path, b"x").unwrap();
+        let plain = entry(serde_json::json!({"volume": {"path": path, "consistency": "crash"}}));
+        let lines = crate::source(&plain).unwrap().check().await;
+        assert_eq!(lines[1].result.is_ok(), has_reflinks(&path), "{lines:?}");
+        let hooked = serde_json::json!({"volume": {"path": path, "consistency": "crash",
+            "hooks": {"before-capture": ["true"], "after-capture": ["true"]}}});
+        assert!(crate::source(&entry(hooked)).unwrap().check().await.iter().all(|line| line.result.is_ok()));
+        let missing = entry(serde_json::json!({"volume": {"path": dir.path().join("gone")}}));
+        let lines = crate::source(&missing).unwrap().check().await;
+        assert!(lines[0].result.as_ref().unwrap_err().contains("gone"));
+    }
+}
