@@ -1,0 +1,102 @@
+//! `verify-contents`: reads back what was restored, and compares it with the point: by block hashes, and images by the
+//! checksum that Glance has recorded.
+//!
+//! What must hold: what was not compared is said; a difference is named by its item and its place.
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+use farsite_model::ItemKind;
+use farsite_runbook::action::{Action, ActionContext, ActionError, Done, Outcome};
+use farsite_store::manifest::ManifestItem;
+use futures::stream::{self, StreamExt, TryStreamExt};
+use serde_json::Value;
+
+use super::{Held, RESTORE_LIMIT, no_parameters};
+use crate::compare::{self, Difference};
+use crate::group_run::{GroupRun, failed};
+
+pub(crate) struct VerifyContents(pub(super) Held);
+
+/// Items read back at once.
+const AT_ONCE: usize = 2;
+
+async fn one(run: &GroupRun, context: &ActionContext, item: &ManifestItem) -> Result<Difference, ActionError> {
+    context.lease.check()?;
+    if context.cancel.is_cancelled() {
+        return Err(ActionError::Cancelled);
+    }
+    let place = run.path(item)?;
+    let mut difference = compare::item(&run.standby.reader, item, &place)
+        .await
+        .map_err(|e| failed(context, format!("{}: {e}", item.id)))?;
+    if let Some(expected) = item.details.get("sha512").filter(|_| difference.is_none()).cloned() {
+        let path = place.clone();
+        let found = tokio::task::spawn_blocking(move || compare::sha512(&path))
+            .await
+            .map_err(|e| failed(context, e))?
+            .map_err(|e| failed(context, format!("{}: {}: {e}", item.id, place.display())))?;
+        if !found.eq_ignore_ascii_case(&expected) {
+            difference.add(format!(
+                "{}: {} is what the point holds, and not what Glance has recorded (SHA-512 {expected})",
+                item.id,
+                place.display()
+            ));
+        }
+    }
+    Ok(difference)
+}
+
+#[async_trait]
+impl Action for VerifyContents {
+    fn name(&self) -> &'static str {
+        "verify-contents"
+    }
+    fn summary(&self) -> &'static str {
+        "reads back what was restored and compares it with the point, block by block"
+    }
+    fn validate(&self, with: &Value) -> Result<(), String> {
+        no_parameters(with)
+    }
+    fn idempotent(&self) -> bool {
+        true
+    }
+    fn undoable(&self) -> bool {
+        true
+    }
+    fn default_timeout(&self) -> Duration {
+        RESTORE_LIMIT
+    }
+    async fn check(&self, _: &ActionContext, _: &Value) -> Result<Done, ActionError> {
+        Ok(Done::No)
+    }
+    async fn run(&self, context: &ActionContext, _: &Value) -> Result<Outcome, ActionError> {
+        let run = self.0.run()?;
+        let mut whole = Difference::default();
+        // A database whose server has run is no longer its base byte by byte: its own checks speak for it.
+        let (servers, comparable): (Vec<&ManifestItem>, Vec<&ManifestItem>) =
+            run.manifest.items.iter().partition(|item| item.kind == ItemKind::Mariadb);
+        let run = &**run;
+        let work: Vec<_> = comparable.iter().map(|item| one(run, context, item)).collect();
+        let differences: Vec<Difference> =
+            stream::iter(work).buffer_unordered(AT_ONCE).try_collect().await?;
+        differences.into_iter().for_each(|difference| whole.take_in(difference));
+        if !whole.is_none() {
+            let more = if whole.more > 0 { format!("\n  and {} more", whole.more) } else { String::new() };
+            return Err(failed(
+                context,
+                format!("not what the point holds:\n  {}{more}", whole.named.join("\n  ")),
+            ));
+        }
+        let outcome = Outcome::said(format!("{} items are what the point holds", comparable.len()))
+            .with("bytes", whole.compared_bytes)
+            .with("items", comparable.len())
+            .with("checksums", comparable.iter().filter(|i| i.details.contains_key("sha512")).count());
+        Ok(if servers.is_empty() {
+            outcome
+        } else {
+            let ids: Vec<&str> = servers.iter().map(|item| item.id.as_str()).collect();
+            outcome.with("not compared", format!("{}: its server's own checks count", ids.join(", ")))
+        })
+    }
+}

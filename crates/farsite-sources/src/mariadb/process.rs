@@ -1,0 +1,114 @@
+//! The server process of one data directory: found, asked to end, ended. A data directory comes in; a process goes out
+//! only when its own command line says that it is a MariaDB server of exactly that directory. What must hold: no other
+//! process is ever signalled, whatever a pid file says and however pids are reused.
+
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use rustix::io::Errno;
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+
+const SERVER_PROGRAMS: [&str; 2] = ["mariadbd", "mysqld"];
+const POLL: Duration = Duration::from_millis(50);
+
+/// A server process, held by a descriptor that stays its own when its pid is reused.
+#[derive(Debug)]
+pub(super) struct ServerProcess {
+    pub(super) pid: i32,
+    descriptor: OwnedFd,
+    datadir: PathBuf,
+}
+
+/// The server that runs on this directory.
+pub(super) fn find(datadir: &Path) -> Option<ServerProcess> {
+    let wanted = std::fs::canonicalize(datadir).ok()?;
+    let processes = std::fs::read_dir("/proc").ok()?;
+    processes.flatten().find_map(|entry| {
+        let pid: i32 = entry.file_name().to_str()?.parse().ok()?;
+        if !serves(pid, &wanted) {
+            return None;
+        }
+        let descriptor = pidfd_open(Pid::from_raw(pid)?, PidfdFlags::empty()).ok()?;
+        // Opened first, looked at second: now the descriptor is known to be the server's.
+        serves(pid, &wanted).then(|| ServerProcess { pid, descriptor, datadir: wanted.clone() })
+    })
+}
+
+/// Whether a process's command line is that of a server of this directory. A dead one's is empty.
+fn serves(pid: i32, datadir: &Path) -> bool {
+    let Ok(line) = std::fs::read(format!("/proc/{pid}/cmdline")) else { return false };
+    let mut arguments = line.split(|byte| *byte == 0);
+    let program = PathBuf::from(std::ffi::OsStr::from_bytes(arguments.next().unwrap_or_default()));
+    let is_server = program.file_name().is_some_and(|name| SERVER_PROGRAMS.iter().any(|s| name == *s));
+    is_server
+        && arguments.any(|argument| {
+            argument.strip_prefix(b"--datadir=").is_some_and(|path| {
+                let path = Path::new(std::ffi::OsStr::from_bytes(path));
+                std::fs::canonicalize(path).is_ok_and(|path| path == datadir)
+            })
+        })
+}
+
+impl ServerProcess {
+    pub(super) fn signal(&self, signal: Signal) -> std::io::Result<()> {
+        match pidfd_send_signal(&self.descriptor, signal) {
+            // It has ended by itself.
+            Err(Errno::SRCH) | Ok(()) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Whether this argument stands on its command line.
+    pub(super) fn is_told(&self, argument: &str) -> bool {
+        let line = std::fs::read(format!("/proc/{}/cmdline", self.pid)).unwrap_or_default();
+        line.split(|byte| *byte == 0).any(|given| given == argument.as_bytes())
+    }
+
+    pub(super) fn has_ended(&self) -> bool {
+        !serves(self.pid, &self.datadir)
+    }
+
+    /// Whether it ended within this time.
+    pub(super) async fn ends_within(&self, limit: Duration) -> bool {
+        let ended = async {
+            while !self.has_ended() {
+                tokio::time::sleep(POLL).await;
+            }
+        };
+        tokio::time::timeout(limit, ended).await.is_ok()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn only_a_server_of_this_very_directory_is_found() {
+        let dir = tempfile::tempdir().unwrap();
+        let (ours, other) = (dir.path().join("ours"), dir.path().join("other"));
+        std::fs::create_dir(&ours).unwrap();
+        std::fs::create_dir(&other).unwrap();
+        // A shell under a server's name, and one that only mentions the directory.
+        let server = dir.path().join("mariadbd");
+        std::fs::copy("/bin/sh", &server).unwrap();
+        let sleep = ["-c", "while :; do sleep 0.05; done", "x"];
+        let datadir = format!("--datadir={}", ours.display());
+        let mut decoy = std::process::Command::new("/bin/sh").args(sleep).arg(&datadir).spawn().unwrap();
+        assert!(find(&ours).is_none(), "a shell is no server");
+        let mut real = std::process::Command::new(&server).args(sleep).arg(&datadir).spawn().unwrap();
+        let found = find(&ours).expect("it runs");
+        assert_eq!(found.pid, i32::try_from(real.id()).unwrap());
+        assert!(find(&other).is_none());
+        found.signal(Signal::KILL).unwrap();
+        assert!(found.ends_within(Duration::from_secs(5)).await);
+        real.wait().unwrap();
+        assert!(found.signal(Signal::KILL).is_ok(), "a second time does no harm");
+        assert!(find(&ours).is_none());
+        assert!(decoy.try_wait().unwrap().is_none(), "the other one still runs");
+        decoy.kill().unwrap();
+        decoy.wait().unwrap();
+    }
+}
