@@ -10,6 +10,7 @@ use std::path::{Component, Path, PathBuf};
 use std::sync::Mutex;
 
 use farsite_model::content::{ReadAt, TreeEntry, TreeEntryKind, WriteAt};
+use rustix::fs::{AtFlags, CWD, Timespec, Timestamps, utimensat};
 
 /// Offset and reserved length of each file, by path: what the next run starts from.
 pub type Layout = BTreeMap<String, (u64, u64)>;
@@ -265,6 +266,12 @@ impl WriteAt for TreeTarget {
                         fs::remove_file(&path)?;
                     }
                     std::os::unix::fs::symlink(target, &path)?;
+                    let at = Timespec {
+                        tv_sec: entry.modified_ns.div_euclid(1_000_000_000),
+                        tv_nsec: entry.modified_ns.rem_euclid(1_000_000_000),
+                    };
+                    let times = Timestamps { last_access: at, last_modification: at };
+                    utimensat(CWD, &path, &times, AtFlags::SYMLINK_NOFOLLOW)?;
                     if is_root {
                         std::os::unix::fs::lchown(&path, Some(entry.uid), Some(entry.gid))?;
                     }

@@ -1,6 +1,6 @@
 //! Whole runs: killed after every entry, taken over, stopped by people, undone.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -17,12 +17,12 @@ use tokio_util::sync::CancellationToken;
 
 /// The world that actions change: what stands in it, and every effect in order.
 #[derive(Clone, Default)]
-struct World(Arc<Mutex<(BTreeMap<String, u32>, Vec<String>)>>);
+struct World(Arc<Mutex<(BTreeSet<String>, Vec<String>)>>);
 
 impl World {
     fn set(&self, name: &str) {
         let mut world = self.0.lock().unwrap();
-        world.0.insert(name.to_owned(), 1);
+        world.0.insert(name.to_owned());
         world.1.push(format!("+{name}"));
     }
     fn unset(&self, name: &str) {
@@ -31,10 +31,10 @@ impl World {
         world.1.push(format!("-{name}"));
     }
     fn holds(&self, name: &str) -> bool {
-        self.0.lock().unwrap().0.contains_key(name)
+        self.0.lock().unwrap().0.contains(name)
     }
     fn names(&self) -> String {
-        self.0.lock().unwrap().0.keys().cloned().collect()
+        self.0.lock().unwrap().0.iter().cloned().collect()
     }
     fn effects(&self) -> Vec<String> {
         self.0.lock().unwrap().1.clone()
@@ -202,12 +202,10 @@ async fn a_run_killed_after_any_entry_ends_as_if_it_had_not_been_killed() {
         tokio::task::yield_now().await;
         let mut second = setting.run("second");
         second.observer = Arc::new(());
-        let (result, state) = loop {
-            match second.execute(&plan).await {
-                Ok(done) => break done,
-                Err(error) => panic!("killed after {killed_after}: {error}"),
-            }
-        };
+        let (result, state) = second
+            .execute(&plan)
+            .await
+            .unwrap_or_else(|error| panic!("killed after {killed_after}: {error}"));
         assert_eq!(result, RunResult::Completed, "killed after {killed_after}");
         assert_eq!(setting.world.names(), "abc", "killed after {killed_after}");
         assert!(

@@ -119,9 +119,10 @@ impl<T: Serialize + DeserializeOwned + Send> Chain<T> {
         let objects: Vec<_> = stream::iter(numbers)
             .map(|(number, there)| async move {
                 let key = self.key(number);
-                match there {
-                    true => self.store.get(&key).await.map(|object| (key, Ok(object))),
-                    false => Ok((key, Err("missing, and a later entry exists: it was deleted".to_owned()))),
+                if there {
+                    self.store.get(&key).await.map(|object| (key, Ok(object)))
+                } else {
+                    Ok((key, Err("missing, and a later entry exists: it was deleted".to_owned())))
                 }
             })
             .buffered(READS)

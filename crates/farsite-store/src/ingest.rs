@@ -76,6 +76,7 @@ struct ShippedPack {
     store: Hex<16>,
     pack: PackId,
     key: ContentKeyId,
+    /// Its blocks; not its nodes.
     blobs: Vec<(BlobId, u32, u32)>,
 }
 
@@ -478,7 +479,9 @@ async fn upload_pack(
     }
     stats.shipped_bytes.fetch_add(bytes, Ordering::Relaxed);
     stats.packs.fetch_add(1, Ordering::Relaxed);
-    let blobs = pack.index.iter().map(|e| (e.id, e.offset, e.len)).collect();
+    // Blocks only: a node names the packs of its blocks, and one of those may never have arrived.
+    let blocks = pack.index.iter().filter(|e| e.kind == BlobKind::Block as u8);
+    let blobs = blocks.map(|e| (e.id, e.offset, e.len)).collect();
     Ok(ShippedPack { store: store.format.store, pack: pack.id, key: pack.key, blobs })
 }
 

@@ -157,10 +157,15 @@ impl SecretText {
         }
         let mut file =
             OpenOptions::new().write(true).create_new(true).mode(0o600).open(path).map_err(fail)?;
-        let comment: String = comment.lines().map(|line| format!("# {line}\n")).collect();
-        file.write_all(format!("{comment}{}\n", self.0).as_bytes())
-            .and_then(|()| file.sync_all())
-            .map_err(fail)
+        let mut text = String::new();
+        for line in comment.lines() {
+            text.push_str("# ");
+            text.push_str(line);
+            text.push('\n');
+        }
+        text.push_str(&self.0);
+        text.push('\n');
+        file.write_all(text.as_bytes()).and_then(|()| file.sync_all()).map_err(fail)
     }
 }
 

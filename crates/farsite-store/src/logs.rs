@@ -65,7 +65,7 @@ impl SegmentHeader {
     pub fn key(&self) -> String {
         format!(
             "{}{:010}.e{}.{}.{:010}-{:010}",
-            folder(&self.group, &self.timeline),
+            folder(&self.group, self.timeline),
             self.sequence,
             self.epoch,
             self.file,
@@ -75,7 +75,7 @@ impl SegmentHeader {
     }
 }
 
-fn folder(group: &GroupName, timeline: &TimelineId) -> String {
+fn folder(group: &GroupName, timeline: TimelineId) -> String {
     format!("logs/{group}/{timeline}/")
 }
 
@@ -159,7 +159,7 @@ async fn chosen(
     up_to: Option<u64>,
     site: Option<&SiteName>,
 ) -> Result<Vec<SegmentName>, StoreError> {
-    let listed = store.backend.list(&folder(group, timeline), None).await?;
+    let listed = store.backend.list(&folder(group, *timeline), None).await?;
     let named = listed.into_iter().filter_map(|object| {
         let mut segment = parse_name(&object.key, object.written)?;
         segment.site = site.cloned();

@@ -153,14 +153,15 @@ pub fn root_level(blocks: u64) -> u8 {
 mod tests {
     use super::*;
 
-    fn child(n: u8) -> Child {
+    fn child(n: u8) -> BlobRef {
         let at = Location { pack: Hex([n % 3; 16]), key: Hex([7; 16]), offset: u32::from(n) * 100, len: 50 };
-        Some(BlobRef { id: Hex([n; 32]), at })
+        BlobRef { id: Hex([n; 32]), at }
     }
 
     #[test]
     fn a_node_survives_its_bytes() {
-        let node = Node { level: 0, children: vec![child(1), None, child(2), child(4), None] };
+        let node =
+            Node { level: 0, children: vec![Some(child(1)), None, Some(child(2)), Some(child(4)), None] };
         let logical = node.logical();
         let raw = node.raw(&logical);
         let (parsed_logical, parsed) = Node::parse(&raw).unwrap();
@@ -172,7 +173,7 @@ mod tests {
 
     #[test]
     fn a_node_keeps_its_identity_when_its_children_move() {
-        let node = Node { level: 0, children: vec![child(1)] };
+        let node = Node { level: 0, children: vec![Some(child(1))] };
         let mut moved = node.clone();
         moved.children[0].as_mut().unwrap().at.offset = 9_999;
         assert_eq!(node.logical(), moved.logical());

@@ -272,12 +272,11 @@ impl Reader {
         if !is_possible(blob) {
             return Err(impossible(blob));
         }
-        let sealed = match sealed {
-            Some(sealed) => sealed,
-            None => {
-                let start = u64::from(blob.at.offset);
-                self.store.get_range(&name, start..start + u64::from(blob.at.len)).await?
-            }
+        let sealed = if let Some(sealed) = sealed {
+            sealed
+        } else {
+            let start = u64::from(blob.at.offset);
+            self.store.get_range(&name, start..start + u64::from(blob.at.len)).await?
         };
         let key = self.opener.content_key(&self.store, blob.at.key).await?;
         let id = blob.id.0;

@@ -18,14 +18,11 @@ const PACK: Hex<16> = Hex([0xaa; 16]);
 
 /// Sixteen bytes a line, the offset before them.
 fn dump(bytes: &[u8]) -> String {
-    bytes
-        .chunks(16)
-        .enumerate()
-        .map(|(line, chunk)| {
-            let digits: Vec<String> = chunk.iter().map(|byte| format!("{byte:02x}")).collect();
-            format!("{:04x}  {}\n", line * 16, digits.join(" "))
-        })
-        .collect()
+    let lines = bytes.chunks(16).enumerate().map(|(line, chunk)| {
+        let digits: Vec<String> = chunk.iter().map(|byte| format!("{byte:02x}")).collect();
+        format!("{:04x}  {}", line * 16, digits.join(" "))
+    });
+    lines.collect::<Vec<_>>().join("\n") + "\n"
 }
 
 fn signer() -> Signer {
@@ -80,7 +77,10 @@ fn parts() -> Vec<(&'static str, String)> {
 fn the_worked_example_of_the_document_is_what_the_code_writes() {
     let document = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/store-format.md");
     let text = std::fs::read_to_string(&document).unwrap();
-    for (what, expected) in parts() {
-        assert!(text.contains(&expected), "docs/store-format.md must show this {what}:\n{expected}");
-    }
+    let missing: Vec<String> = parts()
+        .into_iter()
+        .filter(|(_, expected)| !text.contains(expected))
+        .map(|(what, expected)| format!("{what}:\n{expected}"))
+        .collect();
+    assert!(missing.is_empty(), "docs/store-format.md must show:\n{}", missing.join("\n"));
 }

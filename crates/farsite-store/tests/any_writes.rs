@@ -124,7 +124,9 @@ proptest! {
             let mut volume = vec![0; first as usize];
             let mut points = Vec::new();
             for (run, writes) in runs.iter().enumerate() {
-                writes.iter().for_each(|write| apply(&mut volume, write));
+                for write in writes {
+                    apply(&mut volume, write);
+                }
                 let map = replicate(&world, run as u64, volume.clone(), small).await;
                 points.push((map, volume.clone()));
             }

@@ -251,7 +251,8 @@ async fn a_connection_that_is_cut_is_not_called_damage() {
         farsite_store::manifest::Manifest::read(&world.store, &group(), point.id(), &point.said.manifest)
             .await
             .unwrap();
-    let error = shaky.verify(&manifest.items[0].data, &Default::default()).await.unwrap_err();
+    let error =
+        shaky.verify(&manifest.items[0].data, &farsite_store::read::ReadStats::default()).await.unwrap_err();
     assert!(matches!(error, StoreError::Backend(_)), "{error}");
     race::race(&world.store.backend, "x", 1, 2).await.unwrap();
 }

@@ -4,6 +4,7 @@ mod common;
 
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use common::faulty::Fate;
 use common::{World, committed, epoch, founded, group, noise, restore, run_to_commit};
@@ -14,36 +15,47 @@ use farsite_store::backend::folder::Folder;
 use farsite_store::hex::Hex;
 use farsite_store::ledger::{Ledger, Refusal, Statement};
 
-/// A run meets `fate` at its n-th operation on the store (and, when the store is `gone`, at all that follow), for every
-/// n until a run gets through: whatever it had done, every point that is visible can be restored.
-async fn fails_at_every_operation(place: &str, world: &World, fate: Fate, gone: bool) {
+/// A new world each time, with its group founded.
+async fn fresh(s3: bool) -> (World, Ledger) {
+    let world = if s3 { World::in_s3().await } else { World::in_folder().await };
     let mut ledger = Ledger::open(&world.store, &group()).await.unwrap();
     ledger.append(&world.source, |_| Ok(founded())).await.unwrap();
+    (world, ledger)
+}
+
+/// After whatever happened: what is visible can be restored, and nothing is damaged.
+async fn visible_is_durable(world: &World, ledger: &mut Ledger, what: &str) -> usize {
+    ledger.refresh().await.unwrap();
+    assert!(ledger.state().damage.is_empty(), "{what}");
+    for point in &ledger.state().points {
+        let back = restore(world, point).await.unwrap();
+        assert!(back == noise(1, 400_000), "{what}: the point is visible and not whole");
+    }
+    ledger.state().points.len()
+}
+
+/// A run meets `fate` at its n-th operation on the store (and, when the store is `gone`, at all that follow), for every
+/// n until a run gets through without.
+async fn fails_at_every_operation(s3: bool, fate: Fate, gone: bool) {
     let mut failed = 0;
-    for n in 1..500u64 {
-        let reached = Arc::new(std::sync::atomic::AtomicBool::new(false));
+    for n in 1..200u64 {
+        let (world, mut ledger) = fresh(s3).await;
+        let reached = Arc::new(AtomicBool::new(false));
         let seen = reached.clone();
         let faulty = world.with_faults(Arc::new(move |operation| {
             let hit = operation.number == n || (gone && operation.number > n);
-            seen.fetch_or(hit, std::sync::atomic::Ordering::SeqCst);
+            seen.fetch_or(hit, Ordering::SeqCst);
             if hit { fate } else { Fate::Pass }
         }));
-        // Nothing in common with the runs before: each takes all the steps.
-        let result = run_to_commit(world, &faulty, n, noise(n, 400_000)).await;
+        let result = run_to_commit(&world, &faulty, 1, noise(1, 400_000)).await;
         failed += u32::from(result.is_err());
-        ledger.refresh().await.unwrap();
-        assert!(ledger.state().damage.is_empty());
-        for point in &ledger.state().points {
-            let id = (1..=n).find(|id| PointId::from_random(*id) == point.id()).unwrap();
-            let back = restore(world, point).await.unwrap();
-            assert!(back == noise(id, 400_000), "{place}: visible, so durable ({fate:?} at operation {n})");
-        }
-        if result.is_ok() {
-            assert!(ledger.state().point(PointId::from_random(n)).is_some(), "a run that says ok is visible");
-        }
-        if !reached.load(std::sync::atomic::Ordering::SeqCst) {
-            assert!(n > 8, "a run takes several operations: {n}");
-            assert!(failed > 4, "and most faults end it: {failed}");
+        let points = visible_is_durable(&world, &mut ledger, &format!("{fate:?} at operation {n}")).await;
+        assert!(result.is_err() || points == 1, "a run that says ok is visible");
+        if !reached.load(Ordering::SeqCst) {
+            assert!(
+                n > 8 && failed > 4,
+                "a run takes several operations ({n}), most faults end it ({failed})"
+            );
             return;
         }
     }
@@ -52,49 +64,55 @@ async fn fails_at_every_operation(place: &str, world: &World, fate: Fate, gone: 
 
 #[tokio::test(flavor = "multi_thread")]
 async fn invariant_1_a_point_is_visible_only_when_every_block_it_needs_is_durable() {
-    for (fate, gone) in [(Fate::Unreachable, true), (Fate::Full, true), (Fate::Unreachable, false)] {
-        fails_at_every_operation("folder", &World::in_folder().await, fate, gone).await;
+    for fate in [Fate::Unreachable, Fate::Full, Fate::LoseAnswer, Fate::NoAnswer] {
+        fails_at_every_operation(false, fate, false).await;
     }
-    fails_at_every_operation("s3", &World::in_s3().await, Fate::Unreachable, true).await;
+    fails_at_every_operation(false, Fate::Unreachable, true).await;
+    fails_at_every_operation(true, Fate::Unreachable, true).await;
 }
 
-/// The run is aborted (its process dies) while its n-th operation is under way: before it, or behind it with no answer.
-#[tokio::test(flavor = "multi_thread")]
-async fn invariant_1_holds_when_the_process_dies_between_any_two_operations() {
-    for done in [false, true] {
-        let world = World::in_folder().await;
-        let mut ledger = Ledger::open(&world.store, &group()).await.unwrap();
-        ledger.append(&world.source, |_| Ok(founded())).await.unwrap();
-        let fate = if done { Fate::HangDone } else { Fate::Hang };
-        for n in 1..500u64 {
-            let (tell, told) = tokio::sync::oneshot::channel();
-            let tell = std::sync::Mutex::new(Some(tell));
-            let faulty = world.with_faults(Arc::new(move |operation| {
-                if operation.number < n {
-                    return Fate::Pass;
-                }
-                if let Some(tell) = tell.lock().unwrap().take() {
-                    let _ = tell.send(());
-                }
-                if operation.number == n { fate } else { Fate::Hang }
-            }));
-            let run = run_to_commit(&world, &faulty, n, noise(n, 400_000));
-            let through = tokio::select! {
-                result = run => { result.unwrap(); true }
-                _ = async { let _ = told.await; tokio::time::sleep(std::time::Duration::from_millis(3)).await } => false,
-            };
-            ledger.refresh().await.unwrap();
-            assert!(ledger.state().damage.is_empty());
-            for point in &ledger.state().points {
-                let id = (1..=n).find(|id| PointId::from_random(*id) == point.id()).unwrap();
-                assert!(restore(&world, point).await.unwrap() == noise(id, 400_000), "operation {n}");
-            }
-            if through {
-                assert!(n > 8, "a run takes several operations: {n}");
-                break;
-            }
+/// The process dies while its n-th operation is under way: the operation is done and its answer never read, or it is not
+/// done. The child is this test again, in a process of its own that ends in the middle of the operation.
+#[test]
+fn invariant_1_holds_when_the_process_dies_between_any_two_operations() {
+    const CHILD: &str = "FARSITE_TEST_DIES_AT";
+    const NAME: &str = "invariant_1_holds_when_the_process_dies_between_any_two_operations";
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    if let Ok(order) = std::env::var(CHILD) {
+        let words: Vec<&str> = order.splitn(3, ' ').collect();
+        return runtime.block_on(die(words[0].parse().unwrap(), words[1] == "done", Path::new(words[2])));
+    }
+    for n in 1..200u64 {
+        let mut through = true;
+        for when in ["before", "done"] {
+            let (world, mut ledger) = runtime.block_on(fresh(false));
+            // The child needs the keys of this world.
+            let secrets = world.dir.path().join("child");
+            world.hand_over(&secrets);
+            let output = std::process::Command::new(std::env::current_exe().unwrap())
+                .args(["--exact", NAME, "--nocapture"])
+                .env(CHILD, format!("{n} {when} {}", world.dir.path().display()))
+                .output()
+                .unwrap();
+            let died = output.status.code() == Some(77);
+            assert!(died || output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+            through &= !died;
+            runtime.block_on(visible_is_durable(&world, &mut ledger, &format!("{when} {n}")));
+        }
+        if through {
+            assert!(n > 8, "a run takes several operations: {n}");
+            return;
         }
     }
+    panic!("a run of a small volume takes fewer operations than this");
+}
+
+async fn die(n: u64, done: bool, dir: &Path) {
+    let world = World::taken_over(dir).await;
+    let fate = if done { Fate::DieDone } else { Fate::Die };
+    let dying =
+        world.with_faults(Arc::new(move |operation| if operation.number == n { fate } else { Fate::Pass }));
+    run_to_commit(&world, &dying, 1, noise(1, 400_000)).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -182,3 +182,39 @@ async fn a_commit_whose_answer_and_reading_back_fail_is_an_error_and_counts_all_
     ledger.refresh().await.unwrap();
     assert_eq!(ledger.state().points.len(), 1, "whoever reads on finds it");
 }
+
+/// A server that answers every request with success and no `Date`.
+async fn timeless() -> String {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((mut socket, _)) = listener.accept().await {
+            tokio::spawn(async move {
+                let mut buffer = vec![0; 1 << 16];
+                while let Ok(1..) = socket.read(&mut buffer).await {
+                    let _ = socket.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").await;
+                }
+            });
+        }
+    });
+    format!("http://{address}")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_store_that_does_not_tell_its_time_is_not_used_and_its_writes_are_read_back() {
+    let access = farsite_store::backend::S3Access {
+        endpoint: Some(timeless().await),
+        region: "south".into(),
+        access_key: "owner".into(),
+        secret_key: "secret-secret".into(),
+        session_token: None,
+        path_style: true,
+    };
+    let store = farsite_store::backend::open("s3://replica/north", &access, false).unwrap();
+    let error = store.time().await.unwrap_err().to_string();
+    assert!(error.contains("no valid Date"), "{error}");
+    // The write may well be done: the caller has to look.
+    let error = store.create("x", Bytes::new()).await.unwrap_err();
+    assert!(matches!(error, BackendError::Uncertain { .. }), "{error:?}");
+}

@@ -21,7 +21,7 @@ const READING: &str = "reading";
 const TEMPORARY: &str = ".tmp";
 
 /// A temporary file that nobody holds any more is removed when it is older than this.
-const ABANDONED: std::time::Duration = std::time::Duration::from_secs(3600);
+const ABANDONED: std::time::Duration = std::time::Duration::from_hours(1);
 
 #[derive(Debug, Clone)]
 pub struct Folder {

@@ -28,7 +28,7 @@ use jiff::Timestamp;
 use super::{Backend, BackendError, Listed, Object, S3Access};
 
 /// No answer within this time is no answer.
-const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(60);
+const ATTEMPT_TIMEOUT: Duration = Duration::from_mins(1);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 #[derive(Debug, Clone)]

@@ -135,7 +135,9 @@ impl SiteLedger {
 
     pub async fn refresh(&mut self) -> Result<(), StoreError> {
         let (entries, head) = self.chain.read(self.head).await?;
-        entries.iter().for_each(|entry| self.state.apply(&self.site, entry));
+        for entry in &entries {
+            self.state.apply(&self.site, entry);
+        }
         self.head = head;
         Ok(())
     }

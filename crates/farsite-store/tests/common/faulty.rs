@@ -29,10 +29,10 @@ pub enum Fate {
     LoseAnswer,
     /// Nothing is done, and no answer comes.
     NoAnswer,
-    /// Nothing is done, and the caller waits for ever.
-    Hang,
-    /// It is done, and the caller waits for ever.
-    HangDone,
+    /// Nothing is done, and this process ends at once, with code 77.
+    Die,
+    /// It is done, and this process ends at once.
+    DieDone,
 }
 
 pub type Rule = Arc<dyn Fn(&Operation) -> Fate + Send + Sync>;
@@ -70,10 +70,10 @@ impl FaultyBackend {
             }
             Fate::Full => Err(BackendError::Full { store, key: key_owned, why }),
             Fate::NoAnswer => Err(uncertain),
-            Fate::Hang => std::future::pending().await,
-            Fate::HangDone => {
+            Fate::Die => std::process::exit(77),
+            Fate::DieDone => {
                 let _ = work.await;
-                std::future::pending().await
+                std::process::exit(77)
             }
             Fate::LoseAnswer => match work.await {
                 Ok(_) => Err(uncertain),

@@ -18,7 +18,7 @@ use farsite_store::backend::folder::Folder;
 use farsite_store::format::Format;
 use farsite_store::hex::Hex;
 use farsite_store::ingest::{IngestOptions, RunWriter};
-use farsite_store::keys::{self, BlockSecret, KeyRole, Role, Signer};
+use farsite_store::keys::{self, BlockSecret, KeyRole, Role, SecretText, Signer};
 use farsite_store::ledger::{Committed, CommittedPoint, Ledger, Statement};
 use farsite_store::local_map::{LocalMap, LocalMapWriter};
 use farsite_store::manifest::{Manifest, ManifestItem};
@@ -36,6 +36,8 @@ pub struct World {
     pub second_operator: Signer,
     pub secret: BlockSecret,
     pub identity: age::x25519::Identity,
+    source_text: SecretText,
+    secret_text: SecretText,
     /// Where the objects lie on this disk, whatever the backend: for those who damage them.
     pub objects: PathBuf,
     /// The S3 server, if there is one.
@@ -82,6 +84,25 @@ impl World {
         world
     }
 
+    /// Writes the source agent's keys for a child process that plays it.
+    pub fn hand_over(&self, to: &Path) {
+        self.source_text.write_new(&to.join("source.key"), "source").unwrap();
+        self.secret_text.write_new(&to.join("block.secret"), "blocks").unwrap();
+    }
+
+    /// The world of a parent process, as its source agent sees it: its other keys are not known here.
+    pub async fn taken_over(dir: &Path) -> Self {
+        let backend: SharedBackend = Arc::new(Folder::open(dir.join("store")).unwrap());
+        let other = tempfile::tempdir().unwrap();
+        let elsewhere: SharedBackend = Arc::new(Folder::create_root(other.path().join("store")).unwrap());
+        let mut world = Self::on(other, elsewhere).await;
+        world.source = Signer::load(&dir.join("child/source.key")).unwrap();
+        world.secret = BlockSecret::load(&dir.join("child/block.secret")).unwrap();
+        world.store = Store::open(backend, None).await.unwrap();
+        world.objects = dir.join("store");
+        world
+    }
+
     /// One world of each kind, named for messages.
     pub async fn everywhere() -> [(&'static str, Self); 2] {
         [("folder", Self::in_folder().await), ("s3", Self::in_s3().await)]
@@ -99,9 +120,10 @@ impl World {
     }
 
     pub async fn on(dir: tempfile::TempDir, backend: SharedBackend) -> Self {
-        let [operator, standby, source, second_operator] = std::array::from_fn(|_| Signer::generate().0);
+        let [operator, standby, second_operator] = std::array::from_fn(|_| Signer::generate().0);
+        let (source, source_text) = Signer::generate();
         let identity = age::x25519::Identity::generate();
-        let (secret, _) = BlockSecret::generate();
+        let (secret, secret_text) = BlockSecret::generate();
         let role = |signer: &Signer, role, at: Option<&str>, name: &str| KeyRole {
             key: signer.public(),
             role,
@@ -121,7 +143,20 @@ impl World {
         format.create(&backend).await.unwrap();
         let store = Store::open(backend, None).await.unwrap();
         let (objects, server) = (dir.path().join("store"), None);
-        Self { dir, store, operator, standby, source, second_operator, secret, identity, objects, server }
+        Self {
+            dir,
+            store,
+            operator,
+            standby,
+            source,
+            second_operator,
+            secret,
+            identity,
+            source_text,
+            secret_text,
+            objects,
+            server,
+        }
     }
 
     pub fn reader(&self) -> Reader {
