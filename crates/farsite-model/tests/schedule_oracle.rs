@@ -47,7 +47,7 @@ fn walk(expression: &str, zone: &TimeZone, from: Timestamp, to: Timestamp) -> Ve
         } else {
             let mut run = false;
             while seen < wall {
-                seen = seen + 1.minute();
+                seen += 1.minute();
                 run |= matches(expression, seen);
             }
             run
