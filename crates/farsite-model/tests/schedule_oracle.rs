@@ -152,12 +152,11 @@ fn two_hundred_random_expressions_agree_around_changes_of_the_clock() {
         let (zone, change) = draw.one_of(&changes);
         let change: Timestamp = change.parse().unwrap();
         // Fixed times in the small hours, where the clock changes, besides anything else.
-        let expression = match draw.below(3) {
-            0 => draw.expression(),
-            _ => {
-                let (low, high) = (draw.below(60), draw.below(4));
-                format!("{low},{} {}-{} * * *", draw.below(60), high, high + draw.below(3))
-            }
+        let expression = if draw.below(3) == 0 {
+            draw.expression()
+        } else {
+            let (low, high) = (draw.below(60), draw.below(4));
+            format!("{low},{} {}-{} * * *", draw.below(60), high, high + draw.below(3))
         };
         let from = change - (draw.below(20 * 60) - 120).minutes();
         compare(&expression, zone, from, from + 48.hours());

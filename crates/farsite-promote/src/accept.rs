@@ -35,7 +35,7 @@ pub async fn find(standby: &Standby, id: PromotionId) -> Result<Promotion, Promo
     )))
 }
 
-pub(crate) fn sites(config: &Config) -> impl Iterator<Item = &SiteName> {
+fn sites(config: &Config) -> impl Iterator<Item = &SiteName> {
     config.sites.keys()
 }
 
@@ -297,12 +297,14 @@ pub async fn confirm(
     who: &str,
 ) -> Result<(), PromoteError> {
     let (step, who) = (step.to_owned(), who.to_owned());
-    say(standby, signer, id, group, &step, JournalEntry::Gate {
-        step: step.clone(),
-        answer,
-        who,
-        at: Timestamp::now(),
-    })
+    say(
+        standby,
+        signer,
+        id,
+        group,
+        &step,
+        JournalEntry::Gate { step: step.clone(), answer, who, at: Timestamp::now() },
+    )
     .await
 }
 

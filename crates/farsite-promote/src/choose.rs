@@ -221,3 +221,130 @@ pub fn choose(state: &GroupState, choice: &PointChoice, now: StoreTime) -> Resul
     };
     Ok(Chosen { point: found.id(), replay: choice.replay(), flaws: flaws(found) })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use farsite_model::rpo::{CaptureStamp, ClockSkew};
+    use farsite_model::{CaptureTime, ItemKind, RunId, SiteName};
+    use farsite_store::hex::Hex;
+    use farsite_store::ledger::{Committed, EpochStart};
+
+    fn at(second: i64) -> StoreTime {
+        StoreTime(Timestamp::from_second(1_790_000_000 + second).unwrap())
+    }
+
+    fn point(n: u64, captured: i64) -> CommittedPoint {
+        let stamp =
+            CaptureStamp::at_commit(CaptureTime(at(captured).0), &[ClockSkew::ZERO], at(captured + 1));
+        CommittedPoint {
+            said: Committed {
+                point: PointId::from_random((0xaa00 + n) << 48),
+                epoch: Epoch(1),
+                run: RunId::from_random(n),
+                manifest: Hex([0; 32]),
+                by_kind: BTreeMap::from([(ItemKind::Volume, stamp)]),
+                whole: true,
+                items: 1,
+                weakest: Consistency::Crash,
+                changed_bytes: 0,
+                shipped_bytes: 0,
+                suspicious: Vec::new(),
+                timelines: Vec::new(),
+            },
+            number: n,
+            committed: at(captured + 1),
+            by: "north".into(),
+            proven: None,
+            held: false,
+            expired: false,
+            damaged: Vec::new(),
+            superseded: false,
+        }
+    }
+
+    /// Five points, oldest first: proven, good, then partial, damaged and suspicious ones.
+    fn state() -> GroupState {
+        let mut state = GroupState::new(GroupName::new("cloud").unwrap());
+        state.epochs.push(EpochStart {
+            epoch: Epoch(1),
+            primary: SiteName::new("north").unwrap(),
+            promotion: None,
+            point: None,
+            logs: Vec::new(),
+            who: "ann".into(),
+            begun: at(0),
+            promoted: true,
+            accepted: true,
+        });
+        state.points = (1..=5).map(|n| point(n, 100 * n as i64)).collect();
+        state.points[0].proven = Some("drill".into());
+        state.points[2].said.whole = false;
+        state.points[3].damaged = vec!["packs/1".into()];
+        state.points[4].said.suspicious = vec!["ransom".into()];
+        state
+    }
+
+    fn chosen(state: &GroupState, choice: &PointChoice) -> u64 {
+        let id = choose(state, choice, at(600)).unwrap().point;
+        state.points.iter().position(|p| p.id() == id).unwrap() as u64 + 1
+    }
+
+    #[test]
+    fn latest_is_the_newest_that_nothing_is_wrong_with() {
+        let state = state();
+        assert_eq!(chosen(&state, &PointChoice::Latest), 2);
+        assert_eq!(chosen(&state, &PointChoice::LatestProven), 1);
+        assert_eq!(chosen(&state, &PointChoice::At(at(250).0)), 2);
+        assert_eq!(chosen(&state, &PointChoice::At(at(199).0)), 1);
+        assert!(choose(&state, &PointChoice::At(at(50).0), at(600)).is_err());
+    }
+
+    #[test]
+    fn a_named_point_is_taken_and_what_is_wrong_with_it_is_said() {
+        let state = state();
+        let named = choose(&state, &PointChoice::Id("aa05".into()), at(600)).unwrap();
+        assert_eq!(named.flaws, ["suspicious: ransom"]);
+        assert!(choose(&state, &PointChoice::Id("aa".into()), at(600)).is_err(), "several start like this");
+    }
+
+    #[test]
+    fn a_refusal_lists_every_point_with_what_is_wrong_with_it() {
+        let mut state = state();
+        state.points.drain(..2);
+        let text = choose(&state, &PointChoice::Latest, at(600)).unwrap_err().to_string();
+        for part in ["partial", "packs/1", "ransom", "--point ID"] {
+            assert!(text.contains(part), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_point_of_an_ended_epoch_is_never_taken_by_itself() {
+        let mut state = state();
+        state.points.iter_mut().for_each(|p| p.superseded = true);
+        for choice in [PointChoice::Latest, PointChoice::LatestLog, PointChoice::LatestProven] {
+            assert!(choose(&state, &choice, at(600)).is_err());
+        }
+        let named = choose(&state, &PointChoice::Id("aa02".into()), at(600)).unwrap();
+        assert!(named.flaws[0].contains("has ended"), "{:?}", named.flaws);
+    }
+
+    #[test]
+    fn candidates_are_newest_first_and_name_the_default() {
+        let list = candidates(&state(), at(600), 4);
+        assert_eq!(list.len(), 4);
+        assert_eq!(list.iter().map(|c| c.is_default).collect::<Vec<_>>(), [false, false, false, true]);
+        assert!((list[3].exposure_s - 400.0).abs() < 1e-9, "{}", list[3].exposure_s);
+    }
+
+    #[test]
+    fn words_ids_times_and_ages_name_a_point_and_nothing_else_does() {
+        let now = at(0).0;
+        assert_eq!(PointChoice::parse("latest-log", now), Ok(PointChoice::LatestLog));
+        assert_eq!(PointChoice::parse("AA05", now), Ok(PointChoice::Id("aa05".into())));
+        assert_eq!(PointChoice::parse("90s ago", now), Ok(PointChoice::At(at(-90).0)));
+        let time = PointChoice::parse("2026-11-24T03:00:00Z", now).unwrap();
+        assert_eq!(time.replay(), Replay::Until("2026-11-24T03:00:00Z".parse().unwrap()));
+        assert!(PointChoice::parse("newest", now).unwrap_err().contains("latest-proven"));
+    }
+}

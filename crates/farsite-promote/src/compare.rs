@@ -123,13 +123,17 @@ fn tree(item: &ManifestItem, entries: &[TreeEntry], root: &Path, difference: &mu
             TreeEntryKind::File { size_bytes, .. } if metadata.size() != *size_bytes => {
                 say(format!("it has {} bytes, the point's has {size_bytes}", metadata.size()));
             }
-            TreeEntryKind::Symlink { target } => {
-                if fs::read_link(&path).ok().as_deref() != Some(Path::new(target)) {
-                    say(format!("it is not a link to {target}"));
-                }
+            TreeEntryKind::Symlink { target }
+                if fs::read_link(&path).ok().as_deref() != Some(Path::new(target)) =>
+            {
+                say(format!("it is not a link to {target}"));
             }
             _ if metadata.permissions().mode() & 0o7777 != entry.mode => {
-                say(format!("its mode is {:o}, the point's is {:o}", metadata.permissions().mode() & 0o7777, entry.mode));
+                say(format!(
+                    "its mode is {:o}, the point's is {:o}",
+                    metadata.permissions().mode() & 0o7777,
+                    entry.mode
+                ));
             }
             _ => {}
         }

@@ -103,7 +103,9 @@ pub async fn drill(
             }
         }
         // Another driver is at it, or this one was told to stop: neither is a verdict.
-        Err(source @ (EngineError::Interrupted | EngineError::TakenOver { .. } | EngineError::Journal(_))) => {
+        Err(
+            source @ (EngineError::Interrupted | EngineError::TakenOver { .. } | EngineError::Journal(_)),
+        ) => {
             return Err(PromoteError::Engine { group: group.clone(), source });
         }
         Err(source) => vec![source.to_string()],
@@ -242,7 +244,8 @@ async fn clean_up(
         .map(|(id, s)| format!("clean-up of step {id}: {}", s.detail))
         .collect();
     let targets = &group_run.targets;
-    let folders: Vec<&Path> = targets.drill.iter().map(PathBuf::as_path).chain([targets.sockets.as_path()]).collect();
+    let folders: Vec<&Path> =
+        targets.drill.iter().map(PathBuf::as_path).chain([targets.sockets.as_path()]).collect();
     let processes = processes_naming(&folders);
     for (pid, program) in &processes {
         wrong.push(format!("left behind: process {pid} ({program}) of the drill still runs"));
@@ -342,8 +345,10 @@ async fn verdict(
     let detail = if passed { "passed".to_owned() } else { reasons.join("; ") };
     say(group_run, signer, driving, VERDICT, passed, detail, evidence, Timestamp::now()).await?;
     if passed {
-        let proven =
-            Statement::PointProven { point: group_run.point, how: format!("drill {} ({who})", group_run.promotion) };
+        let proven = Statement::PointProven {
+            point: group_run.point,
+            how: format!("drill {} ({who})", group_run.promotion),
+        };
         let mut ledger = Ledger::open(&standby.store, &group_run.group).await?;
         ledger.append(signer, |_| Ok(proven.clone())).await?;
     }
@@ -389,7 +394,11 @@ pub async fn cleanup(
 }
 
 /// A drill as its journal's first entry says it.
-async fn reload(standby: &Standby, id: PromotionId, group: &GroupName) -> Result<Arc<GroupRun>, PromoteError> {
+async fn reload(
+    standby: &Standby,
+    id: PromotionId,
+    group: &GroupName,
+) -> Result<Arc<GroupRun>, PromoteError> {
     let entries = StoreJournal::reading(&standby.store, id, group).entries().await?;
     let Some((_, JournalEntry::Begun { mode: Mode::Drill, variables, level, .. })) = entries.first() else {
         return Err(PromoteError::Usage(format!(
@@ -397,7 +406,8 @@ async fn reload(standby: &Standby, id: PromotionId, group: &GroupName) -> Result
         )));
     };
     let damaged = |what: &str| PromoteError::Failed(format!("the journal of drill {id} has no {what}"));
-    let point: PointId = fact(variables, "point").and_then(|p| p.parse().ok()).ok_or_else(|| damaged("point"))?;
+    let point: PointId =
+        fact(variables, "point").and_then(|p| p.parse().ok()).ok_or_else(|| damaged("point"))?;
     let survey = Survey::of(standby, group, None).await?;
     let manifest = survey.manifest(standby, point).await?;
     let read = |name: &str| fact(variables, name).unwrap_or_default();

@@ -6,8 +6,8 @@
 use std::sync::Arc;
 
 use farsite_model::{GroupName, PromotionId};
-use farsite_runbook::engine::{Decider, EngineError, Observer, Run};
 use farsite_runbook::action::People;
+use farsite_runbook::engine::{Decider, EngineError, Observer, Run};
 use farsite_runbook::journal::{JournalEntry, RunResult, StepStatus};
 use farsite_runbook::plan::Plan;
 use farsite_runbook::state::RunState;
@@ -16,8 +16,8 @@ use farsite_store::keys::Signer;
 use farsite_store::ledger::{Ledger, Refusal, SiteLedger, Statement};
 use tokio_util::sync::CancellationToken;
 
-use crate::group_run::GroupRun;
 use crate::failover::{Promotion, epoch_of, establish, load};
+use crate::group_run::GroupRun;
 use crate::journal::StoreJournal;
 use crate::people::Watch;
 use crate::runbooks::Bundle;
@@ -169,11 +169,7 @@ pub async fn drive(
         if result == RunResult::Completed {
             promoted(standby, signer, promotion, group).await?;
         }
-        ended.groups.push(GroupEnded {
-            group: group.clone(),
-            result,
-            failed: failed_steps(&plan, &state),
-        });
+        ended.groups.push(GroupEnded { group: group.clone(), result, failed: failed_steps(&plan, &state) });
         if result != RunResult::Completed {
             // Later groups wait: a person looks at this one first.
             return Ok(ended);

@@ -29,7 +29,7 @@ use crate::{PromoteError, Standby};
 /// How many candidates are shown.
 const SHOWN: usize = 10;
 /// How long the preconditions of one step may take to look at.
-const STEP_LIMIT: Duration = Duration::from_secs(60);
+const STEP_LIMIT: Duration = Duration::from_mins(1);
 
 /// What an order would do.
 #[derive(Debug, Clone, Serialize)]
@@ -78,7 +78,8 @@ impl DryRun {
     pub fn is_clear(&self) -> bool {
         self.problems.is_empty()
             && self.groups.iter().all(|g| {
-                g.problems.is_empty() && g.steps.iter().all(|s| s.left_out.is_some() || s.precondition.is_ok())
+                g.problems.is_empty()
+                    && g.steps.iter().all(|s| s.left_out.is_some() || s.precondition.is_ok())
             })
     }
 }
@@ -143,7 +144,14 @@ pub async fn dry_run(standby: &Standby, order: &Order) -> Result<DryRun, Promote
         plan.steps = steps(&run, &bundle).await?;
         groups.push(plan);
     }
-    Ok(DryRun { from: order.from.clone(), to: standby.site.clone(), level: order.level, runbook: name, groups, problems })
+    Ok(DryRun {
+        from: order.from.clone(),
+        to: standby.site.clone(),
+        level: order.level,
+        runbook: name,
+        groups,
+        problems,
+    })
 }
 
 async fn steps(run: &Arc<GroupRun>, bundle: &Bundle) -> Result<Vec<StepPlan>, PromoteError> {

@@ -85,10 +85,7 @@ pub(crate) async fn find_groups(
     let known = groups(&standby.store).await?;
     for wanted in &order.groups {
         if !known.contains(wanted) {
-            let near = did_you_mean(
-                wanted.as_str(),
-                known.iter().map(GroupName::as_str),
-            );
+            let near = did_you_mean(wanted.as_str(), known.iter().map(GroupName::as_str));
             return Err(PromoteError::Usage(format!(
                 "no group is called {wanted} in the store at {}{near}",
                 standby.site
@@ -119,9 +116,9 @@ pub(crate) async fn find_groups(
     let mut found = Vec::new();
     // An id names a point of one group; the others take what `latest` takes.
     let owner = match &order.point {
-        PointChoice::Id(text) => {
-            surveys.iter().position(|(_, s)| s.ledger.state().points.iter().any(|p| p.id().to_string().starts_with(text)))
-        }
+        PointChoice::Id(text) => surveys
+            .iter()
+            .position(|(_, s)| s.ledger.state().points.iter().any(|p| p.id().to_string().starts_with(text))),
         _ => None,
     };
     for (index, (group, survey)) in surveys.into_iter().enumerate() {
@@ -136,7 +133,11 @@ pub(crate) async fn find_groups(
 }
 
 /// Checks everything, then takes the site's promotion entry, each group's epoch and each journal's first entry.
-pub async fn begin(standby: &Standby, signer: &Arc<Signer>, order: &Order) -> Result<Promotion, PromoteError> {
+pub async fn begin(
+    standby: &Standby,
+    signer: &Arc<Signer>,
+    order: &Order,
+) -> Result<Promotion, PromoteError> {
     let fencing = order.fencing()?;
     // Somebody else's promotion is said before anything about points.
     let mut site = SiteLedger::open(&standby.store, &order.from).await?;
@@ -213,9 +214,7 @@ pub async fn open(standby: &Standby, from: &SiteName) -> Result<Promotion, Promo
 }
 
 /// Reads an order out of the site's ledger.
-pub(crate) fn read(
-    entry: &SitePromotion,
-) -> Result<Promotion, PromoteError> {
+pub(crate) fn read(entry: &SitePromotion) -> Result<Promotion, PromoteError> {
     let SiteStatement::PromotionBegun {
         promotion,
         from,
@@ -295,9 +294,8 @@ async fn begin_epoch(
             return Ok(());
         }
         // A late commit may be newer than what the order names; damage found since may have taken it away.
-        let pick = |state: &GroupState, now| {
-            choose(state, choice, now).or_else(|_| choose(state, &by_order, now))
-        };
+        let pick =
+            |state: &GroupState, now| choose(state, choice, now).or_else(|_| choose(state, &by_order, now));
         let chosen = pick(&state, survey.now).map_err(refused)?;
         let logs = accepted_logs(standby, group, &survey.point(chosen.point)?).await?;
         let Survey { mut ledger, damaged, now } = survey;

@@ -2,7 +2,8 @@
 //! which point and which logs; the configuration says where to.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use farsite_model::{Epoch, GroupName, ItemKind, Level, Mode, PointId, PromotionId, SiteName};
@@ -99,8 +100,8 @@ impl GroupRun {
     }
 
     /// The last segment of a timeline that may be replayed; `None` sets no limit.
-    pub(crate) fn accepted(&self, timeline: &TimelineId) -> Result<Option<u64>, ActionError> {
-        match self.logs.iter().find(|log| log.timeline == *timeline) {
+    pub(crate) fn accepted(&self, timeline: TimelineId) -> Result<Option<u64>, ActionError> {
+        match self.logs.iter().find(|log| log.timeline == timeline) {
             Some(AcceptedLog { last_sequence: Some(last), .. }) => Ok(Some(*last)),
             Some(_) => Err(ActionError::failed(format!(
                 "the epoch accepts nothing of the log {timeline}, which the point needs\n  hint: choose another point"
@@ -138,6 +139,33 @@ impl GroupRun {
     pub(crate) fn private_instance(&self) -> Result<Instance, ActionError> {
         let serving = self.instance()?;
         Ok(Instance { socket: self.targets.sockets.join("private.sock"), port: None, ..serving })
+    }
+
+    /// Makes the folder that the instance's socket lies in: nobody but the server's own user may enter it.
+    pub(crate) fn socket_folder(&self, socket: &Path) -> std::io::Result<()> {
+        // The place's own socket lies where the administrator says; only this run's folder is made here.
+        if socket.parent() != Some(self.targets.sockets.as_path()) {
+            return Ok(());
+        }
+        let folder = &self.targets.sockets;
+        match std::fs::DirBuilder::new().mode(0o700).create(folder) {
+            Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => return Err(error),
+            _ => {}
+        }
+        let (found, data) =
+            (std::fs::symlink_metadata(folder)?, std::fs::metadata(&self.instance_datadir()?)?);
+        let own = rustix::process::geteuid().as_raw();
+        if !found.is_dir() || (found.uid() != own && found.uid() != data.uid()) {
+            return Err(std::io::Error::other(format!("{} belongs to somebody else", folder.display())));
+        }
+        if own == 0 && found.uid() != data.uid() {
+            std::os::unix::fs::chown(folder, Some(data.uid()), Some(data.gid()))?;
+        }
+        Ok(())
+    }
+
+    fn instance_datadir(&self) -> std::io::Result<PathBuf> {
+        self.mariadb().map(|target| target.datadir.clone()).map_err(std::io::Error::other)
     }
 
     pub(crate) fn databases(&self) -> Vec<&ManifestItem> {

@@ -53,7 +53,11 @@ pub struct StoreJournal {
 
 /// All groups that a promotion has a journal for, in order of name.
 pub async fn groups_of(store: &Store, promotion: PromotionId) -> Result<Vec<GroupName>, PromoteError> {
-    let listed = store.backend.list(&format!("journal/{promotion}/"), None).await.map_err(farsite_store::StoreError::from)?;
+    let listed = store
+        .backend
+        .list(&format!("journal/{promotion}/"), None)
+        .await
+        .map_err(farsite_store::StoreError::from)?;
     let mut groups: Vec<GroupName> =
         listed.iter().filter_map(|object| GroupName::new(object.key.split('/').nth(2)?).ok()).collect();
     groups.dedup();
@@ -84,7 +88,8 @@ impl StoreJournal {
     }
 
     async fn refresh(&self, read: &mut (Head, Vec<Entry<Said>>)) -> Result<(), JournalError> {
-        let (entries, head) = self.chain.read(read.0).await.map_err(|e| JournalError::Store(e.to_string()))?;
+        let (entries, head) =
+            self.chain.read(read.0).await.map_err(|e| JournalError::Store(e.to_string()))?;
         read.0 = head;
         read.1.extend(entries);
         Ok(())
@@ -129,7 +134,9 @@ impl StoreJournal {
             }
             Ok((said, _)) => said,
             // A gate that no step has changes nothing in a run's state.
-            Err(why) => JournalEntry::Gate { step: VOID.into(), answer: false, who: why, at: entry.written.0 },
+            Err(why) => {
+                JournalEntry::Gate { step: VOID.into(), answer: false, who: why, at: entry.written.0 }
+            }
         }
     }
 }

@@ -42,7 +42,11 @@ impl Listing {
             }
         }
         found.extend(
-            before.0.keys().filter(|path| !self.0.contains_key(*path)).map(|path| format!("{} is gone", path.display())),
+            before
+                .0
+                .keys()
+                .filter(|path| !self.0.contains_key(*path))
+                .map(|path| format!("{} is gone", path.display())),
         );
         found
     }
@@ -54,7 +58,9 @@ pub(crate) fn processes_naming(paths: &[&Path]) -> Vec<(u32, String)> {
     let own = std::process::id();
     let mut found = Vec::new();
     for entry in entries.flatten() {
-        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else { continue };
+        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else {
+            continue;
+        };
         let Ok(bytes) = fs::read(entry.path().join("cmdline")) else { continue };
         let command = String::from_utf8_lossy(&bytes).replace('\0', " ");
         let names = paths.iter().any(|path| path.to_str().is_some_and(|text| command.contains(text)));
@@ -94,7 +100,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let marker = dir.path().join("drill-folder");
         let mut child = std::process::Command::new("sh")
-            .args(["-c", "sleep 30; :", marker.to_str().unwrap()])
+            .args(["-c", "read line", marker.to_str().unwrap()])
+            .stdin(std::process::Stdio::piped())
             .spawn()
             .unwrap();
         let found = processes_naming(&[&marker]);

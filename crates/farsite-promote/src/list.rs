@@ -3,13 +3,14 @@
 use std::collections::BTreeMap;
 
 use farsite_model::{GroupName, Level, Mode, PromotionId, StoreTime};
-use farsite_runbook::journal::{JournalEntry, StepStatus, What};
+use farsite_runbook::journal::{JournalEntry, RunResult, StepStatus, What};
 use farsite_runbook::state::RunState;
 use farsite_store::journal::promotions;
-use farsite_store::ledger::SiteLedger;
+use farsite_store::ledger::Ledger;
 use serde::Serialize;
 
-use crate::accept::sites;
+use crate::accept::find;
+use crate::failover::{Promotion, epoch_of};
 use crate::journal::{StoreJournal, groups_of};
 use crate::{PromoteError, Standby};
 
@@ -23,7 +24,7 @@ pub struct Summary {
     pub who: String,
     pub begun: StoreTime,
     pub groups: Vec<GroupSummary>,
-    /// Of the order as a whole: `open`, `completed`, `rolled-back`, `cancelled`; a drill's `passed` or `failed`.
+    /// Of the order as a whole: `open`, `completed`, `accepted`, `rolled-back`, `cancelled`; a drill's `passed` or `failed`.
     pub result: String,
 }
 
@@ -94,20 +95,41 @@ pub async fn show(standby: &Standby, id: PromotionId) -> Result<Summary, Promote
         ))
     })?;
     if summary.mode != Mode::Drill {
-        for site in sites(&standby.config) {
-            let ledger = SiteLedger::open(&standby.store, site).await?;
-            if let Some(found) = ledger.state().promotions.iter().find(|p| p.id() == id) {
-                summary.begun = found.at;
-                summary.result = found.ended.as_ref().map_or("open", |(result, _)| result).to_owned();
-            }
-        }
+        let promotion = find(standby, id).await?;
+        summary.begun = promotion.begun;
+        summary.result = standing(standby, &promotion).await?;
     }
     Ok(summary)
 }
 
+/// Where a promotion stands: what its site's entry says, and what came after: rolled back, cancelled, accepted.
+pub(crate) async fn standing(standby: &Standby, promotion: &Promotion) -> Result<String, PromoteError> {
+    let mut taken_back: Option<RunResult> = None;
+    let mut accepted = !promotion.groups.is_empty();
+    for (group, _) in &promotion.groups {
+        let entries = StoreJournal::reading(&standby.store, promotion.id, group).entries().await?;
+        if let Some((result @ (RunResult::RolledBack | RunResult::Cancelled), _)) =
+            RunState::fold(&entries).finished
+        {
+            taken_back = Some(result);
+        }
+        let ledger = Ledger::open(&standby.store, group).await?;
+        accepted &= epoch_of(ledger.state(), promotion).is_some_and(|epoch| epoch.accepted);
+    }
+    Ok(match (taken_back, &promotion.ended) {
+        (Some(result), _) => result.to_string(),
+        (None, _) if accepted => "accepted".into(),
+        (None, Some((result, _))) => result.clone(),
+        (None, None) => "open".into(),
+    })
+}
+
 fn group_summary(group: GroupName, state: &RunState) -> GroupSummary {
     let busy = state.steps.iter().find(|(_, s)| {
-        matches!(s.status, StepStatus::Executing | StepStatus::Waiting | StepStatus::Failed | StepStatus::TimedOut)
+        matches!(
+            s.status,
+            StepStatus::Executing | StepStatus::Waiting | StepStatus::Failed | StepStatus::TimedOut
+        )
     });
     let progression = match (&state.finished, busy) {
         (Some((result, _)), _) => result.to_string(),
@@ -136,7 +158,12 @@ pub(crate) async fn past_durations(
         let Ok(entries) = StoreJournal::reading(&standby.store, id, group).entries().await else { continue };
         for (_, entry) in entries {
             if let JournalEntry::Outcome {
-                step, what: What::Do, status: StepStatus::Completed, started, ended, ..
+                step,
+                what: What::Do,
+                status: StepStatus::Completed,
+                started,
+                ended,
+                ..
             } = entry
             {
                 seen.entry(step).or_default().push(ended.duration_since(started).as_secs_f64());

@@ -101,7 +101,9 @@ impl Targets {
                 datadir: root.join("mariadb"),
                 socket: sockets.join("db.sock"),
                 port: None,
-                server_args: places.and_then(|p| p.mariadb.as_ref()).map_or_else(Vec::new, |m| without_network(&m.server_args)),
+                server_args: places
+                    .and_then(|p| p.mariadb.as_ref())
+                    .map_or_else(Vec::new, |m| without_network(&m.server_args)),
             }),
             sqlite: Some(root.join("sqlite")),
             glance: Some(root.join("glance")),
@@ -158,11 +160,8 @@ impl Targets {
 
     /// What a point holds and no place is given for.
     pub fn missing(&self, manifest: &Manifest) -> Vec<String> {
-        let mut missing: Vec<String> = manifest
-            .items
-            .iter()
-            .filter_map(|item| self.item(manifest, item).err())
-            .collect();
+        let mut missing: Vec<String> =
+            manifest.items.iter().filter_map(|item| self.item(manifest, item).err()).collect();
         missing.sort();
         missing.dedup();
         missing.extend(self.shared());
@@ -219,8 +218,10 @@ impl Targets {
 fn without_network(args: &[String]) -> Vec<String> {
     let opens = |arg: &str| {
         let name = arg.trim_start_matches('-').split('=').next().unwrap_or("").replace('_', "-");
-        matches!(name.as_str(), "port" | "bind-address" | "skip-networking" | "socket" | "datadir" | "extra-port")
-            || name.starts_with("wsrep")
+        matches!(
+            name.as_str(),
+            "port" | "bind-address" | "skip-networking" | "socket" | "datadir" | "extra-port"
+        ) || name.starts_with("wsrep")
             || name.starts_with("report-")
     };
     let mut kept = Vec::new();

@@ -21,6 +21,7 @@ use crate::choose::{Replay, flaws};
 use crate::drill;
 use crate::failover::{Promotion, epoch_of, fact};
 use crate::journal::{Recorded, StoreJournal, groups_of};
+use crate::list::standing;
 use crate::rpo::{self, Achieved};
 use crate::runbooks::Bundle;
 use crate::survey::read_manifest;
@@ -48,7 +49,7 @@ pub struct Report {
     pub fencing: String,
     pub begun: StoreTime,
     pub ended: Option<StoreTime>,
-    /// `open`, `completed`, `rolled-back`, `cancelled`; a drill's `passed` or `failed`.
+    /// `open`, `completed`, `accepted`, `rolled-back`, `cancelled`; a drill's `passed` or `failed`.
     pub result: String,
     pub groups: Vec<GroupReport>,
     /// Of the store that it was built from.
@@ -124,7 +125,8 @@ impl Report {
         let mut order: Option<Promotion> = None;
         for group in groups {
             let record = StoreJournal::reading(&standby.store, id, &group).record().await?;
-            let Some(Begun { runbook, bundle, mode, level, variables, who, written }) = Begun::of(&record)? else {
+            let Some(Begun { runbook, bundle, mode, level, variables, who, written }) = Begun::of(&record)?
+            else {
                 continue;
             };
             if report.is_none() {
@@ -147,14 +149,16 @@ impl Report {
                     ),
                     begun: order.as_ref().map_or(written, |o| o.begun),
                     ended: order.as_ref().and_then(|o| o.ended.as_ref()).map(|(_, at)| *at),
-                    result: order
-                        .as_ref()
-                        .map_or_else(|| "open".into(), |o| o.ended.as_ref().map_or("open".into(), |(r, _)| r.clone())),
+                    result: match &order {
+                        Some(order) => standing(standby, order).await?,
+                        None => "open".into(),
+                    },
                     groups: Vec::new(),
                     store: standby.store.backend.describe(),
                 });
             }
-            let one = group_report(standby, &group, &record, &variables, &bundle, order.as_ref(), written).await?;
+            let one =
+                group_report(standby, &group, &record, &variables, &bundle, order.as_ref(), written).await?;
             if let Some(report) = &mut report {
                 if let Some(verdict) = &one.verdict {
                     report.result = if verdict.well { "passed".into() } else { "failed".into() };
@@ -202,7 +206,8 @@ struct Begun {
 impl Begun {
     fn of(record: &[Recorded]) -> Result<Option<Self>, PromoteError> {
         let Some(first) = record.first() else { return Ok(None) };
-        let Ok((JournalEntry::Begun { runbook, runbook_text, mode, level, variables, who, .. }, _)) = &first.said
+        let Ok((JournalEntry::Begun { runbook, runbook_text, mode, level, variables, who, .. }, _)) =
+            &first.said
         else {
             return Ok(None);
         };
@@ -231,9 +236,8 @@ async fn group_report(
     let plan = bundle.plan(&crate::registry_for_checks())?;
     let steps = steps::steps(&plan, record);
     let ledger = Ledger::open(&standby.store, group).await?;
-    let point = fact(variables, "point")
-        .and_then(|id| ledger.state().point(id.parse().ok()?))
-        .map(|point| PointReport {
+    let point = fact(variables, "point").and_then(|id| ledger.state().point(id.parse().ok()?)).map(|point| {
+        PointReport {
             id: point.id(),
             stands_for: point.stands_for(),
             committed: point.committed,
@@ -245,7 +249,8 @@ async fn group_report(
                 Some(said) => vec![said],
                 None => flaws(point).into_iter().filter(|flaw| !flaw.starts_with("of epoch")).collect(),
             },
-        });
+        }
+    });
     let rpo = match order {
         Some(order) => lost(standby, &ledger, order).await,
         None => drill::lost(standby, group, variables, begun).await,

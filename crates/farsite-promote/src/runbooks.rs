@@ -45,7 +45,10 @@ pub fn library(config: &Config) -> Result<BTreeMap<String, String>, PromoteError
             return Ok(library);
         }
         Err(source) => {
-            return Err(PromoteError::Io { what: format!("listing the runbooks in {}", folder.display()), source });
+            return Err(PromoteError::Io {
+                what: format!("listing the runbooks in {}", folder.display()),
+                source,
+            });
         }
     };
     for entry in entries {
@@ -65,7 +68,8 @@ pub fn find(config: &Config, level: Level, wanted: Option<&Path>) -> Result<Bund
     let root = match wanted {
         None => level.to_string(),
         Some(path) if path.is_file() => {
-            let name = path.file_stem().map_or_else(|| "runbook".into(), |n| n.to_string_lossy().into_owned());
+            let name =
+                path.file_stem().map_or_else(|| "runbook".into(), |n| n.to_string_lossy().into_owned());
             library.insert(name.clone(), yaml::read(path)?);
             name
         }
@@ -101,8 +105,9 @@ impl Bundle {
     }
 
     pub fn from_json(text: &str) -> Result<Self, PromoteError> {
-        serde_json::from_str(text)
-            .map_err(|error| PromoteError::Failed(format!("the runbook in the record makes no sense: {error}")))
+        serde_json::from_str(text).map_err(|error| {
+            PromoteError::Failed(format!("the runbook in the record makes no sense: {error}"))
+        })
     }
 
     /// The checked plan.
@@ -126,7 +131,8 @@ mod tests {
     #[test]
     fn every_shipped_runbook_is_a_valid_plan_and_includes_the_one_before_it() {
         let steps = |root: &str| -> Vec<String> {
-            let plan = bundle(root).plan(&crate::actions::registry(None)).unwrap_or_else(|e| panic!("{root}: {e}"));
+            let plan =
+                bundle(root).plan(&crate::actions::registry(None)).unwrap_or_else(|e| panic!("{root}: {e}"));
             plan.steps.iter().map(|s| s.id.clone()).collect()
         };
         let (data, application, business) = (steps("data"), steps("application"), steps("business"));

@@ -38,9 +38,13 @@ fn quoted(text: &str) -> String {
 
 impl Rewrite {
     fn schema(&self) -> Result<String, String> {
-        let plain = !self.schema.is_empty()
-            && self.schema.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_');
-        if plain { Ok(format!("`{}`", self.schema)) } else { Err(format!("{:?} is not a database's name", self.schema)) }
+        let plain =
+            !self.schema.is_empty() && self.schema.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_');
+        if plain {
+            Ok(format!("`{}`", self.schema))
+        } else {
+            Err(format!("{:?} is not a database's name", self.schema))
+        }
     }
 }
 
@@ -94,7 +98,9 @@ impl Database {
                     }
                     connection
                         .query_row(
-                            &format!("SELECT COUNT(*) FROM {TABLE} WHERE promotion = ?1 AND statement_hash = ?2"),
+                            &format!(
+                                "SELECT COUNT(*) FROM {TABLE} WHERE promotion = ?1 AND statement_hash = ?2"
+                            ),
                             [&promotion, &hash],
                             |row| row.get::<_, i64>(0),
                         )

@@ -26,7 +26,11 @@ pub(crate) struct Survey {
 impl Survey {
     /// Reads the ledger, and manifests from the newest default point on until one is good. With a signer, damage that
     /// is found is written into the ledger.
-    pub async fn of(standby: &Standby, group: &GroupName, signer: Option<&Arc<Signer>>) -> Result<Self, PromoteError> {
+    pub async fn of(
+        standby: &Standby,
+        group: &GroupName,
+        signer: Option<&Arc<Signer>>,
+    ) -> Result<Self, PromoteError> {
         let ledger = Ledger::open(&standby.store, group).await?;
         let now = standby.store.backend.time().await?;
         let mut survey = Self { ledger, damaged: BTreeMap::new(), now };

@@ -29,7 +29,7 @@ const DRAIN: Duration = Duration::from_secs(10);
 const LOOK: Duration = Duration::from_millis(500);
 /// A group whose store or lock is not there is tried again after this long, doubled up to the limit.
 const RETRY_FIRST: Duration = Duration::from_secs(2);
-const RETRY_LIMIT: Duration = Duration::from_secs(60);
+const RETRY_LIMIT: Duration = Duration::from_mins(1);
 
 /// Reads the configuration anew: at the start and at every reload.
 pub type Load = Arc<dyn Fn() -> Result<(Config, Vec<Policy>), ReplicateError> + Send + Sync>;

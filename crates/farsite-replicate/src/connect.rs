@@ -1,5 +1,6 @@
 //! From a configuration to opened stores and loaded keys.
 
+use std::fmt::Write as _;
 use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Duration;
@@ -62,7 +63,7 @@ fn url(store: &StoreConfig) -> String {
         if let Some(value) = value {
             // Of a key that stands twice the last one counts.
             url.push(if url.contains('?') { '&' } else { '?' });
-            url.push_str(&format!("{key}={value}"));
+            let _ = write!(url, "{key}={value}");
         }
     }
     url
@@ -130,7 +131,7 @@ pub fn block_secret(config: &Config) -> Result<BlockSecret, ReplicateError> {
 }
 
 /// How long a command that prints an identity may take.
-const IDENTITY_LIMIT: Duration = Duration::from_secs(60);
+const IDENTITY_LIMIT: Duration = Duration::from_mins(1);
 
 /// A reader with the identity that lives at this host.
 pub async fn reader(config: &Config, site: &SiteName, store: &Store) -> Result<Reader, ReplicateError> {

@@ -22,9 +22,9 @@ use crate::logship::{Progress, Reconcile, Shipper, Timeline, Work, reconcile, to
 use crate::run_clock::RunClock;
 
 /// A base older than this is replaced by a new one, which ships changed pages only: replay stays short.
-const BASE_AGE: Duration = Duration::from_secs(24 * 3600);
+const BASE_AGE: Duration = Duration::from_hours(24);
 /// The log up to a run's second position must be durable within this.
-const LOG_WAIT: Duration = Duration::from_secs(60);
+const LOG_WAIT: Duration = Duration::from_mins(1);
 
 /// The shippers of one group; they go on between runs and end when this is dropped.
 #[derive(Default)]
@@ -79,7 +79,7 @@ pub(crate) async fn begin(
         live.epoch == epoch
             && live.shipper.progress.borrow().broken.is_none()
             && is_young(live.begun, context)
-            && is_held(intake, &id, &live.timeline, live.base.data.root == held_root(intake, &id))
+            && is_held(intake, &id, live.timeline, live.base.data.root == held_root(intake, &id))
     });
     if !usable || intake.full {
         logs.live.remove(&id);
@@ -146,9 +146,9 @@ fn is_young(begun: Timestamp, context: &CaptureContext) -> bool {
 }
 
 /// A base may be built on when a pinned point holds it, or this very run wrote it.
-fn is_held(intake: &Intake<'_>, id: &ItemId, timeline: &TimelineId, same_root: bool) -> bool {
+fn is_held(intake: &Intake<'_>, id: &ItemId, timeline: TimelineId, same_root: bool) -> bool {
     let held = intake.basis.manifests.iter().filter_map(|m| m.item(id)?.log.as_ref());
-    same_root && held.clone().any(|log| log.timeline == *timeline)
+    same_root && held.clone().any(|log| log.timeline == timeline)
 }
 
 fn held_root(intake: &Intake<'_>, id: &ItemId) -> Option<farsite_store::blob::BlobRef> {
@@ -167,7 +167,7 @@ async fn saved(
     context: &CaptureContext,
 ) -> Result<Option<Timeline>, ReplicateError> {
     let Some(mut timeline) = Timeline::load(&state_file(intake.group, id)) else { return Ok(None) };
-    let held = is_held(intake, id, &timeline.id, timeline.base.data.root == held_root(intake, id));
+    let held = is_held(intake, id, timeline.id, timeline.base.data.root == held_root(intake, id));
     if timeline.epoch != epoch || !(held || timeline.run == intake.run) {
         return Ok(None);
     }

@@ -66,15 +66,14 @@ pub(crate) async fn thaw_left_over(group: &Group) -> Result<(), ReplicateError> 
     };
     for entry in entries.flatten() {
         let name = std::fs::read_to_string(entry.path()).unwrap_or_default();
-        match after_hooks(&group.policy, &name) {
-            Some(hooks) => {
-                tracing::warn!(group = %group.policy.group, "a run was killed while {name} was frozen: thawing it");
-                thaw(group, &name, hooks).await;
-            }
-            None => tracing::error!(
+        if let Some(hooks) = after_hooks(&group.policy, &name) {
+            tracing::warn!(group = %group.policy.group, "a run was killed while {name} was frozen: thawing it");
+            thaw(group, &name, hooks).await;
+        } else {
+            tracing::error!(
                 group = %group.policy.group,
                 "a run was killed while {name:?} was frozen, and the policy names it no more: look whether it still is"
-            ),
+            );
         }
     }
     Ok(())

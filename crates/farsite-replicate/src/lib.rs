@@ -15,6 +15,7 @@ mod hooks;
 pub mod logship;
 pub mod record;
 pub mod restore;
+pub mod restore_log;
 pub mod run;
 pub mod run_clock;
 mod run_state;

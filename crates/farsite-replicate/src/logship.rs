@@ -143,20 +143,19 @@ impl Shipper {
                 }
             }
         };
-        match tokio::time::timeout(limit, reached).await {
-            Ok(result) => result,
-            Err(_) => {
-                let now = self.progress.borrow().clone();
-                Err(format!(
-                    "its log is shipped up to {}:{} and not to {}:{} within {}s{}",
-                    now.shipped.file,
-                    now.shipped.offset,
-                    position.file,
-                    position.offset,
-                    limit.as_secs(),
-                    now.trouble.map(|t| format!(" ({t})")).unwrap_or_default()
-                ))
-            }
+        if let Ok(result) = tokio::time::timeout(limit, reached).await {
+            result
+        } else {
+            let now = self.progress.borrow().clone();
+            Err(format!(
+                "its log is shipped up to {}:{} and not to {}:{} within {}s{}",
+                now.shipped.file,
+                now.shipped.offset,
+                position.file,
+                position.offset,
+                limit.as_secs(),
+                now.trouble.map(|t| format!(" ({t})")).unwrap_or_default()
+            ))
         }
     }
 }
@@ -237,8 +236,9 @@ async fn tick(
     if let Some(running) = stream
         && let Ok(Some(status)) = running.child.try_wait()
     {
+        let said = running.said();
         *stream = None;
-        return Err(Stop::Trouble(format!("the streaming client ended ({status})")));
+        return Err(Stop::Trouble(format!("the streaming client ended ({status}): {said}")));
     }
     if stream.is_none() {
         std::fs::create_dir_all(&work.spool).map_err(|e| trouble(&e))?;

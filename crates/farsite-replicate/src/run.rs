@@ -32,7 +32,7 @@ use crate::run_state::RunState;
 use crate::{ReplicateError, frozen, hooks};
 
 /// Longest time that one listing, query or external command of a source may take.
-const SOURCE_LIMIT: Duration = Duration::from_secs(6 * 3600);
+const SOURCE_LIMIT: Duration = Duration::from_hours(6);
 /// When more than this share of a group's items vanish at once, a person must look.
 const MASS_DELETE_SHARE: f64 = 0.5;
 const MASS_DELETE_ITEMS: usize = 3;
@@ -460,7 +460,7 @@ pub async fn dry_run(group: &Group) -> Vec<Planned> {
     let mut planned = Vec::new();
     for item in &group.policy.items {
         let items = match farsite_sources::source(item) {
-            Ok(source) => match tokio::time::timeout(Duration::from_secs(60), source.items()).await {
+            Ok(source) => match tokio::time::timeout(Duration::from_mins(1), source.items()).await {
                 Ok(items) => items.map_err(|error| error.to_string()),
                 Err(_) => Err("could not be listed within 60s".to_owned()),
             },

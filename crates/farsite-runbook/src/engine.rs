@@ -263,7 +263,7 @@ impl Driver {
                     // Siblings end what they have begun; nothing new starts.
                     Some(Ok((_, Err(error)))) => stopped = Some(stopped.unwrap_or(error)),
                     Some(Err(panic)) => {
-                        stopped = Some(EngineError::Plan(format!("a step panicked: {panic}")))
+                        stopped = Some(EngineError::Plan(format!("a step panicked: {panic}")));
                     }
                 }
             }

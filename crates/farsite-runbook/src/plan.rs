@@ -143,7 +143,7 @@ fn collect(
         if chain.iter().any(|(_, _, b)| b.name == **name) || book.name == **name {
             return Err(Source { file: &file, text: &text }.error(
                 name,
-                format!("{} includes itself", name),
+                format!("{name} includes itself"),
                 None,
             ));
         }

@@ -163,7 +163,7 @@ impl Source for Cinder {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::context_for_tests as context;
+    use crate::tests::context;
 
     fn source(path: &Path, select: serde_json::Value) -> Box<dyn Source> {
         let entry = serde_json::json!({"cinder": {"path": path, "select": select}});
@@ -214,6 +214,6 @@ mod tests {
         fs::write(dir.path().join("secret"), b"x").unwrap();
         let source = source(&folder, serde_json::Value::Null);
         let item = ItemId::new(ItemKind::Cinder, "../secret");
-        assert!(source.capture(&item, &context(dir.path())).await.is_err());
+        assert!(source.capture(&item, &context(&dir.path().join("scratch"))).await.is_err());
     }
 }

@@ -25,7 +25,8 @@ const SYSTEM_FOLDERS: [&str; 4] = ["/usr/sbin", "/usr/local/sbin", "/usr/local/b
 /// Finds a program that goes by one of several names.
 pub fn find(names: &[&str]) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
-    let folders: Vec<PathBuf> = std::env::split_paths(&path).chain(SYSTEM_FOLDERS.map(PathBuf::from)).collect();
+    let folders: Vec<PathBuf> =
+        std::env::split_paths(&path).chain(SYSTEM_FOLDERS.map(PathBuf::from)).collect();
     names.iter().find_map(|name| folders.iter().map(|folder| folder.join(name)).find(|p| is_program(p)))
 }
 
@@ -115,7 +116,8 @@ impl Finished {
 /// The end of an output as it stands in a message.
 pub fn shown(output: &str) -> String {
     let lines: Vec<&str> = output.lines().filter(|line| !line.trim().is_empty()).collect();
-    lines[lines.len().saturating_sub(SHOWN_LINES)..].iter().map(|line| format!("\n  | {line}")).collect()
+    let last = &lines[lines.len().saturating_sub(SHOWN_LINES)..];
+    last.iter().flat_map(|line| ["\n  | ", line]).collect()
 }
 
 /// Runs a command to its end, however it ends; past `limit` it is killed.
@@ -164,9 +166,10 @@ mod tests {
 
     #[tokio::test]
     async fn the_end_of_what_a_failed_program_said_is_shown() {
-        let finished = run("trying", sh("echo out; echo first >&2; echo last >&2; exit 3"), Duration::from_secs(10))
-            .await
-            .unwrap();
+        let finished =
+            run("trying", sh("echo out; echo first >&2; echo last >&2; exit 3"), Duration::from_secs(10))
+                .await
+                .unwrap();
         assert_eq!(finished.stdout, "out\n");
         let error = finished.success("trying").unwrap_err().to_string();
         assert!(error.contains("exit status: 3") && error.contains("| last"), "{error}");
@@ -202,7 +205,9 @@ mod tests {
 
     #[tokio::test]
     async fn a_long_output_is_bounded() {
-        let finished = run("talking", sh("head -c 1000000 /dev/zero | tr '\\0' x"), Duration::from_secs(10)).await.unwrap();
+        let finished = run("talking", sh("head -c 1000000 /dev/zero | tr '\\0' x"), Duration::from_secs(10))
+            .await
+            .unwrap();
         assert_eq!(finished.stdout.len(), TAIL_BYTES);
     }
 

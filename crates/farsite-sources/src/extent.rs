@@ -251,7 +251,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("v");
         let target = FileTarget::create(&path, 8 << 20).unwrap();
-        target.write_all_at(&[7; 65536], 4 << 20).unwrap();
+        target.write_all_at(&vec![7; 65536], 4 << 20).unwrap();
         target.finish(8 << 20).unwrap();
         drop(target);
         let content = FileContent::open(&path).unwrap();
@@ -301,7 +301,7 @@ mod tests {
     fn a_target_that_is_too_large_fails_cleanly() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("v");
-        let error = FileTarget::create(&path, u64::MAX >> 1).unwrap_err().to_string();
+        let error = FileTarget::create(&path, u64::MAX).unwrap_err().to_string();
         assert!(error.contains("hint:"), "{error}");
         assert!(!path.exists());
     }
@@ -311,7 +311,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("v");
         let target = FileTarget::create(&path, 300_000).unwrap();
-        target.write_all_at(&[9; 300_000], 0).unwrap();
+        target.write_all_at(&vec![9; 300_000], 0).unwrap();
         target.punch_hole(1000..200_000).unwrap();
         target.finish(300_000).unwrap();
         let bytes = std::fs::read(&path).unwrap();

@@ -5,13 +5,21 @@
 //! What must hold: the capture time is read *before* the first byte is frozen or read; a capture is never called
 //! more consistent than it is; nothing that a source leaves behind (snapshot, freeze, child process) outlives it.
 
-pub mod cinder;
+mod cinder;
+pub mod commands;
 pub mod extent;
-pub mod files;
+mod files;
+mod folder;
+mod glance;
+mod guards;
 mod log_position;
+pub mod mariadb;
+mod random;
 mod snapshot;
 pub mod sqlite;
-pub mod volume;
+#[cfg(test)]
+mod tests;
+mod volume;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -29,21 +37,21 @@ pub use log_position::LogPosition;
 /// The source of one entry of a policy. Nothing is opened or asked yet.
 pub fn source(item: &Item) -> Result<Box<dyn Source>, SourceError> {
     Ok(match item {
+        Item::Mariadb(mariadb) => Box::new(mariadb::Database::new(item, mariadb)),
         Item::Sqlite(sqlite) => Box::new(sqlite::Sqlite::new(item, sqlite)),
-        Item::Mariadb(_) | Item::Glance(_) => {
-            let what = format!("opening {}", item.id());
-            return Err(SourceError::new(what, format!("this version reads no {} items yet", item.kind()))
-                .hint("a point of this group would not hold it: leave it out of the policy, and protect it otherwise"));
-        }
+        Item::Glance(glance) => Box::new(glance::Glance::new(item, glance)),
         Item::Cinder(cinder) => Box::new(cinder::Cinder::new(item, cinder)),
-        Item::Files(files) => Box::new(files::Files::new(item, files)),
+        Item::Files(files) => Box::new(files::Files::new(item, files)?),
         Item::Volume(volume) => Box::new(volume::Volume::new(item, volume)),
     })
 }
 
-/// The database whose log is shipped, where the entry is one. No source of this version ships a log.
-pub fn logged(_: &Item) -> Option<Arc<dyn LoggedDatabase>> {
-    None
+/// The database whose log is shipped, where the entry is one.
+pub fn logged(item: &Item) -> Option<Arc<dyn LoggedDatabase>> {
+    match item {
+        Item::Mariadb(mariadb) if item.ships_log() => Some(Arc::new(mariadb::Database::new(item, mariadb))),
+        _ => None,
+    }
 }
 
 /// The name of an item that stands for one file of a folder.
@@ -181,13 +189,9 @@ pub struct LogStream {
     pub spool: PathBuf,
 }
 
-/// What a run would lend to a source under test.
-#[cfg(test)]
-pub(crate) fn context_for_tests(folder: &std::path::Path) -> CaptureContext {
-    CaptureContext {
-        clock: Arc::new(farsite_model::clock::SystemClock),
-        scratch: folder.join("scratch"),
-        timeout: std::time::Duration::from_secs(30),
-        frozen: false,
+impl LogStream {
+    /// The last lines of what the client said, for the message about its end; empty when it said nothing.
+    pub fn said(&self) -> String {
+        mariadb::client_said(&self.spool)
     }
 }

@@ -137,7 +137,7 @@ impl Source for Volume {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::context_for_tests as context;
+    use crate::tests::context;
 
     fn entry(yaml: serde_json::Value) -> Item {
         serde_json::from_value(yaml).unwrap()
@@ -152,7 +152,7 @@ mod tests {
         let source = crate::source(&item).unwrap();
         let ids = source.items().await.unwrap();
         assert_eq!(ids, [ItemId::parse("volume/disk.raw")]);
-        let mut context = context(dir.path());
+        let mut context = context(&dir.path().join("scratch"));
         let capture = source.capture(&ids[0], &context).await.unwrap();
         let expected = if capture.still { Consistency::Crash } else { Consistency::Fuzzy };
         assert_eq!(capture.consistency, expected);

@@ -3,28 +3,29 @@
 //! A reader thread stays a few batches ahead; hashing, compressing and sealing run on the rayon pool; uploads run
 //! beside all of it. Every channel is bounded, so memory is what [`IngestOptions`] says and not what the volume is.
 
+mod reading;
+mod upload;
+
 use std::collections::HashMap;
-use std::fs::{File, OpenOptions};
-use std::io::{BufRead, BufReader, Write};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::mpsc::{SyncSender, sync_channel};
+use std::sync::mpsc::sync_channel;
 
 use farsite_model::content::ReadAt;
 use rayon::prelude::*;
-use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot};
-use tokio::task::{JoinHandle, JoinSet};
+use tokio::task::JoinHandle;
 
-use crate::backend::create_or_recognise;
+use self::reading::{Batch, read_batches};
+use self::upload::{Upload, open_resume_log, upload_packs};
 use crate::blob::{self, BlobRef, Location};
 use crate::hex::Hex;
 use crate::keys::{BlobId, BlockSecret, HOLE};
 use crate::local_map::{LeafRecord, LocalMap, LocalMapWriter};
 use crate::map::{Child, FAN_OUT, MapRoot, Node, root_level};
-use crate::pack::{FinishedPack, PackBuilder, PackId, object_key};
-use crate::seal::{BlobKind, ContentKeyId, Sealer};
+use crate::pack::{FinishedPack, PackBuilder};
+use crate::seal::{BlobKind, Sealer};
 use crate::{Store, StoreError};
 
 /// Limits of a run. Peak memory is about `pack_bytes × (uploads + 2)`, `batch_bytes × 4` and 120 bytes for each
@@ -69,37 +70,6 @@ pub struct RunStats {
     pub resumed_bytes: AtomicU64,
 }
 
-/// One line of a resume log: a pack that is durable, and what it holds.
-#[derive(Debug, Serialize, Deserialize)]
-struct ShippedPack {
-    /// The store's own id: a pack that another store holds does not count.
-    store: Hex<16>,
-    pack: PackId,
-    key: ContentKeyId,
-    /// Its blocks; not its nodes.
-    blobs: Vec<(BlobId, u32, u32)>,
-}
-
-impl ShippedPack {
-    /// JSON, a space and a hash of it: a bit that this disk lost must not send a later point to a wrong place.
-    fn to_line(&self) -> Vec<u8> {
-        let mut line = serde_json::to_vec(self).expect("a pack's contents are valid JSON");
-        let hash = blake3::hash(&line).to_hex();
-        line.push(b' ');
-        line.extend_from_slice(hash.as_bytes());
-        line.push(b'\n');
-        line
-    }
-    fn from_line(line: &[u8]) -> Option<Self> {
-        let line = line.strip_suffix(b"\n")?;
-        let (json, hash) = line.split_at(line.iter().rposition(|b| *b == b' ')?);
-        if blake3::hash(json).to_hex().as_bytes() != &hash[1..] {
-            return None;
-        }
-        serde_json::from_slice(json).ok()
-    }
-}
-
 /// Writes one run's packs.
 pub struct RunWriter {
     store: Hex<16>,
@@ -125,11 +95,6 @@ impl Growing {
     fn new(root_level: u8) -> Self {
         Self { levels: vec![(Vec::new(), 0); usize::from(root_level)], root: None }
     }
-}
-
-enum Upload {
-    Pack(FinishedPack),
-    Barrier(oneshot::Sender<()>),
 }
 
 impl RunWriter {
@@ -405,175 +370,6 @@ impl RunWriter {
             },
             None => StoreError::Cancelled,
         }
-    }
-}
-
-/// Uploads packs, a few at a time; each is noted in the resume log once it is durable.
-async fn upload_packs(
-    store: Store,
-    mut queue: mpsc::Receiver<Upload>,
-    at_once: usize,
-    mut log: File,
-    log_path: PathBuf,
-    stats: Arc<RunStats>,
-) -> Result<(), StoreError> {
-    let mut running: JoinSet<Result<ShippedPack, StoreError>> = JoinSet::new();
-    let mut finish_one =
-        |done: Option<Result<Result<ShippedPack, StoreError>, tokio::task::JoinError>>| match done {
-            None => Ok(false),
-            Some(Err(_)) => Err(StoreError::Cancelled),
-            Some(Ok(shipped)) => {
-                let line = shipped?.to_line();
-                log.write_all(&line).and_then(|()| log.sync_data()).map_err(|source| {
-                    StoreError::Destination { what: log_path.display().to_string(), source }
-                })?;
-                Ok(true)
-            }
-        };
-    let result = loop {
-        // A pack is noted as soon as it is durable, not when the next one is ready: a process that is killed in between
-        // must not send it again.
-        let upload = tokio::select! {
-            Some(done) = running.join_next(), if !running.is_empty() => match finish_one(Some(done)) {
-                Ok(_) => continue,
-                Err(error) => break Err(error),
-            },
-            upload = queue.recv(), if running.len() < at_once.max(1) => upload,
-        };
-        match upload {
-            None => break Ok(()),
-            Some(Upload::Pack(pack)) => {
-                let (store, stats) = (store.clone(), stats.clone());
-                running.spawn(upload_pack(store, pack, stats));
-            }
-            Some(Upload::Barrier(done)) => {
-                let mut all = Ok(true);
-                while matches!(all, Ok(true)) {
-                    all = finish_one(running.join_next().await);
-                }
-                if let Err(error) = all {
-                    break Err(error);
-                }
-                let _ = done.send(());
-            }
-        }
-    };
-    // Whoever waits to hand over a pack is told at once; what is under way and arrives still counts for the next try.
-    queue.close();
-    let mut result = result;
-    while let Some(done) = running.join_next().await {
-        let noted = finish_one(Some(done)).map(|_| ());
-        result = result.and(noted);
-    }
-    result
-}
-
-async fn upload_pack(
-    store: Store,
-    pack: FinishedPack,
-    stats: Arc<RunStats>,
-) -> Result<ShippedPack, StoreError> {
-    let (key, bytes) = (object_key(&pack.id), pack.bytes.len() as u64);
-    if create_or_recognise(&*store.backend, &key, pack.bytes).await?.is_none() {
-        return Err(StoreError::Conflict { key });
-    }
-    stats.shipped_bytes.fetch_add(bytes, Ordering::Relaxed);
-    stats.packs.fetch_add(1, Ordering::Relaxed);
-    // Blocks only: a node names the packs of its blocks, and one of those may never have arrived.
-    let blocks = pack.index.iter().filter(|e| e.kind == BlobKind::Block as u8);
-    let blobs = blocks.map(|e| (e.id, e.offset, e.len)).collect();
-    Ok(ShippedPack { store: store.format.store, pack: pack.id, key: pack.key, blobs })
-}
-
-fn open_resume_log(
-    path: &Path,
-    limit: usize,
-    store: &Hex<16>,
-) -> std::io::Result<(HashMap<BlobId, Location>, File)> {
-    let mut known = HashMap::new();
-    if let Some(parent) = path.parent() {
-        std::fs::create_dir_all(parent)?;
-    }
-    let mut file = OpenOptions::new().read(true).append(true).create(true).open(path)?;
-    let mut whole_bytes = 0;
-    let mut reader = BufReader::new(&file);
-    let mut line = Vec::new();
-    while reader.read_until(b'\n', &mut line)? > 0 {
-        // The last line may have been cut by a crash: that pack is sent again.
-        let Some(shipped) = ShippedPack::from_line(&line) else { break };
-        whole_bytes += line.len() as u64;
-        for (id, offset, len) in shipped.blobs.into_iter().filter(|_| shipped.store == *store) {
-            if known.len() < limit {
-                known.insert(id, Location { pack: shipped.pack, key: shipped.key, offset, len });
-            }
-        }
-        line.clear();
-    }
-    file.set_len(whole_bytes)?;
-    file.flush()?;
-    Ok((known, file))
-}
-
-/// Consecutive blocks of one leaf.
-struct Batch {
-    first_block: u64,
-    block_bytes: usize,
-    /// The last block of the item may be short.
-    bytes: Vec<u8>,
-}
-
-impl Batch {
-    fn block(&self, index: usize) -> &[u8] {
-        let start = index * self.block_bytes;
-        &self.bytes[start..self.bytes.len().min(start + self.block_bytes)]
-    }
-}
-
-/// Reads all blocks that may hold data, in order.
-fn read_batches(
-    content: &dyn ReadAt,
-    block_bytes: u32,
-    batch_blocks: u64,
-    sender: &SyncSender<std::io::Result<Batch>>,
-    cancel: &AtomicBool,
-) {
-    let result = (|| {
-        let block = u64::from(block_bytes);
-        let size = content.size_bytes();
-        let mut offset = 0;
-        while let Some(range) = content.next_data(offset)? {
-            // Going on here would take data for a hole, or never end.
-            if range.is_empty() || range.end <= offset {
-                return Err(std::io::Error::other(format!(
-                    "asked for data from {offset} on, its source said {}..{}",
-                    range.start, range.end
-                )));
-            }
-            // Whole blocks, and nothing that was read already.
-            let mut first = (range.start / block).max(offset.div_ceil(block));
-            let end = range.end.min(size).div_ceil(block);
-            while first < end {
-                let leaf_end = (first / FAN_OUT + 1) * FAN_OUT;
-                let last = end.min(first + batch_blocks).min(leaf_end);
-                let start_byte = first * block;
-                let mut bytes = vec![0; ((last * block).min(size) - start_byte) as usize];
-                content.read_exact_at(&mut bytes, start_byte)?;
-                let batch = Batch { first_block: first, block_bytes: block_bytes as usize, bytes };
-                // The receiver is gone when the run was cancelled or failed.
-                if cancel.load(Ordering::Relaxed) || sender.send(Ok(batch)).is_err() {
-                    return Ok(());
-                }
-                first = last;
-            }
-            offset = end * block;
-            if offset >= size {
-                break;
-            }
-        }
-        Ok(())
-    })();
-    if let Err(error) = result {
-        let _ = sender.send(Err(error));
     }
 }
 

@@ -57,7 +57,9 @@ async fn run(command: Command, context: &Context) -> Ended {
         Command::Failover(args) => failover::run(args, context).await,
         Command::Rollback(args) => rollback::run(args, context).await,
         Command::Drill(action) => drill::run(action, context).await,
-        Command::Promotion(action @ promotion::Action::Cancel { .. }) => promotion::run(action, context).await,
+        Command::Promotion(action @ promotion::Action::Cancel { .. }) => {
+            promotion::run(action, context).await
+        }
         // The others are simply cut off.
         other => tokio::select! {
             ended = quick(other, context) => ended,
@@ -76,9 +78,9 @@ async fn quick(command: Command, context: &Context) -> Ended {
         Command::Accept(args) => accept::run(args, context).await,
         Command::Promotion(action) => promotion::run(action, context).await,
         Command::Runbook(action) => runbook::run(action, context),
-        Command::Policy(action) => policy::run(action, context),
+        Command::Policy(action) => Ok(policy::run(action, context)),
         Command::Store(action) => store::run(action, context).await,
-        Command::Completions(args) => completions::run(args, context),
+        Command::Completions(args) => Ok(completions::run(args, context)),
         Command::Man(args) => man::run(args, context),
         _ => Err(Failure::failed("this command is not run here")),
     }

@@ -19,8 +19,6 @@ pub const USAGE: u8 = 2;
 pub const TARGET_MISSED: u8 = 3;
 /// Refused because unsafe.
 pub const UNSAFE: u8 = 4;
-/// Waiting for a person.
-pub const WAITING: u8 = 5;
 pub const INTERRUPTED: u8 = 130;
 
 /// Why a command stopped. The text may hold lines that begin with `  hint: `.
@@ -84,7 +82,9 @@ impl From<BackendError> for Failure {
 impl From<StoreError> for Failure {
     fn from(error: StoreError) -> Self {
         let code = match &error {
-            StoreError::Race(_) | StoreError::AlreadyInitialised { .. } | StoreError::WrongStore { .. } => UNSAFE,
+            StoreError::Race(_) | StoreError::AlreadyInitialised { .. } | StoreError::WrongStore { .. } => {
+                UNSAFE
+            }
             StoreError::Refused(refusal) => match refusal {
                 Refusal::UnknownPoint { .. } => USAGE,
                 Refusal::PinReleased { .. } | Refusal::Other(_) => FAILED,
@@ -93,14 +93,14 @@ impl From<StoreError> for Failure {
                 | Refusal::Role { .. }
                 | Refusal::Damaged { .. } => UNSAFE,
             },
-            StoreError::Key(_) | StoreError::NotInitialised { .. } | StoreError::UnknownVersion { .. } => USAGE,
+            StoreError::Key(_) | StoreError::NotInitialised { .. } | StoreError::UnknownVersion { .. } => {
+                USAGE
+            }
             StoreError::Cancelled => INTERRUPTED,
             _ => FAILED,
         };
         let text = match &error {
-            StoreError::Cancelled => {
-                "interrupted; what is complete counts when it is run again".to_owned()
-            }
+            StoreError::Cancelled => "interrupted; what is complete counts when it is run again".to_owned(),
             other => other.to_string(),
         };
         Self { code, text }

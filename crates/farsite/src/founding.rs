@@ -173,9 +173,9 @@ impl Founding {
             Ok(made) if made == id => Ok(founded),
             Ok(made) => Err(Failure::failed(format!("the format object is {made}, expected {id}"))),
             // The answer was lost: whose object is there decides.
-            Err(StoreError::Backend(BackendError::Uncertain { .. }) | StoreError::AlreadyInitialised { .. })
-                if matches!(Format::read(backend, Some(&id)).await, Ok((_, found)) if found == id) =>
-            {
+            Err(
+                StoreError::Backend(BackendError::Uncertain { .. }) | StoreError::AlreadyInitialised { .. },
+            ) if matches!(Format::read(backend, Some(&id)).await, Ok((_, found)) if found == id) => {
                 Ok(founded)
             }
             Err(error) => Err(error.into()),
@@ -192,7 +192,11 @@ struct Written {
 impl Written {
     fn key(&mut self, text: &SecretText, machine: &str, path: &Path, what: &str) -> Result<(), Failure> {
         text.write_new(path, what)?;
-        self.files.push(KeyFile { machine: machine.to_owned(), path: path.to_owned(), what: what.to_owned() });
+        self.files.push(KeyFile {
+            machine: machine.to_owned(),
+            path: path.to_owned(),
+            what: what.to_owned(),
+        });
         Ok(())
     }
 

@@ -52,6 +52,7 @@ impl Output {
         }
     }
 
+    #[allow(clippy::unused_self, reason = "everything that is printed goes through an Output")]
     pub fn line(self, text: impl AsRef<str>) {
         let _ = writeln!(std::io::stdout(), "{}", text.as_ref());
     }
@@ -122,12 +123,13 @@ impl Output {
         if !self.colour {
             return line.to_owned();
         }
-        [(Tone::Good, "✓"), (Tone::Bad, "✗"), (Tone::Warn, "!")].iter().fold(line.to_owned(), |line, (tone, mark)| {
-            match line.strip_prefix(mark) {
+        [(Tone::Good, "✓"), (Tone::Bad, "✗"), (Tone::Warn, "!")].iter().fold(
+            line.to_owned(),
+            |line, (tone, mark)| match line.strip_prefix(mark) {
                 Some(rest) => format!("{}{rest}", self.paint(*tone, mark)),
                 None => line,
-            }
-        })
+            },
+        )
     }
 }
 

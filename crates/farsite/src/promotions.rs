@@ -59,7 +59,7 @@ pub async fn one(standby: &Standby, which: Which, typed: Option<&str>) -> Result
         });
     }
     let open = found.iter().find(|summary| summary.result == "open");
-    open.or(found.first()).map(|summary| summary.promotion).ok_or_else(|| {
-        Failure::failed(format!("this store holds no {} yet", which.word()))
-    })
+    open.or(found.first())
+        .map(|summary| summary.promotion)
+        .ok_or_else(|| Failure::failed(format!("this store holds no {} yet", which.word())))
 }

@@ -17,7 +17,9 @@ use crate::failure::Failure;
 /// The site whose store is meant: the one that was named, this host's own, or the only one.
 pub fn store_site(config: &Config, named: Option<&SiteName>) -> Result<SiteName, Failure> {
     if let Some(site) = named {
-        config.store(site).map_err(|why| Failure::usage(why).hint("stores stand under `stores:` in farsite.yaml"))?;
+        config
+            .store(site)
+            .map_err(|why| Failure::usage(why).hint("stores stand under `stores:` in farsite.yaml"))?;
         return Ok(site.clone());
     }
     if config.stores.contains_key(&config.site) {
@@ -52,7 +54,9 @@ pub fn policies(config: &Config) -> Result<Vec<Policy>, Failure> {
 pub async fn group(store: &Store, named: Option<&str>) -> Result<GroupName, Failure> {
     let known = ledger::groups(store).await?;
     match named {
-        Some(name) => known.iter().find(|group| group.as_str() == name).cloned().ok_or_else(|| no_group(name, &known)),
+        Some(name) => {
+            known.iter().find(|group| group.as_str() == name).cloned().ok_or_else(|| no_group(name, &known))
+        }
         None => match known.as_slice() {
             [only] => Ok(only.clone()),
             [] => Err(Failure::failed("this store holds no group yet")
@@ -111,9 +115,11 @@ pub async fn point(store: &Store, group: Option<&str>, text: &str) -> Result<Fou
         let point = by_word_in(ledger.state(), text)?;
         return Ok(Found { ledger, point });
     }
-    let ids: Vec<PointId> = ledgers.iter().flat_map(|l| l.state().points.iter().map(CommittedPoint::id)).collect();
+    let ids: Vec<PointId> =
+        ledgers.iter().flat_map(|l| l.state().points.iter().map(CommittedPoint::id)).collect();
     let point = *find_short("point", text, &ids).map_err(|error| {
-        Failure::from(error).hint("`farsite points list` shows what there is; `latest`, `latest-proven` and times work too")
+        Failure::from(error)
+            .hint("`farsite points list` shows what there is; `latest`, `latest-proven` and times work too")
     })?;
     let at = ledgers.iter().position(|l| l.state().point(point).is_some()).unwrap_or(0);
     Ok(Found { ledger: ledgers.swap_remove(at), point })
@@ -138,6 +144,7 @@ fn by_word_in(state: &GroupState, text: &str) -> Result<PointId, Failure> {
             .next()
             .ok_or_else(|| none(&format!("point captured by {at:.0}")));
     }
-    let newest = state.default_points().next().or_else(|| state.points.iter().rev().find(|p| p.flaws().is_empty()));
+    let newest =
+        state.default_points().next().or_else(|| state.points.iter().rev().find(|p| p.flaws().is_empty()));
     newest.map(CommittedPoint::id).ok_or_else(|| none("whole, undamaged point"))
 }

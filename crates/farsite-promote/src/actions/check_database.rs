@@ -35,9 +35,8 @@ struct With {
 impl With {
     fn statement(&self) -> Result<&str, String> {
         match (&self.query, &self.assert) {
-            (Some(sql), None) => Ok(sql),
             (None, Some(_)) if self.expect.is_some() => Err("`expect` belongs to `query`".into()),
-            (None, Some(sql)) => Ok(sql),
+            (Some(sql), None) | (None, Some(sql)) => Ok(sql),
             _ => Err("needs `query` or `assert`, and not both".into()),
         }
     }
@@ -61,7 +60,7 @@ impl Action for CheckDatabase {
         true
     }
     fn default_timeout(&self) -> Duration {
-        Duration::from_secs(600)
+        Duration::from_mins(10)
     }
     async fn check(&self, _: &ActionContext, _: &Value) -> Result<Done, ActionError> {
         Ok(Done::No)
@@ -71,15 +70,19 @@ impl Action for CheckDatabase {
         let with: With = parameters(with).map_err(ActionError::Failed)?;
         let sql = with.statement().map_err(ActionError::Failed)?;
         let (database, item) = run.database(with.item.as_deref())?;
-        let rows = database.query(sql).await.map_err(|e| failed(context, format!("{}: {sql}: {e}", item.id)))?;
+        let rows =
+            database.query(sql).await.map_err(|e| failed(context, format!("{}: {sql}: {e}", item.id)))?;
         let seen = first(&rows);
         let shown = seen.unwrap_or("NULL");
         let cells: Vec<&str> =
             rows.iter().flatten().take(KEPT_CELLS).map(|cell| cell.as_deref().unwrap_or("NULL")).collect();
-        let outcome = |detail: String| Outcome::said(detail).with("statement", sql).with("answer", cells.join(" | "));
+        let outcome =
+            |detail: String| Outcome::said(detail).with("statement", sql).with("answer", cells.join(" | "));
         if with.assert.is_some() {
             return match seen {
-                None | Some("" | "0") => Err(failed(context, format!("{}: not true ({shown}): {sql}", item.id))),
+                None | Some("" | "0") => {
+                    Err(failed(context, format!("{}: not true ({shown}): {sql}", item.id)))
+                }
                 Some(_) => Ok(outcome("true".into())),
             };
         }

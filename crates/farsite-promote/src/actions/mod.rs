@@ -20,7 +20,7 @@ use crate::group_run::GroupRun;
 use restore_items::RestoreItems;
 
 /// Copying is bounded by the data's size, which a runbook may not know: a generous day.
-const RESTORE_LIMIT: Duration = Duration::from_secs(24 * 3600);
+const RESTORE_LIMIT: Duration = Duration::from_hours(24);
 
 /// All actions that a runbook may name. Without a group's run they can be checked and not run.
 pub fn registry(run: Option<Arc<GroupRun>>) -> Registry {
@@ -44,7 +44,9 @@ struct Held(Option<Arc<GroupRun>>);
 
 impl Held {
     fn run(&self) -> Result<&Arc<GroupRun>, ActionError> {
-        self.0.as_ref().ok_or_else(|| ActionError::failed("this action was loaded to be checked, not to be run"))
+        self.0
+            .as_ref()
+            .ok_or_else(|| ActionError::failed("this action was loaded to be checked, not to be run"))
     }
 }
 

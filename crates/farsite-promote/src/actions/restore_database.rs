@@ -31,7 +31,7 @@ const COMPANIONS: [&str; 4] = ["", "-wal", "-shm", "-journal"];
 /// Says in a data directory that it is complete, and whose it is.
 const STAMP: &str = ".farsite-restored";
 
-fn io<'c>(context: &'c ActionContext, what: String) -> impl FnOnce(std::io::Error) -> ActionError + 'c {
+fn io(context: &ActionContext, what: String) -> impl FnOnce(std::io::Error) -> ActionError + '_ {
     move |error| failed(context, format!("{what}: {error}"))
 }
 
@@ -138,9 +138,12 @@ impl RestoreDatabase {
         restore::item(&run.standby.reader, item, datadir, &guard(context), &run.stats)
             .await
             .map_err(|e| failed(context, format!("{}: {e}", item.id)))?;
-        give_to_owner(datadir, before).map_err(io(context, format!("giving {} its owner", datadir.display())))?;
+        give_to_owner(datadir, before)
+            .map_err(io(context, format!("giving {} its owner", datadir.display())))?;
         context.lease.check()?;
         let private = run.private_instance()?;
+        run.socket_folder(&private.socket)
+            .map_err(io(context, format!("making the folder of {}", private.socket.display())))?;
         private.prepare().await.map_err(|e| failed(context, e))?;
         let replay = match &item.log {
             Some(log) => Some(log_files(run, context, datadir, log).await?),
@@ -156,6 +159,11 @@ impl RestoreDatabase {
         let stopped = private.stop().await;
         let outcome = checked?;
         stopped.map_err(|e| failed(context, e))?;
+        if !run.is_drill() {
+            // Best effort: an empty folder that stays is nobody's trouble.
+            let _ = std::fs::remove_file(&private.socket);
+            let _ = std::fs::remove_dir(&run.targets.sockets);
+        }
         if replay.is_some() {
             let folder = log_folder(datadir);
             remove(&folder).map_err(io(context, format!("removing {}", folder.display())))?;
@@ -246,15 +254,19 @@ async fn log_files(
     datadir: &Path,
     log: &ItemLog,
 ) -> Result<LogFiles, ActionError> {
-    let accepted = run.accepted(&log.timeline)?;
+    let accepted = run.accepted(log.timeline)?;
     let segments = logs::list(&run.standby.store, &run.group, &log.timeline, accepted)
         .await
         .map_err(|e| failed(context, e))?;
     if !logs::covers(&segments, &log.base, &log.p1) {
-        let reached = segments.last().map_or_else(|| "nothing".to_owned(), |s| format!("{}:{}", s.file, s.last));
+        let reached =
+            segments.last().map_or_else(|| "nothing".to_owned(), |s| format!("{}:{}", s.file, s.last));
         let damage = Damage::new(
             format!("logs/{}/{}", run.group, log.timeline),
-            format!("the point needs it up to {}:{}, and {reached} is there without a gap", log.p1.file, log.p1.offset),
+            format!(
+                "the point needs it up to {}:{}, and {reached} is there without a gap",
+                log.p1.file, log.p1.offset
+            ),
         );
         return Err(failed(context, StoreError::Damaged(vec![damage])));
     }
@@ -311,7 +323,9 @@ impl Action for RestoreDatabase {
         for item in run.databases() {
             let Outcome { detail, evidence } = self.one(run, context, item).await?;
             said.push(detail);
-            whole.evidence.extend(evidence.into_iter().map(|(key, value)| (format!("{} {key}", item.id), value)));
+            whole
+                .evidence
+                .extend(evidence.into_iter().map(|(key, value)| (format!("{} {key}", item.id), value)));
         }
         whole.detail = if said.is_empty() { "the point holds no database".into() } else { said.join("; ") };
         Ok(whole)
@@ -364,7 +378,9 @@ impl Action for RestoreDatabase {
 pub(super) fn undone(kept: &[String]) -> Outcome {
     match kept {
         [] => Outcome::said("the places are as they were before"),
-        [one] => Outcome::said(format!("the place is as it was before; what the promotion made is kept as {one}")),
+        [one] => {
+            Outcome::said(format!("the place is as it was before; what the promotion made is kept as {one}"))
+        }
         [first, ..] => Outcome::said("the places are as they were before; what the promotion made is kept")
             .with("kept", format!("{} paths, such as {first}", kept.len())),
     }

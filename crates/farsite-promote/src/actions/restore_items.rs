@@ -49,7 +49,11 @@ fn is_device(path: &Path) -> bool {
 }
 
 /// What stands in places of its own: a file, or the outermost files and folders of a tree.
-async fn parts(run: &GroupRun, context: &ActionContext, item: &ManifestItem) -> Result<Vec<PathBuf>, ActionError> {
+async fn parts(
+    run: &GroupRun,
+    context: &ActionContext,
+    item: &ManifestItem,
+) -> Result<Vec<PathBuf>, ActionError> {
     let place = run.path(item)?;
     let Some(directory) = &item.directory else { return Ok(vec![place]) };
     let entries = restore::entries(&run.standby.reader, item, directory)
@@ -93,7 +97,8 @@ impl RestoreItems {
         work: impl FnOnce(&mut Stamps) -> std::io::Result<T>,
     ) -> Result<T, ActionError> {
         let folder = folder_of(item, &run.path(item)?);
-        let fail = |error: std::io::Error| failed(context, format!("{} in {}: {error}", item.id, folder.display()));
+        let fail =
+            |error: std::io::Error| failed(context, format!("{} in {}: {error}", item.id, folder.display()));
         let mut lists = lists.lock().await;
         let key = (folder.clone(), item.kind);
         if !lists.contains_key(&key) {
@@ -128,7 +133,11 @@ impl RestoreItems {
             .with_list(run, context, lists, item, |list| Ok(parts.iter().any(|p| list.get(p).is_some())))
             .await?;
         // A tree is small, and a folder with one file too many is another tree: it is always written anew.
-        if item.directory.is_none() && !known && exists(&place) && self.is_same(run, context, item, &place).await? {
+        if item.directory.is_none()
+            && !known
+            && exists(&place)
+            && self.is_same(run, context, item, &place).await?
+        {
             self.with_list(run, context, lists, item, |list| {
                 list.keep(&place, id, &root, &aside_of(run, item, &place))
             })
@@ -224,13 +233,14 @@ impl Action for RestoreItems {
         let count = |wanted: fn(&Came) -> bool| came.iter().filter(|(_, came)| wanted(came)).count();
         let restored = count(|c| matches!(c, Came::Restored));
         let (already, same) = (count(|c| matches!(c, Came::Already)), count(|c| matches!(c, Came::Same)));
-        let bytes: u64 = came.iter().filter(|(_, c)| matches!(c, Came::Restored)).map(|(bytes, _)| bytes).sum();
+        let bytes: u64 =
+            came.iter().filter(|(_, c)| matches!(c, Came::Restored)).map(|(bytes, _)| bytes).sum();
         let mut detail = format!("{restored} restored");
         if already > 0 {
-            detail.push_str(&format!(", {already} done already"));
+            detail = format!("{detail}, {already} done already");
         }
         if same > 0 {
-            detail.push_str(&format!(", {same} stood there with the same contents"));
+            detail = format!("{detail}, {same} stood there with the same contents");
         }
         if came.is_empty() {
             detail = "the point holds none".into();
@@ -269,7 +279,8 @@ impl Action for RestoreItems {
             }
         }
         for (folder, kind) in folders {
-            let fail = |error: std::io::Error| failed(context, format!("giving back {}: {error}", folder.display()));
+            let fail =
+                |error: std::io::Error| failed(context, format!("giving back {}: {error}", folder.display()));
             // The list counts, not the point: a half-done promotion may have held another one.
             let mut list = Stamps::open(&folder, kind, run.promotion).map_err(fail)?;
             for place in list.places() {
@@ -283,7 +294,8 @@ impl Action for RestoreItems {
         Ok(if devices.is_empty() {
             outcome
         } else {
-            outcome.with("not put back", format!("{}: a device keeps what the point holds", devices.join(", ")))
+            outcome
+                .with("not put back", format!("{}: a device keeps what the point holds", devices.join(", ")))
         })
     }
     async fn dry_run(&self, _: &ActionContext, _: &Value) -> Result<String, ActionError> {
@@ -301,7 +313,9 @@ impl Action for RestoreItems {
         }
         // Holes take no room, so this is a warning in words and not a refusal.
         let room = match room {
-            Some(room) if room < bytes => format!("; {room} bytes are free, which is enough only if they hold holes"),
+            Some(room) if room < bytes => {
+                format!("; {room} bytes are free, which is enough only if they hold holes")
+            }
             _ => String::new(),
         };
         Ok(format!("{items} items, {bytes} bytes; {standing} places hold something now{room}"))

@@ -79,7 +79,7 @@ impl Action for RewriteDatabase {
         true
     }
     fn default_timeout(&self) -> Duration {
-        Duration::from_secs(1800)
+        Duration::from_mins(30)
     }
     async fn check(&self, context: &ActionContext, with: &Value) -> Result<Done, ActionError> {
         let run = self.0.run()?;

@@ -37,7 +37,7 @@ impl Action for StartDatabase {
     }
     fn default_timeout(&self) -> Duration {
         // Crash recovery of a large database included.
-        Duration::from_secs(1800)
+        Duration::from_mins(30)
     }
     async fn check(&self, context: &ActionContext, _: &Value) -> Result<Done, ActionError> {
         let run = self.0.run()?;
@@ -62,10 +62,13 @@ impl Action for StartDatabase {
             }
         }
         if !has_server(run) {
-            return Ok(Outcome::said("there is no server to start: the database is a file, or there is none"));
+            return Ok(Outcome::said(
+                "there is no server to start: the database is a file, or there is none",
+            ));
         }
         let instance = run.instance()?;
         context.lease.check()?;
+        run.socket_folder(&instance.socket).map_err(|e| failed(context, e))?;
         instance
             .start(&instance.datadir.join("farsite-mariadbd.log"), &[])
             .await

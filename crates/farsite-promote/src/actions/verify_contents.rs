@@ -21,7 +21,11 @@ pub(crate) struct VerifyContents(pub(super) Held);
 /// Items read back at once.
 const AT_ONCE: usize = 2;
 
-async fn one(run: &GroupRun, context: &ActionContext, item: &ManifestItem) -> Result<Difference, ActionError> {
+async fn one(
+    run: &GroupRun,
+    context: &ActionContext,
+    item: &ManifestItem,
+) -> Result<Difference, ActionError> {
     context.lease.check()?;
     if context.cancel.is_cancelled() {
         return Err(ActionError::Cancelled);
@@ -78,9 +82,10 @@ impl Action for VerifyContents {
             run.manifest.items.iter().partition(|item| item.kind == ItemKind::Mariadb);
         let run = &**run;
         let work: Vec<_> = comparable.iter().map(|item| one(run, context, item)).collect();
-        let differences: Vec<Difference> =
-            stream::iter(work).buffer_unordered(AT_ONCE).try_collect().await?;
-        differences.into_iter().for_each(|difference| whole.take_in(difference));
+        let differences: Vec<Difference> = stream::iter(work).buffer_unordered(AT_ONCE).try_collect().await?;
+        for difference in differences {
+            whole.take_in(difference);
+        }
         if !whole.is_none() {
             let more = if whole.more > 0 { format!("\n  and {} more", whole.more) } else { String::new() };
             return Err(failed(

@@ -100,13 +100,14 @@ pub(super) fn xml(report: &Report) -> String {
         tests += cases.len();
         failures += failed;
         let name = format!("{} {} {}", report.mode, report.level, group.group);
-        suites.push_str(&format!(
+        let head = format!(
             "  <testsuite name=\"{}\" tests=\"{}\" failures=\"{failed}\" errors=\"0\" skipped=\"{skipped}\" time=\"{:.3}\" timestamp=\"{}\">\n",
             escape(&name),
             cases.len(),
             group.rto.as_ref().map_or(0.0, |rto| rto.seconds),
             report.begun
-        ));
+        );
+        suites.push_str(&head);
         suites.extend(cases.iter().map(|case| case.xml(&format!("farsite.{}", group.group))));
         suites.push_str("  </testsuite>\n");
     }

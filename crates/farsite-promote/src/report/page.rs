@@ -1,6 +1,6 @@
 //! The report as one HTML page that needs nothing but itself.
 
-use minijinja::{Environment, Value, context};
+use minijinja::{Environment, context};
 
 use super::Report;
 
@@ -23,9 +23,13 @@ pub(super) fn html(report: &Report) -> String {
     let mut environment = Environment::new();
     environment.add_filter("span", |seconds: f64| span(seconds));
     // The name's ending turns escaping on.
-    environment.add_template("report.html", TEMPLATE).expect("the built-in template is valid: a test renders it");
+    environment
+        .add_template("report.html", TEMPLATE)
+        .expect("the built-in template is valid: a test renders it");
     let template = environment.get_template("report.html").expect("it was added just now");
-    template.render(context! { report => Value::from_serialize(report) }).expect("the template uses fields that a report always has")
+    template
+        .render(context! { report => minijinja::value::Serde(report) })
+        .expect("the template uses fields that a report always has")
 }
 
 #[cfg(test)]
@@ -34,9 +38,6 @@ mod tests {
 
     #[test]
     fn spans_read_like_spans() {
-        assert_eq!(
-            [0.25, 61.0, 600.5, 7_300.0].map(span),
-            ["0.25 s", "61.0 s", "10 min 00 s", "2 h 01 min"]
-        );
+        assert_eq!([0.25, 61.0, 600.5, 7_300.0].map(span), ["0.25 s", "61.0 s", "10 min 00 s", "2 h 01 min"]);
     }
 }

@@ -5,11 +5,12 @@ use std::collections::BTreeMap;
 use farsite_model::StoreTime;
 use farsite_runbook::journal::{JournalEntry, StepStatus, What};
 use farsite_runbook::plan::Plan;
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 
 use super::Rto;
 use crate::journal::Recorded;
+use crate::rpo::seconds;
 
 /// Actions whose success proves service: the recovery's clock stops at the last of them.
 const PROVING: [&str; 4] = ["verify-contents", "check-database", "http-check", "tcp-check"];
@@ -83,7 +84,7 @@ pub(super) fn steps(plan: &Plan, record: &[Recorded]) -> Vec<StepReport> {
             report.seconds = report
                 .started
                 .zip(report.ended)
-                .map(|(started, ended)| ended.duration_since(started).as_secs_f64().max(0.0));
+                .map(|(started, ended)| seconds(ended.duration_since(started)).max(0.0));
             report
         })
         .collect()
@@ -95,7 +96,15 @@ fn take_in(report: &mut StepReport, entry: &JournalEntry) {
             report.status = StepStatus::Executing;
         }
         JournalEntry::Outcome {
-            step, what: What::Do, attempt, driver, status, detail, evidence, started, ended,
+            step,
+            what: What::Do,
+            attempt,
+            driver,
+            status,
+            detail,
+            evidence,
+            started,
+            ended,
         } if *step == report.id => {
             report.status = *status;
             report.detail.clone_from(detail);
@@ -138,12 +147,14 @@ fn take_in(report: &mut StepReport, entry: &JournalEntry) {
 pub(super) fn said(record: &[Recorded], name: &str) -> Option<Said> {
     entries(record)
         .filter_map(|entry| match entry {
-            JournalEntry::Outcome { step, status, detail, evidence, ended, .. } if step == name => Some(Said {
-                well: *status == StepStatus::Completed,
-                detail: detail.clone(),
-                evidence: evidence.clone(),
-                at: *ended,
-            }),
+            JournalEntry::Outcome { step, status, detail, evidence, ended, .. } if step == name => {
+                Some(Said {
+                    well: *status == StepStatus::Completed,
+                    detail: detail.clone(),
+                    evidence: evidence.clone(),
+                    at: *ended,
+                })
+            }
             _ => None,
         })
         .last()
@@ -154,16 +165,12 @@ pub(super) fn said(record: &[Recorded], name: &str) -> Option<Said> {
 pub(super) fn rto(plan: &Plan, record: &[Recorded], start: StoreTime, started_by: &str) -> Option<Rto> {
     let proves = |id: &str| plan.steps.iter().any(|s| s.id == id && PROVING.contains(&s.action.as_str()));
     let completed = |any: bool| {
-        record
-            .iter()
-            .filter(|one| match &one.said {
-                Ok((
-                    JournalEntry::Outcome { step, what: What::Do, status: StepStatus::Completed, .. },
-                    _,
-                )) => !step.starts_with('(') && (any || proves(step)),
-                _ => false,
-            })
-            .last()
+        record.iter().rfind(|one| match &one.said {
+            Ok((JournalEntry::Outcome { step, what: What::Do, status: StepStatus::Completed, .. }, _)) => {
+                !step.starts_with('(') && (any || proves(step))
+            }
+            _ => false,
+        })
     };
     // A runbook without a check: its last step.
     let last = completed(false).or_else(|| completed(true))?;
@@ -180,9 +187,9 @@ pub(super) fn rto(plan: &Plan, record: &[Recorded], start: StoreTime, started_by
     let stopped_by = format!("the end of step {step}");
     if drivers.len() == 1 {
         // The order came before the journal: that stretch is known by the store's clock.
-        let before = first.written.since(start).as_secs_f64();
+        let before = first.written.since(start);
         return Some(Rto {
-            seconds: ended.duration_since(first.at).as_secs_f64().max(0.0) + before,
+            seconds: seconds(ended.duration_since(first.at).max(SignedDuration::ZERO) + before),
             start: start.0,
             started_by: started_by.to_owned(),
             stop: *ended,
@@ -191,7 +198,7 @@ pub(super) fn rto(plan: &Plan, record: &[Recorded], start: StoreTime, started_by
         });
     }
     Some(Rto {
-        seconds: last.written.since(start).as_secs_f64(),
+        seconds: seconds(last.written.since(start)),
         start: start.0,
         started_by: started_by.to_owned(),
         stop: last.written.0,

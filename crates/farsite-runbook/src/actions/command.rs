@@ -93,7 +93,7 @@ pub async fn run_command(
 
 async fn tail(pipe: &mut (impl tokio::io::AsyncRead + Unpin)) -> Vec<u8> {
     let mut kept = Vec::new();
-    let mut buffer = [0; 4096];
+    let mut buffer = vec![0; 4096];
     while let Ok(n) = pipe.read(&mut buffer).await {
         if n == 0 {
             break;
@@ -128,7 +128,7 @@ impl Action for Command {
         true
     }
     fn default_timeout(&self) -> Duration {
-        Duration::from_secs(120)
+        Duration::from_mins(2)
     }
     async fn check(&self, context: &ActionContext, with: &Value) -> Result<Done, ActionError> {
         let with: With = parameters(with).map_err(ActionError::Failed)?;

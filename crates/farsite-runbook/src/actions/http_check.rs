@@ -77,7 +77,7 @@ impl Action for HttpCheck {
         true
     }
     fn default_timeout(&self) -> Duration {
-        Duration::from_secs(60)
+        Duration::from_mins(1)
     }
     async fn check(&self, _: &ActionContext, _: &Value) -> Result<Done, ActionError> {
         Ok(Done::No)

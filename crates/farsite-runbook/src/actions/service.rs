@@ -38,19 +38,19 @@ fn started() -> State {
 }
 
 impl With {
-    fn commands(&self) -> Result<[Vec<String>; 3], ActionError> {
+    fn commands(&self) -> [Vec<String>; 3] {
         if let Some(unit) = &self.unit {
             let systemctl = |verb: &str| vec!["systemctl".to_owned(), verb.to_owned(), unit.clone()];
-            return Ok([systemctl("start"), systemctl("stop"), systemctl("is-active")]);
+            return [systemctl("start"), systemctl("stop"), systemctl("is-active")];
         }
-        Ok([self.start.clone(), self.stop.clone(), self.status.clone()])
+        [self.start.clone(), self.stop.clone(), self.status.clone()]
     }
 }
 
 pub(crate) struct Service;
 
 async fn bring(context: &ActionContext, with: &With, state: State) -> Result<Outcome, ActionError> {
-    let [start, stop, status] = with.commands()?;
+    let [start, stop, status] = with.commands();
     let command = if state == State::Started { start } else { stop };
     if command.is_empty() {
         return Ok(Outcome::said("no command is configured: nothing to do"));
@@ -96,7 +96,7 @@ impl Action for Service {
     }
     async fn check(&self, context: &ActionContext, with: &Value) -> Result<Done, ActionError> {
         let with: With = parameters(with).map_err(ActionError::Failed)?;
-        let [_, _, status] = with.commands()?;
+        let [_, _, status] = with.commands();
         if status.is_empty() {
             return Ok(Done::Unknown);
         }

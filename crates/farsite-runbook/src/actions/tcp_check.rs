@@ -37,7 +37,7 @@ impl Action for TcpCheck {
         true
     }
     fn default_timeout(&self) -> Duration {
-        Duration::from_secs(60)
+        Duration::from_mins(1)
     }
     async fn check(&self, _: &ActionContext, _: &Value) -> Result<Done, ActionError> {
         Ok(Done::No)

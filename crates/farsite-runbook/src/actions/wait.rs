@@ -35,7 +35,7 @@ impl Action for Wait {
         true
     }
     fn default_timeout(&self) -> Duration {
-        Duration::from_secs(3600)
+        Duration::from_hours(1)
     }
     async fn check(&self, _: &ActionContext, _: &Value) -> Result<Done, ActionError> {
         Ok(Done::No)

@@ -64,12 +64,12 @@ impl Row {
 pub(super) async fn image(checksums: &Checksums, id: &str) -> Result<Option<Row>, SourceError> {
     // The caller has seen that it is a UUID; written so that it would do no harm if it were not.
     let sql = match checksums {
-        Checksums::Sqlite(_) => format!("SELECT * FROM images WHERE id = '{}' AND deleted = 0", id.replace('\'', "''")),
-        Checksums::Mariadb(at) => format!(
-            "SELECT * FROM {} WHERE id = {} AND deleted = 0",
-            table(at),
-            server::literal(id)
-        ),
+        Checksums::Sqlite(_) => {
+            format!("SELECT * FROM images WHERE id = '{}' AND deleted = 0", id.replace('\'', "''"))
+        }
+        Checksums::Mariadb(at) => {
+            format!("SELECT * FROM {} WHERE id = {} AND deleted = 0", table(at), server::literal(id))
+        }
     };
     Ok(Row::of(&ask(checksums, sql).await?))
 }

@@ -53,7 +53,8 @@ pub(super) async fn back_up(
     if !position.file.is_empty() {
         details.insert("log-position".to_owned(), position.to_string());
     }
-    let paths = walk(&target).map_err(|error| SourceError::new(format!("listing {}", target.display()), error))?;
+    let paths =
+        walk(&target).map_err(|error| SourceError::new(format!("listing {}", target.display()), error))?;
     Ok(BaseBackup { captured, position, root: target, paths, details })
 }
 
@@ -67,7 +68,10 @@ async fn facts(database: &Database) -> Result<BTreeMap<String, String>, SourceEr
         ("page-size-bytes", "page_size"),
         ("lower-case-table-names", "lower_case_table_names"),
     ];
-    Ok(pairs.iter().filter_map(|(key, column)| Some(((*key).to_owned(), found.first(column)?.to_owned()))).collect())
+    Ok(pairs
+        .iter()
+        .filter_map(|(key, column)| Some(((*key).to_owned(), found.first(column)?.to_owned())))
+        .collect())
 }
 
 /// File, offset and GTID, separated by tabs.

@@ -64,7 +64,10 @@ pub(crate) fn scan(path: &Path, until: Option<Timestamp>) -> io::Result<Scan> {
     let mut offset = 4;
     while let Some(event) = next(&mut reader, offset, length)? {
         if offset == 4 && event.kind != FORMAT_DESCRIPTION {
-            return Err(io::Error::other(format!("its first event is of type {}, not a description", event.kind)));
+            return Err(io::Error::other(format!(
+                "its first event is of type {}, not a description",
+                event.kind
+            )));
         }
         let late = until.is_some_and(|until| i64::from(event.seconds) >= until.as_second());
         if late && found.later.is_none() && event.begins_transaction() {

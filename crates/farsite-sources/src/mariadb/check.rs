@@ -35,12 +35,16 @@ pub(super) async fn check(database: &Database) -> Vec<CheckLine> {
             return lines;
         }
     };
-    say("server", if version.contains("MariaDB") {
-        Ok(format!("{} is MariaDB {version}", database.server.place()))
-    } else {
-        Err(format!("{} is {version}, and only MariaDB is read here", database.server.place()))
-    });
-    let programs: &[&[&str]] = if continuous { &[&BACKUP_PROGRAMS, &BINLOG_PROGRAMS] } else { &[&BACKUP_PROGRAMS] };
+    say(
+        "server",
+        if version.contains("MariaDB") {
+            Ok(format!("{} is MariaDB {version}", database.server.place()))
+        } else {
+            Err(format!("{} is {version}, and only MariaDB is read here", database.server.place()))
+        },
+    );
+    let programs: &[&[&str]] =
+        if continuous { &[&BACKUP_PROGRAMS, &BINLOG_PROGRAMS] } else { &[&BACKUP_PROGRAMS] };
     for names in programs {
         say(names[0], program(names, &version).await);
     }
@@ -59,7 +63,9 @@ pub(super) async fn check(database: &Database) -> Vec<CheckLine> {
         Ok(found) => say("storage engines", Ok(engines(&found))),
         Err(error) => say("storage engines", Err(error)),
     }
-    match asked("SHOW GLOBAL STATUS WHERE Variable_name IN ('wsrep_local_state_comment', 'wsrep_ready')").await {
+    match asked("SHOW GLOBAL STATUS WHERE Variable_name IN ('wsrep_local_state_comment', 'wsrep_ready')")
+        .await
+    {
         Ok(found) => {
             if let Some(result) = galera(&found) {
                 say("Galera", result);
@@ -76,7 +82,8 @@ const OTHER_ENGINES: &str = "SELECT CONCAT(table_schema, '.', table_name, ' (', 
     ORDER BY 1 LIMIT 20";
 
 async fn program(names: &[&str], server_version: &str) -> Result<String, String> {
-    let path = commands::require(names, "mariadb-backup mariadb-client").map_err(|error| error.to_string())?;
+    let path =
+        commands::require(names, "mariadb-backup mariadb-client").map_err(|error| error.to_string())?;
     let mut command = commands::tied(&path);
     command.arg("--version");
     let what = format!("asking {} for its version", path.display());
@@ -84,10 +91,12 @@ async fn program(names: &[&str], server_version: &str) -> Result<String, String>
     let said = format!("{} {}", said.stdout.trim(), said.stderr.trim());
     // Only the backup program tells the server version that it belongs to.
     match series(&said) {
-        Some(ours) if said.contains("server") && Some(&ours) != series(server_version).as_ref() => Err(format!(
-            "{} is of MariaDB {ours} and the server is {server_version}\n  hint: install the one of the server's series",
-            path.display()
-        )),
+        Some(ours) if said.contains("server") && Some(&ours) != series(server_version).as_ref() => {
+            Err(format!(
+                "{} is of MariaDB {ours} and the server is {server_version}\n  hint: install the one of the server's series",
+                path.display()
+            ))
+        }
         _ => Ok(said.trim().to_owned()),
     }
 }
@@ -198,7 +207,9 @@ mod tests {
         let some = rows(
             &["g"],
             &[
-                &["GRANT RELOAD, PROCESS, BINLOG MONITOR ON *.* TO `b`@`localhost` IDENTIFIED BY PASSWORD '*A'"],
+                &[
+                    "GRANT RELOAD, PROCESS, BINLOG MONITOR ON *.* TO `b`@`localhost` IDENTIFIED BY PASSWORD '*A'",
+                ],
                 &["GRANT LOCK TABLES ON `x`.* TO `b`@`localhost`"],
             ],
         );
@@ -219,7 +230,10 @@ mod tests {
     #[test]
     fn a_version_is_compared_by_its_series() {
         assert_eq!(series("10.11.19-MariaDB-0+deb12u1-log").as_deref(), Some("10.11"));
-        assert_eq!(series("mariadb-backup based on MariaDB server 11.4.2-MariaDB Linux").as_deref(), Some("11.4"));
+        assert_eq!(
+            series("mariadb-backup based on MariaDB server 11.4.2-MariaDB Linux").as_deref(),
+            Some("11.4")
+        );
         assert_eq!(series("no version"), None);
     }
 

@@ -7,15 +7,15 @@
 //! which everything here connects. [`Instance::drop_local_account`] removes it for good when the promotion is accepted.
 
 use std::fs;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
 use rustix::process::Signal;
 use sqlx::{AssertSqlSafe, Connection};
-use tokio::process::{Child, Command};
+use tokio::process::Child;
 
+use super::launch::detached;
 use super::server::{self, Password, Server};
 use super::{base, check, local_account, process, replay, replayed};
 use crate::{LogPosition, SourceError, commands};
@@ -23,25 +23,20 @@ use crate::{LogPosition, SourceError, commands};
 pub use super::replay::ReplayEnd;
 
 /// Applying a base's own redo log; long for a base that was taken under heavy writes.
-const PREPARE_LIMIT: Duration = Duration::from_secs(4 * 3600);
+const PREPARE_LIMIT: Duration = Duration::from_hours(4);
 /// Crash recovery included.
-const START_LIMIT: Duration = Duration::from_secs(900);
+const START_LIMIT: Duration = Duration::from_mins(15);
 /// A clean stop writes all changed pages.
-const SHUTDOWN_LIMIT: Duration = Duration::from_secs(300);
+const SHUTDOWN_LIMIT: Duration = Duration::from_mins(5);
 const KILL_LIMIT: Duration = Duration::from_secs(30);
 /// One statement of a check or a rewrite.
-const STATEMENT_LIMIT: Duration = Duration::from_secs(600);
+const STATEMENT_LIMIT: Duration = Duration::from_mins(10);
 const POLL: Duration = Duration::from_millis(100);
 /// unix(7): a socket's path has 108 bytes, the last one zero.
 const SOCKET_PATH_BYTES: usize = 107;
 /// What mariadb-backup writes about itself; the second names are those of MariaDB 11.1 and later.
 const CHECKPOINT_FILES: [&str; 2] = ["xtrabackup_checkpoints", "mariadb_backup_checkpoints"];
 const INFO_FILES: [&str; 2] = ["xtrabackup_info", "mariadb_backup_info"];
-/// Settings in `backup-my.cnf` without which a server cannot read the files.
-const FILE_SETTINGS: [&str; 4] =
-    ["innodb_page_size", "innodb_data_file_path", "innodb_undo_tablespaces", "innodb_checksum_algorithm"];
-/// Arguments that say what is to be done about the binary log.
-const LOG_ARGUMENTS: [&str; 4] = ["--log-bin", "--log_bin", "--skip-log-bin", "--disable-log-bin"];
 
 /// A server of one's own: where its files and its socket are.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -67,7 +62,8 @@ impl Instance {
             SourceError::new(&what, format!("there is no {} in it", CHECKPOINT_FILES[0]))
                 .hint("restore a base backup into the folder first")
         })?;
-        let kind = checkpoints.lines().find_map(|line| line.strip_prefix("backup_type = ")).unwrap_or_default();
+        let kind =
+            checkpoints.lines().find_map(|line| line.strip_prefix("backup_type = ")).unwrap_or_default();
         if !matches!(kind.trim(), "full-prepared" | "log-applied") {
             let program = commands::require(&base::BACKUP_PROGRAMS, "mariadb-backup")?;
             self.refuse_other_versions(&program, &what).await?;
@@ -80,7 +76,8 @@ impl Instance {
                 error.hint("restore the base again into an empty folder; the recovery point is unharmed")
             })?;
         }
-        self.own().map_err(|error| SourceError::new(what, error).hint("the folder's owner must own what is in it"))
+        self.own()
+            .map_err(|error| SourceError::new(what, error).hint("the folder's owner must own what is in it"))
     }
 
     /// Starts the server and waits until it answers; `log` is its error log, `extra` more arguments for this start. One
@@ -100,7 +97,10 @@ impl Instance {
             return self.wait_until_ready(&what, None, log).await;
         }
         if self.socket.as_os_str().len() > SOCKET_PATH_BYTES {
-            let why = format!("the path of its socket is longer than {SOCKET_PATH_BYTES} bytes: {}", self.socket.display());
+            let why = format!(
+                "the path of its socket is longer than {SOCKET_PATH_BYTES} bytes: {}",
+                self.socket.display()
+            );
             return Err(SourceError::new(what, why).hint("name a shorter one"));
         }
         if std::os::unix::net::UnixStream::connect(&self.socket).is_ok() {
@@ -185,7 +185,8 @@ impl Instance {
     pub async fn execute<S: AsRef<str>>(&self, sql: &[S]) -> Result<(), SourceError> {
         self.require_running().await?;
         let mut connection = self.server()?.connect().await?;
-        let statements = ["START TRANSACTION"].into_iter().chain(sql.iter().map(AsRef::as_ref)).chain(["COMMIT"]);
+        let statements =
+            ["START TRANSACTION"].into_iter().chain(sql.iter().map(AsRef::as_ref)).chain(["COMMIT"]);
         for statement in statements {
             let what = || format!("at {}: {}", self.socket.display(), server::shortened(statement));
             let run = sqlx::raw_sql(AssertSqlSafe(statement.to_owned())).execute(&mut connection);
@@ -207,7 +208,10 @@ impl Instance {
     pub async fn drop_local_account(&self) -> Result<(), SourceError> {
         let forget = || {
             local_account::forget(&self.datadir).map_err(|error| {
-                SourceError::new(format!("removing Farsite's own account from {}", self.datadir.display()), error)
+                SourceError::new(
+                    format!("removing Farsite's own account from {}", self.datadir.display()),
+                    error,
+                )
             })
         };
         if local_account::password(&self.datadir).is_err() {
@@ -236,7 +240,9 @@ impl Instance {
 
     fn base_version(&self) -> Option<String> {
         let info = self.note(&INFO_FILES)?;
-        info.lines().find_map(|line| line.strip_prefix("server_version = ")).map(|version| version.trim().to_owned())
+        info.lines()
+            .find_map(|line| line.strip_prefix("server_version = "))
+            .map(|version| version.trim().to_owned())
     }
 
     /// The text of a file that has one of these names.
@@ -249,8 +255,11 @@ impl Instance {
         let Some(base) = self.base_version() else { return Ok(()) };
         let ours = check::program_version(backup_program).await?;
         if check::series(&ours) != check::series(&base) {
-            return Err(SourceError::new(what, format!("it is of MariaDB {base}, and mariadb-backup here is {ours}"))
-                .hint("install mariadb-backup of the base's series at the standby"));
+            return Err(SourceError::new(
+                what,
+                format!("it is of MariaDB {base}, and mariadb-backup here is {ours}"),
+            )
+            .hint("install mariadb-backup of the base's series at the standby"));
         }
         if let Some(note) = self.version_note().await? {
             tracing::warn!("{note}");
@@ -320,164 +329,33 @@ impl Instance {
                 tokio::time::sleep(POLL).await;
             }
         };
-        match tokio::time::timeout(START_LIMIT, answered).await {
-            Ok(result) => result,
-            Err(_) => {
-                let last = last.map(|error: SourceError| format!(" ({})", error.why)).unwrap_or_default();
-                let why = format!("it does not answer within {} s{last}{}", START_LIMIT.as_secs(), said());
-                Err(SourceError::new(what, why)
-                    .hint("it was left running: it may still recover; run this again to go on waiting"))
-            }
+        if let Ok(result) = tokio::time::timeout(START_LIMIT, answered).await {
+            return result;
         }
+        let last = last.map(|error: SourceError| format!(" ({})", error.why)).unwrap_or_default();
+        let why = format!("it does not answer within {} s{last}{}", START_LIMIT.as_secs(), said());
+        Err(SourceError::new(what, why)
+            .hint("it was left running: it may still recover; run this again to go on waiting"))
     }
-
-    fn arguments(&self, log: &Path, init: &Path, extra: &[&str]) -> Result<Vec<String>, SourceError> {
-        let text = |path: &Path| {
-            path.to_str().map(str::to_owned).ok_or_else(|| {
-                SourceError::new(format!("starting MariaDB with {}", path.display()), "its name is not UTF-8")
-            })
-        };
-        let mut all = vec![
-            // First, or it is no option at all: nothing of this host's own servers may seep in.
-            "--no-defaults".to_owned(),
-            format!("--datadir={}", text(&self.datadir)?),
-            format!("--socket={}", text(&self.socket)?),
-            format!("--pid-file={}", text(&self.datadir.join("farsite.pid"))?),
-            format!("--log-error={}", text(log)?),
-            format!("--init-file={}", text(init)?),
-            // Replication that the source had set up must not start here.
-            "--skip-slave-start".to_owned(),
-            // Replayed rows may be larger than a client's default lets pass.
-            "--max-allowed-packet=1G".to_owned(),
-        ];
-        match self.port {
-            Some(port) => all.extend(["--bind-address=127.0.0.1".to_owned(), format!("--port={port}")]),
-            None => all.push("--skip-networking".to_owned()),
-        }
-        if rustix::process::geteuid().is_root() {
-            all.push(format!("--user={}", self.owner()?));
-        }
-        let mut given = self.server_args.iter().map(String::as_str).chain(extra.iter().copied());
-        if !given.any(|argument| LOG_ARGUMENTS.iter().any(|log| argument.starts_with(log))) {
-            let hash = blake3::hash(self.datadir.as_os_str().as_encoded_bytes());
-            let id = u32::from_le_bytes(*hash.as_bytes().first_chunk().unwrap_or(&[1; 4])) | 1;
-            all.extend(["--log-bin=standby-bin", "--binlog-format=ROW"].map(str::to_owned));
-            all.push(format!("--server-id={id}"));
-        }
-        all.extend(self.file_settings());
-        all.extend(self.server_args.iter().cloned());
-        all.extend(extra.iter().map(|argument| (*argument).to_owned()));
-        Ok(all)
-    }
-
-    /// The settings of the source on which the layout of its files depends.
-    fn file_settings(&self) -> Vec<String> {
-        let text = fs::read_to_string(self.datadir.join("backup-my.cnf")).unwrap_or_default();
-        let known = |line: &&str| line.split_once('=').is_some_and(|(key, _)| FILE_SETTINGS.contains(&key.trim()));
-        text.lines().filter(known).map(|line| format!("--{}", line.trim())).collect()
-    }
-
-    /// The user that the server runs as when it is started by root: the owner of its data.
-    fn owner(&self) -> Result<String, SourceError> {
-        let metadata = fs::metadata(&self.datadir)
-            .map_err(|error| SourceError::new(format!("reading {}", self.datadir.display()), error))?;
-        Ok(if metadata.uid() == 0 { "root".to_owned() } else { metadata.uid().to_string() })
-    }
-
-    /// Makes the folder of the socket and the error log, so that the server's user can write there.
-    fn make_places(&self, log: &Path) -> std::io::Result<()> {
-        let owner = fs::metadata(&self.datadir)?;
-        let give = |path: &Path| {
-            if rustix::process::geteuid().is_root() {
-                std::os::unix::fs::chown(path, Some(owner.uid()), Some(owner.gid()))?;
-            }
-            Ok::<(), std::io::Error>(())
-        };
-        if let Some(folder) = self.socket.parent()
-            && !folder.exists()
-        {
-            fs::create_dir_all(folder)?;
-            give(folder)?;
-        }
-        if let Some(folder) = log.parent() {
-            fs::create_dir_all(folder)?;
-        }
-        fs::File::options().append(true).create(true).open(log)?;
-        give(log)
-    }
-
-    /// Everything in the directory belongs to its owner: the restored files have the source's numbers.
-    fn own(&self) -> std::io::Result<()> {
-        if !rustix::process::geteuid().is_root() {
-            return Ok(());
-        }
-        let owner = fs::metadata(&self.datadir)?;
-        for path in base::walk(&self.datadir)? {
-            std::os::unix::fs::lchown(self.datadir.join(path), Some(owner.uid()), Some(owner.gid()))?;
-        }
-        Ok(())
-    }
-}
-
-/// A command that goes on when this process and its terminal have gone.
-fn detached(program: &Path) -> Command {
-    let mut command = match commands::find(&["setsid"]) {
-        Some(setsid) => {
-            let mut command = Command::new(setsid);
-            command.arg(program);
-            command
-        }
-        None => {
-            let mut command = Command::new(program);
-            command.process_group(0);
-            command
-        }
-    };
-    // It must not speak to the service manager in this process's name.
-    command.env_remove("NOTIFY_SOCKET").env_remove("LISTEN_FDS").env_remove("MYSQL_PWD");
-    command
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn instance(datadir: &Path, server_args: &[&str]) -> Instance {
+    fn instance(datadir: &Path) -> Instance {
         Instance {
             datadir: datadir.to_owned(),
             socket: datadir.join("s"),
             port: None,
-            server_args: server_args.iter().map(|a| (*a).to_owned()).collect(),
-        }
-    }
-
-    #[test]
-    fn layout_settings_of_the_source_are_taken_over_and_no_others() {
-        let dir = tempfile::tempdir().unwrap();
-        let text = "[mysqld]\ninnodb_page_size=8192\ninnodb_undo_directory=./\nplugin_load=evil.so\n";
-        fs::write(dir.path().join("backup-my.cnf"), text).unwrap();
-        let arguments = instance(dir.path(), &[]).arguments(Path::new("/e"), Path::new("/i"), &[]).unwrap();
-        assert!(arguments.contains(&"--innodb_page_size=8192".to_owned()));
-        assert!(arguments.iter().all(|a| !a.contains("evil")));
-        assert!(arguments.contains(&"--log-bin=standby-bin".to_owned()));
-        assert!(arguments.contains(&"--skip-networking".to_owned()));
-    }
-
-    #[test]
-    fn a_given_word_about_the_log_is_not_overruled() {
-        let dir = tempfile::tempdir().unwrap();
-        let arguments = |args: &[&str], extra: &[&str]| {
-            instance(dir.path(), args).arguments(Path::new("/e"), Path::new("/i"), extra).unwrap()
-        };
-        for all in [arguments(&["--log-bin=own"], &[]), arguments(&[], &["--skip-log-bin"])] {
-            assert!(all.iter().all(|a| !a.contains("standby-bin")), "{all:?}");
+            server_args: Vec::new(),
         }
     }
 
     #[tokio::test]
     async fn an_empty_folder_is_neither_prepared_nor_started() {
         let dir = tempfile::tempdir().unwrap();
-        let instance = instance(dir.path(), &[]);
+        let instance = instance(dir.path());
         assert!(instance.prepare().await.unwrap_err().to_string().contains("hint:"));
         assert!(instance.start(&dir.path().join("e"), &[]).await.unwrap_err().to_string().contains("hint:"));
         assert!(!instance.is_running().await.unwrap());
@@ -488,7 +366,7 @@ mod tests {
     #[tokio::test]
     async fn a_socket_path_that_the_kernel_would_cut_is_refused() {
         let dir = tempfile::tempdir().unwrap();
-        let mut instance = instance(dir.path(), &[]);
+        let mut instance = instance(dir.path());
         instance.socket = dir.path().join("s".repeat(120));
         assert!(instance.start(&dir.path().join("e"), &[]).await.unwrap_err().to_string().contains("107"));
     }

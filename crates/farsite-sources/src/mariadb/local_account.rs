@@ -11,6 +11,8 @@ use std::path::{Path, PathBuf};
 
 use farsite_model::secret::Secret;
 
+use super::server::hex;
+
 pub(super) const USER: &str = "farsite_local";
 const PASSWORD_FILE: &str = ".farsite-local";
 const INIT_FILE: &str = ".farsite-init.sql";
@@ -21,8 +23,7 @@ pub(super) const DROP: [&str; 2] =
 
 /// Writes a new password and the init file that makes the account with it; the init file's path goes out.
 pub(super) fn prepare(datadir: &Path) -> io::Result<PathBuf> {
-    let random = crate::random::bytes::<24>()?;
-    let hex: String = random.iter().map(|byte| format!("{byte:02x}")).collect();
+    let hex = hex(&crate::random::bytes::<24>()?);
     // A letter of each kind: the restored server may have a plugin that refuses weaker ones.
     let password = format!("Fs_{hex}");
     write(datadir, PASSWORD_FILE, &password)?;

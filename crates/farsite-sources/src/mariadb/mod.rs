@@ -7,6 +7,7 @@ mod base;
 mod binlog;
 mod check;
 pub mod instance;
+mod launch;
 mod local_account;
 mod process;
 mod replay;

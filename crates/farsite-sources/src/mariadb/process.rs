@@ -83,7 +83,20 @@ impl ServerProcess {
 
 #[cfg(test)]
 mod tests {
+    use std::process::{Child, Command};
+    use std::time::Instant;
+
     use super::*;
+
+    /// A process that ends with its test, whatever the test came to.
+    struct Ended(Child);
+
+    impl Drop for Ended {
+        fn drop(&mut self) {
+            let _ = self.0.kill();
+            let _ = self.0.wait();
+        }
+    }
 
     #[tokio::test]
     async fn only_a_server_of_this_very_directory_is_found() {
@@ -96,19 +109,25 @@ mod tests {
         std::fs::copy("/bin/sh", &server).unwrap();
         let sleep = ["-c", "while :; do sleep 0.05; done", "x"];
         let datadir = format!("--datadir={}", ours.display());
-        let mut decoy = std::process::Command::new("/bin/sh").args(sleep).arg(&datadir).spawn().unwrap();
+        let run = |program: &Path| Ended(Command::new(program).args(sleep).arg(&datadir).spawn().unwrap());
+        let mut decoy = run(Path::new("/bin/sh"));
         assert!(find(&ours).is_none(), "a shell is no server");
-        let mut real = std::process::Command::new(&server).args(sleep).arg(&datadir).spawn().unwrap();
-        let found = find(&ours).expect("it runs");
-        assert_eq!(found.pid, i32::try_from(real.id()).unwrap());
+        let mut real = run(&server);
+        // A process shows its command line a moment after it has begun.
+        let begun = Instant::now();
+        let found = loop {
+            match find(&ours) {
+                Some(found) => break found,
+                None => assert!(begun.elapsed() < Duration::from_secs(10), "it runs and is not found"),
+            }
+        };
+        assert_eq!(found.pid, i32::try_from(real.0.id()).unwrap());
         assert!(find(&other).is_none());
         found.signal(Signal::KILL).unwrap();
         assert!(found.ends_within(Duration::from_secs(5)).await);
-        real.wait().unwrap();
+        real.0.wait().unwrap();
         assert!(found.signal(Signal::KILL).is_ok(), "a second time does no harm");
         assert!(find(&ours).is_none());
-        assert!(decoy.try_wait().unwrap().is_none(), "the other one still runs");
-        decoy.kill().unwrap();
-        decoy.wait().unwrap();
+        assert!(decoy.0.try_wait().unwrap().is_none(), "the other one still runs");
     }
 }

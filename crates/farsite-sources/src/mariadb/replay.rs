@@ -8,14 +8,16 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use jiff::Timestamp;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::process::ChildStdin;
 
-use super::binlog::{self, HEADER_BYTES};
+use super::binlog::{self, HEADER_BYTES, Scan};
 use super::server::Server;
 use super::stream::BINLOG_PROGRAMS;
 use crate::{LogPosition, SourceError, commands};
 
 /// A day's log of a busy server, and more.
-const REPLAY_LIMIT: Duration = Duration::from_secs(24 * 3600);
+const REPLAY_LIMIT: Duration = Duration::from_hours(24);
 const AGAIN: &str = "what is in the data directory is half replayed: restore the base again, then replay";
 
 /// How far a log is replayed.
@@ -36,18 +38,23 @@ pub(super) struct Plan {
     from: u64,
     /// Where it ends; the same as the begin when there is nothing to replay.
     pub(super) end: LogPosition,
+    /// An event that is cut off follows the end. `mariadb-binlog` reads one event past its stop position, and would fail.
+    is_torn: bool,
 }
 
 /// Checks the files against both ends before anything is written.
 pub(super) fn plan(files: &[PathBuf], from: &LogPosition, up_to: &ReplayEnd) -> Result<Plan, SourceError> {
     let what = "replaying the log";
-    let nothing = Plan { files: Vec::new(), from: from.offset, end: from.clone() };
+    let nothing = Plan { files: Vec::new(), from: from.offset, end: from.clone(), is_torn: false };
     if let ReplayEnd::Position(end) = up_to {
         if end == from {
             return Ok(nothing);
         }
         if end < from {
-            return Err(SourceError::new(what, format!("its end {end} is before the base's position {from}")));
+            return Err(SourceError::new(
+                what,
+                format!("its end {end} is before the base's position {from}"),
+            ));
         }
     }
     let files = between(files, from, up_to)?;
@@ -70,21 +77,24 @@ pub(super) fn plan(files: &[PathBuf], from: &LogPosition, up_to: &ReplayEnd) -> 
                 return Err(damaged(format!("the base holds changes of {moment} or later already"))
                     .hint("choose a recovery point before that moment"));
             }
-            plan.stop(path, name, later);
+            plan.stop(path, name, later, &scan);
             return Ok(plan);
         }
         match up_to {
             ReplayEnd::Position(end) if index == last => {
                 if !binlog::is_boundary(path, end.offset).unwrap_or(false) {
-                    return Err(damaged(format!("no event ends at {end}; it is whole up to {}", scan.complete)));
+                    return Err(damaged(format!(
+                        "no event ends at {end}; it is whole up to {}",
+                        scan.complete
+                    )));
                 }
-                plan.stop(path, name, end.offset);
+                plan.stop(path, name, end.offset, &scan);
             }
             _ if index < last && scan.complete < scan.length => {
                 let why = format!("it is cut off at byte {}, and a later file follows", scan.complete);
                 return Err(damaged(why).hint("its copy is damaged: `farsite points verify` names what is"));
             }
-            _ => plan.stop(path, name, scan.complete),
+            _ => plan.stop(path, name, scan.complete, &scan),
         }
     }
     Ok(plan)
@@ -92,7 +102,7 @@ pub(super) fn plan(files: &[PathBuf], from: &LogPosition, up_to: &ReplayEnd) -> 
 
 impl Plan {
     /// Adds a file, replayed up to `offset`; one of which nothing is replayed is left out.
-    fn stop(&mut self, path: &Path, name: &str, offset: u64) {
+    fn stop(&mut self, path: &Path, name: &str, offset: u64, scan: &Scan) {
         let begin = if *name == self.end.file { self.from } else { 4 };
         if offset > begin {
             if self.files.is_empty() && *name != self.end.file {
@@ -101,6 +111,7 @@ impl Plan {
             self.files.push(path.to_owned());
             name.clone_into(&mut self.end.file);
             self.end.offset = offset;
+            self.is_torn = offset == scan.complete && scan.complete < scan.length;
         }
     }
 }
@@ -142,7 +153,10 @@ fn between(
     for pair in named.windows(2) {
         let (before, after) = (&pair[0].0, &pair[1].0);
         if before.number().map(|number| number + 1) != after.number() {
-            return fail(format!("behind {} comes {}: a file is missing between them", before.file, after.file));
+            return fail(format!(
+                "behind {} comes {}: a file is missing between them",
+                before.file, after.file
+            ));
         }
     }
     if let (ReplayEnd::Position(end), Some((found, _))) = (up_to, named.last())
@@ -164,7 +178,11 @@ pub(super) async fn run(server: &Server, plan: &Plan) -> Result<(), SourceError>
     let writer = commands::require(&["mariadb", "mysql"], "mariadb-client")?;
     let mut read = commands::tied(&reader);
     read.args(arguments(plan)).stdout(Stdio::piped()).stderr(Stdio::piped());
+    if plan.is_torn {
+        read.stdin(Stdio::piped());
+    }
     let mut read = commands::spawn(&what, read).await?;
+    let prefix = feed(plan, read.stdin.take());
     let pipe = read.stdout.take().map(TryInto::<Stdio>::try_into);
     let Some(Ok(pipe)) = pipe else {
         return Err(SourceError::new(&what, "no pipe between the two tools"));
@@ -177,21 +195,35 @@ pub(super) async fn run(server: &Server, plan: &Plan) -> Result<(), SourceError>
     let mut write = commands::spawn(&what, write).await?;
     let (read_said, write_said) = (read.stderr.take(), write.stderr.take());
     let ended = async {
-        tokio::join!(commands::tail(read_said), commands::tail(write_said), read.wait(), write.wait())
+        let said = async { tokio::join!(commands::tail(read_said), commands::tail(write_said)) };
+        tokio::join!(said, prefix, read.wait(), write.wait())
     };
-    let Ok((read_said, write_said, read_status, write_status)) = tokio::time::timeout(REPLAY_LIMIT, ended).await
-    else {
+    let Ok((said, fed, read_status, write_status)) = tokio::time::timeout(REPLAY_LIMIT, ended).await else {
         return Err(again(commands::timed_out(&what, REPLAY_LIMIT)));
     };
+    let (read_said, write_said) = said;
     // The reader of a pipe whose other end has died fails too: the writer's own words come first.
-    for (name, status, said) in [("mariadb", write_status, write_said), ("mariadb-binlog", read_status, read_said)] {
+    for (name, status, said) in
+        [("mariadb", write_status, write_said), ("mariadb-binlog", read_status, read_said)]
+    {
         let status = status.map_err(|error| again(SourceError::new(&what, error)))?;
         if !status.success() {
             let why = format!("{name} ended with {status}{}", commands::shown(&said));
             return Err(again(SourceError::new(&what, why)));
         }
     }
-    Ok(())
+    fed.map_err(|error| again(SourceError::new(&what, error)))
+}
+
+/// Writes the whole part of a torn last file into the reader's standard input.
+async fn feed(plan: &Plan, into: Option<ChildStdin>) -> std::io::Result<()> {
+    let (Some(mut into), Some(path)) = (into, plan.files.last()) else { return Ok(()) };
+    let mut whole = tokio::fs::File::open(path).await?.take(plan.end.offset);
+    let fed = tokio::io::copy(&mut whole, &mut into).await?;
+    if fed < plan.end.offset {
+        return Err(std::io::Error::other(format!("{} became shorter while it was read", path.display())));
+    }
+    into.shutdown().await
 }
 
 fn arguments(plan: &Plan) -> Vec<OsString> {
@@ -202,6 +234,10 @@ fn arguments(plan: &Plan) -> Vec<OsString> {
     // It applies to the last file alone.
     all.push(format!("--stop-position={}", plan.end.offset).into());
     all.extend(plan.files.iter().map(|path| path.as_os_str().to_owned()));
+    if plan.is_torn {
+        all.pop();
+        all.push("-".into());
+    }
     all
 }
 

@@ -31,8 +31,9 @@ impl Mark {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
             read => read.map_err(|error| SourceError::new(what(), error))?,
         };
-        let found: Self = serde_json::from_slice(&text)
-            .map_err(|error| SourceError::new(what(), format!("{NAME} cannot be read: {error}")).hint(AGAIN))?;
+        let found: Self = serde_json::from_slice(&text).map_err(|error| {
+            SourceError::new(what(), format!("{NAME} cannot be read: {error}")).hint(AGAIN)
+        })?;
         if found.done && (&found.from, &found.to) == (&self.from, &self.to) {
             return Ok(true);
         }

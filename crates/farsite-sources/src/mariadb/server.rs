@@ -113,7 +113,8 @@ impl Server {
         match (&self.socket, &self.host) {
             (Some(socket), _) => options = options.socket(socket),
             (None, host) => {
-                options = options.host(host.as_deref().unwrap_or("localhost")).port(self.port.unwrap_or(3306));
+                options =
+                    options.host(host.as_deref().unwrap_or("localhost")).port(self.port.unwrap_or(3306));
             }
         }
         if let Some(secret) = self.secret()? {
@@ -137,7 +138,9 @@ impl Server {
 
 fn connect_hint(error: &sqlx::Error) -> &'static str {
     match code(error) {
-        Some(1045 | 1698) => "check the policy's `user` and `password`, and the account's rights on the server",
+        Some(1045 | 1698) => {
+            "check the policy's `user` and `password`, and the account's rights on the server"
+        }
         Some(1040) => "the server has no connection free: see its max_connections",
         Some(_) => "see the server's error log",
         None => "is the server running, and is this its socket or address? (`systemctl status mariadb`)",
@@ -208,8 +211,12 @@ pub(crate) fn literal(text: &str) -> String {
     if text.is_empty() {
         return "''".to_owned();
     }
-    let hex: String = text.bytes().map(|b| format!("{b:02x}")).collect();
-    format!("_utf8mb4 x'{hex}'")
+    format!("_utf8mb4 x'{}'", hex(text.as_bytes()))
+}
+
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    let digit = |nibble: u8| char::from_digit(u32::from(nibble), 16).unwrap_or('0');
+    bytes.iter().flat_map(|byte| [digit(byte >> 4), digit(byte & 15)]).collect()
 }
 
 /// The name of the user that this process runs as, which is MariaDB's own default too.

@@ -67,7 +67,8 @@ pub async fn run(_: Args, context: &Context) -> Ended {
             tell(&[NotifyState::Stopping]);
         }
     });
-    agent::run(AgentOptions { load, clock: Arc::new(SystemClock), cancel: cancel.clone(), reload, board }).await?;
+    agent::run(AgentOptions { load, clock: Arc::new(SystemClock), cancel: cancel.clone(), reload, board })
+        .await?;
     cancel.cancel();
     if let Some(web) = web {
         let _ = web.await;
@@ -140,7 +141,8 @@ impl Watch {
                         }
                         Err(why) => {
                             tracing::warn!(store = %site, "its state cannot be read: {why}");
-                            let words = format!("the store at {site} cannot be read now, this is older: {why}");
+                            let words =
+                                format!("the store at {site} cannot be read now, this is older: {why}");
                             for status in seen.get_mut(site).into_iter().flatten() {
                                 status.warnings = vec![words.clone()];
                             }

@@ -17,7 +17,7 @@ use crate::output::Tone;
 use crate::progress::Progress;
 
 /// What one source may take to say how it is.
-const SOURCE_LIMIT: Duration = Duration::from_secs(60);
+const SOURCE_LIMIT: Duration = Duration::from_mins(1);
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -106,7 +106,11 @@ fn policies(config: &Config, lines: &mut Lines) -> Vec<Policy> {
     };
     if found.is_empty() {
         let place = config.policies_dir();
-        lines.warn("policies", "reading", format!("none in {}: nothing is replicated, no target is known", place.display()));
+        lines.warn(
+            "policies",
+            "reading",
+            format!("none in {}: nothing is replicated, no target is known", place.display()),
+        );
     }
     for (path, policy) in &found {
         let area = format!("policy {}", policy.group);
@@ -151,7 +155,9 @@ async fn source(policy: &Policy, item: &farsite_model::policy::Item, lines: &mut
     };
     let said = tokio::time::timeout(SOURCE_LIMIT, source.check()).await;
     match said {
-        Err(_) => lines.wrong(&area, &id, format!("did not say how it is within {}s", SOURCE_LIMIT.as_secs())),
+        Err(_) => {
+            lines.wrong(&area, &id, format!("did not say how it is within {}s", SOURCE_LIMIT.as_secs()));
+        }
         Ok(said) => {
             for CheckLine { subject, result } in said {
                 match result {
@@ -183,6 +189,8 @@ fn show(lines: &Lines, wrong: usize, context: &Context) {
     let warnings = lines.0.iter().filter(|line| line.verdict == Verdict::Warning).count();
     match wrong {
         0 => out.line(format!("{} nothing is wrong ({warnings} to know about)", out.paint(Tone::Good, "✓"))),
-        _ => out.line(format!("{} {wrong} to put right, {warnings} to know about", out.paint(Tone::Bad, "✗"))),
+        _ => {
+            out.line(format!("{} {wrong} to put right, {warnings} to know about", out.paint(Tone::Bad, "✗")));
+        }
     }
 }

@@ -4,7 +4,6 @@ use clap::CommandFactory;
 use clap_complete::Shell;
 
 use crate::cli::Cli;
-use crate::commands::Ended;
 use crate::context::Context;
 use crate::failure::DONE;
 
@@ -14,9 +13,9 @@ pub struct Args {
     pub shell: Shell,
 }
 
-pub fn run(args: Args, context: &Context) -> Ended {
+pub fn run(args: Args, context: &Context) -> u8 {
     let mut script = Vec::new();
     clap_complete::generate(args.shell, &mut Cli::command(), "farsite", &mut script);
     context.out.line(String::from_utf8_lossy(&script).trim_end());
-    Ok(DONE)
+    DONE
 }

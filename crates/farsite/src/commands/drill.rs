@@ -4,7 +4,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use farsite_model::{Level, SiteName};
+use farsite_model::Level;
 use farsite_promote::choose::PointChoice;
 use farsite_promote::drill::{self, DrillEnded, DrillOptions};
 use farsite_promote::drive::Driving;
@@ -16,10 +16,10 @@ use farsite_runbook::engine::{Always, Decision};
 use farsite_store::keys::Signer;
 use jiff::Timestamp;
 
-use crate::commands::failover::level;
-use crate::commands::promotion::{Named, At, show, show_list};
-use crate::commands::report::{self, Format};
 use crate::commands::Ended;
+use crate::commands::failover::level;
+use crate::commands::promotion::{At, Named, show, show_list};
+use crate::commands::report::{self, Format};
 use crate::context::{Context, who};
 use crate::failure::{DONE, FAILED, Failure, TARGET_MISSED};
 use crate::output::{Tone, seconds};
@@ -98,7 +98,7 @@ pub async fn run(action: Action, context: &Context) -> Ended {
         }
         Action::Show(named) => {
             let id = promotions::one(&standby, Which::Drills, named.id.as_deref()).await?;
-            show(&farsite_promote::list::show(&standby, id).await?, context);
+            show(&standby, id, context).await?;
             Ok(DONE)
         }
         Action::Report { named, format } => {
@@ -112,7 +112,9 @@ pub async fn run(action: Action, context: &Context) -> Ended {
             if context.out.json {
                 context.out.json(&serde_json::json!({ "drill": id, "left": left }));
             } else if left.is_empty() {
-                context.out.line(format!("{} nothing of drill {id} is left", context.out.paint(Tone::Good, "✓")));
+                context
+                    .out
+                    .line(format!("{} nothing of drill {id} is left", context.out.paint(Tone::Good, "✓")));
             } else {
                 for what in &left {
                     context.out.line(format!("{} {what}", context.out.paint(Tone::Bad, "✗")));
@@ -126,7 +128,11 @@ pub async fn run(action: Action, context: &Context) -> Ended {
 /// The operator's key where this host has it, else the standby agent's: both may say that a point is proven.
 fn signer(standby: &Standby) -> Result<Arc<Signer>, Failure> {
     let config = &standby.config;
-    let signer = if config.keys.operator.is_some() { connect::operator(config) } else { connect::standby_agent(config) };
+    let signer = if config.keys.operator.is_some() {
+        connect::operator(config)
+    } else {
+        connect::standby_agent(config)
+    };
     Ok(Arc::new(signer?))
 }
 

@@ -193,7 +193,9 @@ async fn drive_on(standby: &Standby, promotion: &Promotion, args: &Args, context
         let failed: Vec<String> = ended
             .groups
             .iter()
-            .flat_map(|group| group.failed.iter().map(|(step, why)| format!("group {}, step {step}: {why}", group.group)))
+            .flat_map(|group| {
+                group.failed.iter().map(|(step, why)| format!("group {}, step {step}: {why}", group.group))
+            })
             .collect();
         return Err(Failure::failed(format!(
             "promotion {} is not completed; what is done stays, and the record is in the store\n{}\n  report: {}",
@@ -212,5 +214,5 @@ async fn drive_on(standby: &Standby, promotion: &Promotion, args: &Args, context
         out.line(format!("Report: {}", made.html.display()));
         out.line(format!("Next: {}", ended.hint()));
     }
-    Ok(if report::missed(&made.report) { TARGET_MISSED } else { DONE })
+    Ok(if made.report.missed_a_target() { TARGET_MISSED } else { DONE })
 }

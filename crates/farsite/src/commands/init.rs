@@ -53,7 +53,8 @@ pub async fn run(args: Args, context: &Context) -> Ended {
         return Err(Failure::usage(format!("{} would be its own standby", args.site))
             .hint("--site is where the store is, --source is what it protects"));
     }
-    let out = std::path::absolute(&args.out).map_err(Failure::io(format!("finding {}", args.out.display())))?;
+    let out =
+        std::path::absolute(&args.out).map_err(Failure::io(format!("finding {}", args.out.display())))?;
     refuse_used_folder(&out)?;
     let founding = Founding {
         source: args.source.clone(),
@@ -120,12 +121,28 @@ fn remove_empty(folder: &Path) {
     let _ = std::fs::remove_dir(folder);
 }
 
+/// A folder's whole path; an S3 address with the endpoint and region that AWS_* variables name, so that it means the
+/// same on every machine.
 fn absolute_url(url: &str) -> Result<String, Failure> {
-    if url.contains("://") {
-        return Ok(url.to_owned());
+    if !url.contains("://") {
+        let path = std::path::absolute(url).map_err(Failure::io(format!("finding {url}")))?;
+        return Ok(path.display().to_string());
     }
-    let path = std::path::absolute(url).map_err(Failure::io(format!("finding {url}")))?;
-    Ok(path.display().to_string())
+    let mut url = url.to_owned();
+    for (key, variables) in
+        [("endpoint", ["AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"]), ("region", ["AWS_REGION"; 2])]
+    {
+        let value =
+            variables.iter().find_map(|name| std::env::var(name).ok().filter(|value| !value.is_empty()));
+        if let Some(value) = value
+            && url.starts_with("s3://")
+            && !url.contains(&format!("{key}="))
+        {
+            url.push(if url.contains('?') { '&' } else { '?' });
+            let _ = write!(url, "{key}={value}");
+        }
+    }
+    Ok(url)
 }
 
 fn store_config(url: &str) -> StoreConfig {
@@ -145,7 +162,8 @@ fn store_config(url: &str) -> StoreConfig {
 
 /// The `stores:` part of a starter configuration.
 fn stores_yaml(founding: &Founding, founded: &Founded, url: &str, identity: bool) -> String {
-    let mut text = format!("stores:\n  {}:\n    url: {}\n    id: {}\n", founding.standby, quoted(url), founded.id);
+    let mut text =
+        format!("stores:\n  {}:\n    url: {}\n    id: {}\n", founding.standby, quoted(url), founded.id);
     let _ = writeln!(text, "    recipients:");
     for recipient in &founded.recipients {
         let _ = writeln!(text, "      - {recipient}");
@@ -157,8 +175,12 @@ fn stores_yaml(founding: &Founding, founded: &Founded, url: &str, identity: bool
         let _ = writeln!(text, "    identity: {}", founding.identity_name());
     }
     if url.starts_with("s3://") {
-        let _ = writeln!(text, "    # access-key: file:/etc/farsite/s3-access-key   # or AWS_ACCESS_KEY_ID in the environment");
-        let _ = writeln!(text, "    # secret-key: file:/etc/farsite/s3-secret-key   # or AWS_SECRET_ACCESS_KEY");
+        let _ = writeln!(
+            text,
+            "    # access-key: file:/etc/farsite/s3-access-key   # or AWS_ACCESS_KEY_ID in the environment"
+        );
+        let _ =
+            writeln!(text, "    # secret-key: file:/etc/farsite/s3-secret-key   # or AWS_SECRET_ACCESS_KEY");
     }
     text
 }

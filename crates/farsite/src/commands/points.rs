@@ -103,7 +103,8 @@ struct Line {
     exposure_s: f64,
     epoch: u64,
     held: bool,
-    flaws: Vec<PointFlaw>,
+    /// In words.
+    flaws: Vec<String>,
     superseded: bool,
 }
 
@@ -142,7 +143,9 @@ pub async fn run(action: Action, context: &Context) -> Ended {
 fn said(context: &Context, found: &stores::Found, words: &str) -> Ended {
     let point = found.committed()?;
     if context.out.json {
-        context.out.json(&serde_json::json!({ "group": found.ledger.group(), "point": point.id(), "held": point.held }));
+        context.out.json(
+            &serde_json::json!({ "group": found.ledger.group(), "point": point.id(), "held": point.held }),
+        );
     } else {
         context.out.line(format!("Point {} of group {} is {words}.", point.id(), found.ledger.group()));
     }
@@ -164,7 +167,7 @@ async fn list(store: &Store, group: Option<&str>, all: bool, context: &Context) 
                 exposure_s: point.exposure(now).as_secs_f64(),
                 epoch: point.said.epoch.0,
                 held: point.held,
-                flaws: point.flaws(),
+                flaws: point.flaws().iter().map(PointFlaw::to_string).collect(),
                 superseded: point.superseded,
             });
         }
@@ -200,7 +203,7 @@ async fn list(store: &Store, group: Option<&str>, all: bool, context: &Context) 
 }
 
 fn notes(line: &Line) -> String {
-    let mut notes: Vec<String> = line.flaws.iter().map(ToString::to_string).collect();
+    let mut notes: Vec<String> = line.flaws.clone();
     if line.point.proven {
         notes.push("proven".into());
     }
@@ -221,7 +224,7 @@ async fn show(named: &Named, store: &Store, context: &Context) -> Ended {
     if out.json {
         out.json(&serde_json::json!({
             "point": point_status(point),
-            "flaws": point.flaws(),
+            "flaws": point.flaws().iter().map(PointFlaw::to_string).collect::<Vec<_>>(),
             "proven": point.proven,
             "held": point.held,
             "superseded": point.superseded,

@@ -6,7 +6,6 @@ use farsite_model::policy::Policy;
 use jiff::Timestamp;
 use serde::Serialize;
 
-use crate::commands::Ended;
 use crate::context::Context;
 use crate::failure::{DONE, USAGE};
 use crate::output::Tone;
@@ -37,18 +36,20 @@ struct Finding {
     next_runs: Vec<Timestamp>,
 }
 
-pub fn run(action: Action, context: &Context) -> Ended {
+pub fn run(action: Action, context: &Context) -> u8 {
     let Action::Check { files } = action else {
         context.out.json(&Policy::json_schema());
-        return Ok(DONE);
+        return DONE;
     };
     let findings: Vec<Finding> = files.into_iter().map(look_at).collect();
     if context.out.json {
         context.out.json(&findings);
     } else {
-        findings.iter().for_each(|finding| show(finding, context));
+        for finding in &findings {
+            show(finding, context);
+        }
     }
-    Ok(if findings.iter().all(|finding| finding.ok) { DONE } else { USAGE })
+    if findings.iter().all(|finding| finding.ok) { DONE } else { USAGE }
 }
 
 fn look_at(file: PathBuf) -> Finding {
@@ -63,7 +64,8 @@ fn look_at(file: PathBuf) -> Finding {
         },
         Ok(policy) => {
             let schedule = policy.schedule();
-            let next = std::iter::successors(schedule.next_after(Timestamp::now()), |due| schedule.next_after(*due));
+            let next =
+                std::iter::successors(schedule.next_after(Timestamp::now()), |due| schedule.next_after(*due));
             Finding {
                 file,
                 ok: true,

@@ -1,14 +1,15 @@
 //! `farsite promotion list|show|confirm|skip|cancel|report`: promotions, as their journals in the store tell.
 
-use farsite_model::{GroupName, SiteName};
-use farsite_promote::accept;
-use farsite_promote::list::Summary;
+use farsite_model::{GroupName, PromotionId, SiteName};
+use farsite_promote::list::{self, Summary};
+use farsite_promote::report::Report;
+use farsite_promote::{Standby, accept};
 use farsite_runbook::journal::StepStatus;
 
 use crate::commands::report::{self, Format};
 use crate::commands::{Ended, rollback};
 use crate::context::{Context, who};
-use crate::failure::DONE;
+use crate::failure::{DONE, Failure};
 use crate::output::Tone;
 use crate::promotions::{self, Which};
 
@@ -99,8 +100,7 @@ pub async fn run(action: Action, context: &Context) -> Ended {
         }
         Action::Show(named) => {
             let id = promotions::one(&standby, Which::Promotions, named.id.as_deref()).await?;
-            let summary = farsite_promote::list::show(&standby, id).await?;
-            show(&summary, context);
+            show(&standby, id, context).await?;
             Ok(DONE)
         }
         Action::Confirm { named, step, no, group } => {
@@ -176,11 +176,20 @@ pub fn show_list(found: &[Summary], context: &Context) {
     out.table(&["id", "begun", "mode", "level", "runbook", "groups", "result", "who"], &rows);
 }
 
-/// All steps.
-pub fn show(summary: &Summary, context: &Context) {
+/// All steps, in the order of the runbook.
+pub async fn show(standby: &Standby, id: PromotionId, context: &Context) -> Result<(), Failure> {
     let out = context.out;
+    let mut summary = list::show(standby, id).await?;
+    let report = Report::of(standby, id).await?;
+    for group in &mut summary.groups {
+        let planned = report.groups.iter().find(|planned| planned.group == group.group);
+        let place =
+            |id: &str| planned.and_then(|planned| planned.steps.iter().position(|step| step.id == id));
+        group.steps.sort_by_key(|step| place(&step.id).unwrap_or(usize::MAX));
+    }
     if out.json {
-        return out.json(summary);
+        out.json(&summary);
+        return Ok(());
     }
     out.line(format!(
         "{} {} at level {} (runbook {}), begun {:.0} by {}: {}",
@@ -203,9 +212,11 @@ pub fn show(summary: &Summary, context: &Context) {
                 StepStatus::NotStarted => (Tone::Dim, "·"),
                 StepStatus::Skipped | StepStatus::Undone => (Tone::Dim, "-"),
             };
-            let again = if step.attempts > 1 { format!(" ({} attempts)", step.attempts) } else { String::new() };
+            let again =
+                if step.attempts > 1 { format!(" ({} attempts)", step.attempts) } else { String::new() };
             let detail = step.detail.replace('\n', "\n      ");
             out.line(format!("  {} {:<24} {}{again}  {detail}", out.paint(tone, mark), step.id, step.status));
         }
     }
+    Ok(())
 }

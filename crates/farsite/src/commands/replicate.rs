@@ -56,17 +56,25 @@ pub async fn run(args: Args, context: &Context) -> Ended {
     for policy in &policies {
         for to in policy.to.iter().filter(|to| args.to.as_ref().is_none_or(|only| only == *to)) {
             if context.cancel.is_cancelled() {
-                return Err(Failure::interrupted("interrupted; what is complete counts when it is run again"));
+                return Err(Failure::interrupted(
+                    "interrupted; what is complete counts when it is run again",
+                ));
             }
             let group = tokio::select! {
                 group = Group::open(&config, policy, to, Arc::new(SystemClock)) => group?,
                 () = context.cancel.cancelled() => return Err(Failure::interrupted("interrupted")),
             };
-            let mut done =
-                Done { group: policy.group.clone(), to: to.clone(), report: None, planned: None, error: None };
+            let mut done = Done {
+                group: policy.group.clone(),
+                to: to.clone(),
+                report: None,
+                planned: None,
+                error: None,
+            };
             if args.dry_run {
                 let planned = run::dry_run(&group).await;
-                worst = worst.max(if planned.iter().any(|entry| entry.items.is_err()) { FAILED } else { DONE });
+                worst =
+                    worst.max(if planned.iter().any(|entry| entry.items.is_err()) { FAILED } else { DONE });
                 show_planned(&done, &planned, context);
                 done.planned = Some(planned);
             } else {
@@ -85,7 +93,9 @@ pub async fn run(args: Args, context: &Context) -> Ended {
                         done.report = Some(report);
                     }
                     // With several groups one that fails must not keep the others from being protected.
-                    Err(failure) if policies.len() + policy.to.len() > 2 && !context.cancel.is_cancelled() => {
+                    Err(failure)
+                        if policies.len() + policy.to.len() > 2 && !context.cancel.is_cancelled() =>
+                    {
                         context.out.error(&format!("group {} to {to}: {}", policy.group, failure.text));
                         worst = FAILED;
                         done.error = Some(failure.text);
@@ -147,7 +157,8 @@ async fn one(group: &Group, full: bool, context: &Context) -> Result<RunReport, 
 
 fn show(done: &Done, report: &RunReport, context: &Context) {
     let out = context.out;
-    let (tone, mark, word) = if report.whole { (Tone::Good, "✓", "whole") } else { (Tone::Warn, "!", "PARTIAL") };
+    let (tone, mark, word) =
+        if report.whole { (Tone::Good, "✓", "whole") } else { (Tone::Warn, "!", "PARTIAL") };
     out.say(format!(
         "{} group {} to {}: point {} ({word}, {} items, {}), {} old at commit",
         out.paint(tone, mark),
@@ -182,7 +193,12 @@ fn show_planned(done: &Done, planned: &[run::Planned], context: &Context) {
         match &entry.items {
             Ok(items) => {
                 let log = if entry.ships_log { ", and its log between points" } else { "" };
-                out.say(format!("  {} {}: {} items{log}", out.paint(Tone::Good, "✓"), entry.entry, items.len()));
+                out.say(format!(
+                    "  {} {}: {} items{log}",
+                    out.paint(Tone::Good, "✓"),
+                    entry.entry,
+                    items.len()
+                ));
             }
             Err(why) => out.say(format!("  {} {}: {why}", out.paint(Tone::Bad, "✗"), entry.entry)),
         }

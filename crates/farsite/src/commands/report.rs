@@ -37,12 +37,12 @@ impl Kind {
             Self::Junit => "xml",
         }
     }
-    fn render(self, report: &Report) -> Result<String, Failure> {
-        Ok(match self {
-            Self::Html => report.html()?,
+    fn render(self, report: &Report) -> String {
+        match self {
+            Self::Html => report.html(),
             Self::Json => report.json(),
             Self::Junit => report.junit(),
-        })
+        }
     }
 }
 
@@ -68,7 +68,7 @@ pub async fn write(standby: &Standby, id: PromotionId) -> Result<Made, Failure> 
     let folder = standby.config.state_dir().join("reports");
     let file = |kind: Kind| folder.join(format!("{id}.{}", kind.ending()));
     for kind in [Kind::Html, Kind::Json] {
-        save(&file(kind), &kind.render(&report)?)?;
+        save(&file(kind), &kind.render(&report))?;
     }
     Ok(Made { html: file(Kind::Html), json: file(Kind::Json), report })
 }
@@ -85,8 +85,9 @@ fn save(path: &Path, text: &str) -> Result<(), Failure> {
 pub async fn give(standby: &Standby, id: PromotionId, format: &Format, context: &Context) -> Ended {
     let report = Report::of(standby, id).await?;
     let kind = if context.out.json { Kind::Json } else { format.format };
-    let text = kind.render(&report)?;
-    let to_stdout = format.out.as_deref() == Some(Path::new("-")) || (context.out.json && format.out.is_none());
+    let text = kind.render(&report);
+    let to_stdout =
+        format.out.as_deref() == Some(Path::new("-")) || (context.out.json && format.out.is_none());
     if to_stdout {
         context.out.line(text.trim_end());
         return Ok(DONE);
@@ -99,26 +100,15 @@ pub async fn give(standby: &Standby, id: PromotionId, format: &Format, context: 
     Ok(DONE)
 }
 
-/// Whether a target was missed.
-pub fn missed(report: &Report) -> bool {
-    report.groups.iter().any(|group| {
-        let rpo = group.rpo.as_ref().map(|rpo| rpo.total.at_most_s);
-        let rto = group.rto.as_ref().map(|rto| rto.seconds);
-        over(rpo, group.rpo_target_s) || over(rto, group.rto_target_s)
-    })
-}
-
-fn over(got: Option<f64>, target: Option<f64>) -> bool {
-    got.zip(target).is_some_and(|(got, target)| got > target)
-}
-
 /// RPO and RTO of each group, against their targets.
 pub fn summary(report: &Report, context: &Context) {
     let out = context.out;
     for group in &report.groups {
         let verdict = |got: f64, target: Option<f64>| match target {
             None => "no target is known here".to_owned(),
-            Some(target) if got > target => out.paint(Tone::Bad, &format!("MISSED its target of {}", seconds(target))),
+            Some(target) if got > target => {
+                out.paint(Tone::Bad, &format!("MISSED its target of {}", seconds(target)))
+            }
             Some(target) => out.paint(Tone::Good, &format!("met its target of {}", seconds(target))),
         };
         if let Some(rpo) = &group.rpo {
@@ -130,8 +120,11 @@ pub fn summary(report: &Report, context: &Context) {
                 seconds(total.at_most_s),
                 verdict(total.at_most_s, group.rpo_target_s)
             ));
-            let kinds: Vec<String> =
-                rpo.by_kind.iter().map(|(kind, range)| format!("{kind} {}", seconds(range.at_most_s))).collect();
+            let kinds: Vec<String> = rpo
+                .by_kind
+                .iter()
+                .map(|(kind, range)| format!("{kind} {}", seconds(range.at_most_s)))
+                .collect();
             if kinds.len() > 1 {
                 out.line(format!("    by kind, at worst: {}", kinds.join(", ")));
             }
@@ -143,6 +136,16 @@ pub fn summary(report: &Report, context: &Context) {
                 seconds(rto.seconds),
                 verdict(rto.seconds, group.rto_target_s)
             ));
+            let steps: Vec<String> = group
+                .steps
+                .iter()
+                .filter_map(|step| {
+                    Some(format!("{} {}", step.id, seconds(step.seconds.filter(|s| *s >= 0.05)?)))
+                })
+                .collect();
+            if !steps.is_empty() {
+                out.line(format!("    by step: {}", steps.join(", ")));
+            }
         }
     }
 }

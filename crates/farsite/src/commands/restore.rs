@@ -64,7 +64,8 @@ pub async fn run(args: Args, context: &Context) -> Ended {
         return Err(Failure::usage(format!("{} has no shipped log, so --at cannot be met", item.id))
             .hint("leave --at away, and choose the point by a time instead"));
     }
-    let to = std::path::absolute(&args.to).map_err(Failure::io(format!("making {} absolute", args.to.display())))?;
+    let to = std::path::absolute(&args.to)
+        .map_err(Failure::io(format!("making {} absolute", args.to.display())))?;
     may_write(&to, item, &args)?;
     let reader = connect::reader(&config, &site, &store).await?;
     for flaw in point.flaws() {
@@ -78,7 +79,13 @@ pub async fn run(args: Args, context: &Context) -> Ended {
     restore::item(&reader, item, &to, &restore::unguarded(), &stats).await?;
     if item.log.is_some() {
         progress.says(format!("replaying the log of {}", item.id));
-        super::restore_log::replay(&reader, found.ledger.group(), item, &to, until).await?;
+        if let Err(failure) =
+            super::restore_log::replay(&reader, found.ledger.group(), item, &to, until).await
+        {
+            // The folder was missing or empty before: half a database is left to nobody.
+            let _ = std::fs::remove_dir_all(&to);
+            return Err(failure);
+        }
     }
     progress.clear();
     let written = stats.written_bytes.load(Ordering::Relaxed);
@@ -116,12 +123,16 @@ fn item<'m>(manifest: &'m Manifest, text: &str) -> Result<&'m ManifestItem, Fail
         return Ok(item);
     }
     let named: Vec<&ManifestItem> = manifest.items.iter().filter(|item| item.id.name() == text).collect();
-    let started: Vec<&ManifestItem> =
-        manifest.items.iter().filter(|item| item.id.as_str().starts_with(text) || item.id.name().starts_with(text)).collect();
+    let started: Vec<&ManifestItem> = manifest
+        .items
+        .iter()
+        .filter(|item| item.id.as_str().starts_with(text) || item.id.name().starts_with(text))
+        .collect();
     match (named.as_slice(), started.as_slice()) {
         ([only], _) | ([], [only]) => Ok(only),
         ([], []) => {
-            let near = did_you_mean(text, manifest.items.iter().flat_map(|item| [item.id.as_str(), item.id.name()]));
+            let near =
+                did_you_mean(text, manifest.items.iter().flat_map(|item| [item.id.as_str(), item.id.name()]));
             Err(Failure::usage(format!("point {} has no item {text}{near}", manifest.point.short()))
                 .hint("`farsite points show` lists the items of a point"))
         }
@@ -143,17 +154,14 @@ fn may_write(to: &std::path::Path, item: &ManifestItem, args: &Args) -> Result<(
     };
     let tree = item.directory.is_some();
     if there.file_type().is_block_device() {
-        return if args.force {
-            Ok(())
-        } else {
-            refuse("is a block device and would be overwritten")
-        };
+        return if args.force { Ok(()) } else { refuse("is a block device and would be overwritten") };
     }
     if there.is_dir() {
         if !tree {
             return refuse("is a folder, and this item is one file");
         }
-        let empty = std::fs::read_dir(to).map_err(Failure::io(format!("listing {}", to.display())))?.next().is_none();
+        let empty =
+            std::fs::read_dir(to).map_err(Failure::io(format!("listing {}", to.display())))?.next().is_none();
         // A database's folder is one instance: it is never mixed with another.
         let database = item.kind == ItemKind::Mariadb;
         return if empty || (args.force && !database) { Ok(()) } else { refuse("is not empty") };

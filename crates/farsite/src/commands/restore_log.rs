@@ -42,8 +42,8 @@ pub async fn replay(
         server_args: Vec::new(),
     };
     let failed = |error: SourceError| {
-        Failure::failed(error.to_string()).hint(format!(
-            "the recovery point is unharmed; remove {} before the next attempt",
+        Failure::failed(format!(
+            "{error}\nthe recovery point is unharmed, and nothing was left in {}",
             datadir.display()
         ))
     };
@@ -60,7 +60,12 @@ pub async fn replay(
 }
 
 /// The point's own position must be in the log, or the restored database would be older than it is said to be.
-async fn reaches(reader: &Reader, group: &GroupName, item: &ManifestItem, log: &ItemLog) -> Result<(), Failure> {
+async fn reaches(
+    reader: &Reader,
+    group: &GroupName,
+    item: &ManifestItem,
+    log: &ItemLog,
+) -> Result<(), Failure> {
     let segments = logs::list(&reader.store, group, &log.timeline, None).await?;
     if logs::covers(&segments, &log.base, &log.p1) {
         return Ok(());

@@ -45,10 +45,17 @@ pub async fn run(args: Args, context: &Context) -> Ended {
         promotion.to,
         promotion.from
     ))?;
-    accept::rollback(&standby, &signer, id, &how(&args.reason, args.despite_failed_undo, args.others_are_dead, context))
-        .await?;
+    accept::rollback(
+        &standby,
+        &signer,
+        id,
+        &how(&args.reason, args.despite_failed_undo, args.others_are_dead, context),
+    )
+    .await?;
     if context.out.json {
-        context.out.json(&serde_json::json!({ "promotion": id, "rolled_back": true, "primary": promotion.from }));
+        context
+            .out
+            .json(&serde_json::json!({ "promotion": id, "rolled_back": true, "primary": promotion.from }));
     } else {
         context.out.line(format!(
             "{} promotion {id} is rolled back; {} is primary again, and its agents may replicate",

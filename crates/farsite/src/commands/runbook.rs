@@ -65,7 +65,8 @@ pub fn run(action: Action, context: &Context) -> Ended {
             Ok(DONE)
         }
         Action::Check { files } => {
-            let files = if files.is_empty() { library(config.as_ref(), None).into_keys().collect() } else { files };
+            let files =
+                if files.is_empty() { library(config.as_ref(), None).into_keys().collect() } else { files };
             let findings: Vec<Finding> = files.iter().map(|file| check(config.as_ref(), file)).collect();
             if out.json {
                 out.json(&findings);
@@ -103,7 +104,8 @@ pub fn library(config: Option<&Config>, beside: Option<&Path>) -> BTreeMap<Strin
         let Ok(entries) = std::fs::read_dir(&folder) else { continue };
         for path in entries.flatten().map(|entry| entry.path()) {
             let is_yaml = path.extension().is_some_and(|extension| extension == "yaml" || extension == "yml");
-            if let (true, Some(stem), Ok(text)) = (is_yaml, path.file_stem(), std::fs::read_to_string(&path)) {
+            if let (true, Some(stem), Ok(text)) = (is_yaml, path.file_stem(), std::fs::read_to_string(&path))
+            {
                 found.insert(stem.to_string_lossy().into_owned(), text);
             }
         }

@@ -18,7 +18,7 @@ use crate::output::{Tone, seconds};
 use crate::stores;
 
 /// A store that does not answer must not keep the others from being shown.
-const READ_LIMIT: Duration = Duration::from_secs(60);
+const READ_LIMIT: Duration = Duration::from_mins(1);
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -118,6 +118,9 @@ fn rows(status: &GroupStatus) -> Vec<Vec<String>> {
     let mut rows: Vec<Vec<String>> = Vec::new();
     let mut row = |name: &str, value: String| rows.push(vec![format!("  {name}"), value]);
     let exposure = match (status.exposure_s, status.rpo_target_s) {
+        (None, _) if matches!(status.phase, Phase::Promoting | Phase::Promoted) => {
+            format!("{} is primary, and no other site has a point of it yet", status.primary)
+        }
         (None, _) => "no point that a failover would take: everything would be lost".to_owned(),
         (Some(s), None) => format!("{} (no target is known here)", seconds(s)),
         (Some(s), Some(target)) => {
@@ -153,7 +156,9 @@ fn rows(status: &GroupStatus) -> Vec<Vec<String>> {
     }
     row(
         "proven point",
-        status.newest_proven.map_or_else(|| "none: `farsite drill run` proves one".to_owned(), |id| id.short()),
+        status
+            .newest_proven
+            .map_or_else(|| "none: `farsite drill run` proves one".to_owned(), |id| id.short()),
     );
     row("points", format!("{} ({} partial)", status.points, status.partial_points));
     row("primary", format!("{} in epoch {}", status.primary, status.epoch));

@@ -52,7 +52,10 @@ pub async fn run(args: Args, context: &Context) -> Ended {
             }
         }
         What::Start => start(&config.folder.join("farsite.yaml"), &args.listen, &pid_file, &log).await,
-        What::Stop => stop(&pid_file),
+        What::Stop => {
+            stop(&pid_file);
+            Ok(DONE)
+        }
         What::Status => {
             let well = get(&args.listen).await.is_some_and(|answer| answer.starts_with("HTTP/1.1 200 "));
             Ok(if well { DONE } else { FAILED })
@@ -63,10 +66,13 @@ pub async fn run(args: Args, context: &Context) -> Ended {
 /// The restored database, as the places of the configuration name it.
 fn database(config: &Config) -> Result<(Kind, PathBuf), Failure> {
     let places = config.places.iter().find(|(group, _)| group.as_str() == GROUP).map(|(_, places)| places);
-    let sqlite = places.and_then(|places| places.sqlite.as_ref()).map(|place| (Kind::Sqlite, place.path.clone()));
+    let sqlite =
+        places.and_then(|places| places.sqlite.as_ref()).map(|place| (Kind::Sqlite, place.path.clone()));
     let mariadb =
         places.and_then(|places| places.mariadb.as_ref()).map(|place| (Kind::Mariadb, place.socket.clone()));
-    sqlite.or(mariadb).ok_or_else(|| Failure::usage(format!("group {GROUP} has no place for its database here")))
+    sqlite
+        .or(mariadb)
+        .ok_or_else(|| Failure::usage(format!("group {GROUP} has no place for its database here")))
 }
 
 async fn serve(config: &Config, listen: &str) -> Ended {
@@ -146,7 +152,8 @@ async fn start(config: &Path, listen: &str, pid_file: &Path, log: &Path) -> Ende
     if let Some(parent) = pid_file.parent() {
         std::fs::create_dir_all(parent).map_err(fail(parent))?;
     }
-    let log_file = std::fs::File::options().create(true).append(true).mode(0o600).open(log).map_err(fail(log))?;
+    let log_file =
+        std::fs::File::options().create(true).append(true).mode(0o600).open(log).map_err(fail(log))?;
     let program = std::env::current_exe().map_err(Failure::io("finding this program"))?;
     let child = tokio::process::Command::new(program)
         .args(["demo-api", "serve", "--listen", listen, "--config"])
@@ -166,11 +173,12 @@ async fn start(config: &Path, listen: &str, pid_file: &Path, log: &Path) -> Ende
         }
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
-    Err(Failure::failed(format!("the service does not answer on {listen}")).hint(&format!("see {}", log.display())))
+    Err(Failure::failed(format!("the service does not answer on {listen}"))
+        .hint(format!("see {}", log.display())))
 }
 
 /// Ends the process of the pid file, if it is this service: numbers are used again.
-fn stop(pid_file: &Path) -> Ended {
+fn stop(pid_file: &Path) {
     let pid = std::fs::read_to_string(pid_file).ok().and_then(|text| text.trim().parse::<i32>().ok());
     let is_ours = pid.and_then(|pid| std::fs::read(format!("/proc/{pid}/cmdline")).ok());
     if let (Some(pid), Some(cmdline)) = (pid.and_then(rustix::process::Pid::from_raw), is_ours)
@@ -179,5 +187,4 @@ fn stop(pid_file: &Path) -> Ended {
         let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
     }
     let _ = std::fs::remove_file(pid_file);
-    Ok(DONE)
 }

@@ -85,7 +85,11 @@ pub fn write_south(
     });
     let shell = |verb: &str| {
         let config = layout.south_config();
-        quoted(&format!("'{}' demo-api {verb} --listen {service} --config '{}'", program.display(), config.display()))
+        quoted(&format!(
+            "'{}' demo-api {verb} --listen {service} --config '{}'",
+            program.display(),
+            config.display()
+        ))
     };
     let images = kind.table("glance", "images");
     let _ = write!(

@@ -50,12 +50,18 @@ impl Kind {
                 "id VARCHAR(36) PRIMARY KEY, name VARCHAR(255), status VARCHAR(30), size BIGINT, \
                  os_hash_algo VARCHAR(64), os_hash_value VARCHAR(128), deleted INT",
             ),
-            ("cinder", "volumes", "id VARCHAR(36) PRIMARY KEY, name VARCHAR(255), size_bytes BIGINT, status VARCHAR(30)"),
+            (
+                "cinder",
+                "volumes",
+                "id VARCHAR(36) PRIMARY KEY, name VARCHAR(255), size_bytes BIGINT, status VARCHAR(30)",
+            ),
             ("demo", "heartbeat", "n BIGINT PRIMARY KEY, at_ms BIGINT"),
         ] {
             statements.push(format!("CREATE TABLE {} ({columns})", self.table(database, table)));
         }
-        for (n, (service, port)) in [("identity", 5000), ("image", 9292), ("volumev3", 8776)].iter().enumerate() {
+        for (n, (service, port)) in
+            [("identity", 5000), ("image", 9292), ("volumev3", 8776)].iter().enumerate()
+        {
             for interface in ["public", "internal"] {
                 statements.push(format!(
                     "INSERT INTO {} VALUES ('{service}-{interface}-{n}', '{interface}', 'http://north.demo:{port}/{service}')",
@@ -125,7 +131,9 @@ impl Connection {
                 .await
                 .map(|_| ())
                 .map_err(|error| error.to_string()),
-            Self::Sqlite(connection) => connection.execute_batch(statement).map_err(|error| error.to_string()),
+            Self::Sqlite(connection) => {
+                connection.execute_batch(statement).map_err(|error| error.to_string())
+            }
         }
     }
 }
@@ -143,7 +151,9 @@ fn sqlite_rows(connection: &rusqlite::Connection, query: &str) -> rusqlite::Resu
                 ValueRef::Null => None,
                 ValueRef::Integer(number) => Some(number.to_string()),
                 ValueRef::Real(number) => Some(number.to_string()),
-                ValueRef::Text(bytes) | ValueRef::Blob(bytes) => Some(String::from_utf8_lossy(bytes).into_owned()),
+                ValueRef::Text(bytes) | ValueRef::Blob(bytes) => {
+                    Some(String::from_utf8_lossy(bytes).into_owned())
+                }
             });
         }
         out.push(texts);

@@ -97,7 +97,10 @@ impl Figures {
         out.line("");
         out.line(out.paint(Tone::Strong, "What was lost, and what Farsite had said about it"));
         let rows: Vec<Vec<String>> = self.true_loss.losses.iter().map(|loss| self.row(loss)).collect();
-        out.table(&["kind", "predicted exposure", "reported RPO", "true loss", "promises kept", "lost"], &rows);
+        out.table(
+            &["kind", "predicted exposure", "reported RPO", "true loss", "promises kept", "lost"],
+            &rows,
+        );
         let target = reported.rpo_target_s.map_or_else(String::new, |target| {
             let word = if reported.rpo.at_most_s > target { "MISSED" } else { "met" };
             format!(", target {} {word}", seconds(target))
@@ -109,7 +112,11 @@ impl Figures {
             seconds(reported.rpo.at_most_s),
             seconds(self.true_loss.worst_s())
         ));
-        let instant = if self.true_loss.volumes_of_one_instant { "all volumes are of one instant" } else { "the volumes are of different instants" };
+        let instant = if self.true_loss.volumes_of_one_instant {
+            "all volumes are of one instant"
+        } else {
+            "the volumes are of different instants"
+        };
         out.line(format!("Volumes: {instant}"));
 
         out.line("");
@@ -117,6 +124,7 @@ impl Figures {
         let rows: Vec<Vec<String>> = reported
             .steps
             .iter()
+            .filter(|step| step.status != "skipped")
             .map(|step| vec![step.id.clone(), step.status.clone(), format!("{:.2}s", step.seconds)])
             .collect();
         out.table(&["step", "result", "took"], &rows);

@@ -24,6 +24,7 @@ impl Layout {
     pub fn create(&self) -> std::io::Result<()> {
         std::fs::create_dir_all(self.promises())?;
         std::fs::create_dir_all(self.logs())?;
+        std::fs::create_dir_all(self.temporary())?;
         std::fs::write(self.root.join(MARK), "")
     }
     pub fn is_a_demo(&self) -> bool {
@@ -44,6 +45,10 @@ impl Layout {
     /// What north's users were told is safe: it survives north, as users do.
     pub fn promises(&self) -> PathBuf {
         self.root.join("promises")
+    }
+    /// `TMPDIR` of what is started at south: a promotion keeps sockets there.
+    pub fn temporary(&self) -> PathBuf {
+        self.root.join("t")
     }
     pub fn logs(&self) -> PathBuf {
         self.root.join("logs")

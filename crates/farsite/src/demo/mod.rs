@@ -78,10 +78,10 @@ impl StoreKind {
 fn choose(database: Database) -> Result<(Kind, &'static str), Failure> {
     let installed = north::mariadb_is_installed();
     match database {
-        Database::Mariadb if !installed => Err(Failure::usage(
-            "mariadbd, mariadb-install-db or mariadb-backup is not installed",
-        )
-        .hint("apt-get install mariadb-server mariadb-backup, or use --database sqlite")),
+        Database::Mariadb if !installed => {
+            Err(Failure::usage("mariadbd, mariadb-install-db or mariadb-backup is not installed")
+                .hint("apt-get install mariadb-server mariadb-backup, or use --database sqlite"))
+        }
         Database::Mariadb => Ok((Kind::Mariadb, "")),
         Database::Auto if installed => Ok((Kind::Mariadb, " (it is installed)")),
         Database::Auto => Ok((Kind::Sqlite, " (MariaDB is not installed)")),
@@ -106,7 +106,7 @@ pub async fn run(args: Args, context: &Context) -> Ended {
         Err(failure) => {
             if args.keep {
                 stage.keep();
-                return Err(failure.hint(&format!(
+                return Err(failure.hint(format!(
                     "everything is kept in {0}; `farsite demo --remove {0}` removes it",
                     stage.layout.root.display()
                 )));
@@ -128,10 +128,14 @@ pub async fn run(args: Args, context: &Context) -> Ended {
 }
 
 fn remove(folder: &std::path::Path, context: &Context) -> Ended {
-    let folder = std::fs::canonicalize(folder).map_err(Failure::io(format!("finding {}", folder.display())))?;
+    let folder =
+        std::fs::canonicalize(folder).map_err(Failure::io(format!("finding {}", folder.display())))?;
     let layout = Layout::new(&folder);
     if !layout.is_a_demo() {
-        return Err(Failure::usage(format!("{} is no folder of a demo; nothing was removed", folder.display())));
+        return Err(Failure::usage(format!(
+            "{} is no folder of a demo; nothing was removed",
+            folder.display()
+        )));
     }
     stage::clear(&layout).map_err(Failure::io(format!("removing {}", folder.display())))?;
     context.out.say(format!("{} is gone, with all that ran there", folder.display()));

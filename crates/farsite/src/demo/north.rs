@@ -14,7 +14,7 @@ use super::seeded::Seeded;
 use super::{freeze, writer};
 
 /// How long a fresh MariaDB may take until it answers.
-const DATABASE_LIMIT: Duration = Duration::from_secs(60);
+const DATABASE_LIMIT: Duration = Duration::from_mins(1);
 
 pub struct North {
     pub site: PathBuf,
@@ -30,7 +30,9 @@ pub fn program(name: &str) -> Option<PathBuf> {
 
 /// MariaDB needs its server and its own backup tool.
 pub fn mariadb_is_installed() -> bool {
-    program("mariadbd").is_some() && program("mariadb-install-db").is_some() && program("mariadb-backup").is_some()
+    program("mariadbd").is_some()
+        && program("mariadb-install-db").is_some()
+        && program("mariadb-backup").is_some()
 }
 
 fn as_root() -> bool {
@@ -42,9 +44,13 @@ impl North {
     pub async fn build(root: &Path, kind: Kind) -> Result<Self, String> {
         let site = root.join("north");
         let logs = root.join("logs");
-        for folder in
-            ["glance/images", "cinder/volumes", "keystone/fernet-keys", "keystone/credential-keys", "policies"]
-        {
+        for folder in [
+            "glance/images",
+            "cinder/volumes",
+            "keystone/fernet-keys",
+            "keystone/credential-keys",
+            "policies",
+        ] {
             let path = site.join(folder);
             std::fs::create_dir_all(&path).map_err(|error| format!("{}: {error}", path.display()))?;
         }
@@ -60,7 +66,8 @@ impl North {
     async fn start_mariadb(&mut self) -> Result<(), String> {
         let datadir = self.site.join("mysql");
         let missing = |name: &str| format!("{name} is not installed");
-        let mut install = Command::new(program("mariadb-install-db").ok_or_else(|| missing("mariadb-install-db"))?);
+        let mut install =
+            Command::new(program("mariadb-install-db").ok_or_else(|| missing("mariadb-install-db"))?);
         install
             .args(["--no-defaults", "--auth-root-authentication-method=normal", "--skip-test-db"])
             .arg(format!("--datadir={}", datadir.display()));
@@ -140,7 +147,11 @@ impl North {
 
     /// The end of the agent's log, for messages.
     pub fn agent_said(&self) -> String {
-        self.processes.iter().find(|process| process.name == "north's agent").map(Process::said).unwrap_or_default()
+        self.processes
+            .iter()
+            .find(|process| process.name == "north's agent")
+            .map(Process::said)
+            .unwrap_or_default()
     }
 
     /// SIGKILL to everything at once, and the folder is gone. Returns how many processes died.

@@ -30,7 +30,8 @@ impl Counter {
     }
 
     pub fn parse(page: &[u8; PAGE_BYTES]) -> Result<Self, String> {
-        let word = |at: usize| u64::from_le_bytes(page[at..at + 8].try_into().expect("eight bytes are eight bytes"));
+        let word =
+            |at: usize| u64::from_le_bytes(page[at..at + 8].try_into().expect("eight bytes are eight bytes"));
         if &page[..8] != MAGIC {
             return Err("its first page is no counter page".to_owned());
         }
@@ -42,14 +43,18 @@ impl Counter {
 
     pub fn read(volume: &Path) -> Result<Self, String> {
         let mut page = [0; PAGE_BYTES];
-        File::open(volume).and_then(|file| file.read_exact_at(&mut page, 0)).map_err(|error| error.to_string())?;
+        File::open(volume)
+            .and_then(|file| file.read_exact_at(&mut page, 0))
+            .map_err(|error| error.to_string())?;
         Self::parse(&page)
     }
 }
 
 /// FNV-1a, 64 bits: enough for a page that was torn, not for an enemy.
 fn checksum(bytes: &[u8]) -> u64 {
-    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |sum, byte| (sum ^ u64::from(*byte)).wrapping_mul(0x100_0000_01b3))
+    bytes
+        .iter()
+        .fold(0xcbf2_9ce4_8422_2325, |sum, byte| (sum ^ u64::from(*byte)).wrapping_mul(0x100_0000_01b3))
 }
 
 #[cfg(test)]

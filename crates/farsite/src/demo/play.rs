@@ -48,6 +48,8 @@ pub struct Order {
 /// A play that came to its end.
 pub struct Played {
     pub figures: Figures,
+    /// The newest point before the disaster, short.
+    point: String,
     server: Option<Server>,
     port: Option<u16>,
 }
@@ -131,16 +133,25 @@ pub async fn play(layout: &Layout, order: &Order, context: &Context) -> Result<P
         })
         .await?;
     let tamper = probe_tampering(&south.agents, &Hex::<8>::random().to_string()).await?;
-    story.says(format!("south: a replica store ({}); north's agent: {}", order.store.words(), tamper.in_words()));
+    story.says(format!(
+        "south: a replica store ({}); north's agent: {}",
+        order.store.words(),
+        tamper.in_words()
+    ));
 
     north.let_users_in(&this, &layout.promises(), seed).map_err(Failure::failed)?;
     north.start_agent(&this).map_err(Failure::failed)?;
     let config = Config::load(&layout.south_config())?;
     let policies: Vec<Policy> = config.load_policies()?.into_iter().map(|(_, policy)| policy).collect();
     if let Some(policy) = policies.first() {
-        story.says(format!("north's agent replicates group {GROUP} by `{}`, RPO {}", policy.schedule(), policy.rpo));
+        story.says(format!(
+            "north's agent replicates group {GROUP} by `{}`, RPO {}",
+            policy.schedule(),
+            policy.rpo
+        ));
     }
-    let mut reader = StatusReader::of(farsite_store::Store::open(south.backend.clone(), None).await?, &founding.standby);
+    let mut reader =
+        StatusReader::of(farsite_store::Store::open(south.backend.clone(), None).await?, &founding.standby);
     wait_for_points(&story, &mut north, &mut reader, &policies, order.points).await?;
 
     // Disaster keeps no timetable; the seed's does for those who want to see it again.
@@ -151,7 +162,8 @@ pub async fn play(layout: &Layout, order: &Order, context: &Context) -> Result<P
         tokio::time::sleep(LOOK.min(pause)).await;
     }
     let before = status(&mut reader, &policies).await?;
-    let (predicted_exposure_s, predicted_by_kind_s) = before.as_ref().map(figures::predicted).unwrap_or_default();
+    let (predicted_exposure_s, predicted_by_kind_s) =
+        before.as_ref().map(figures::predicted).unwrap_or_default();
     story.says(format!(
         "`farsite status` says: exposure {}",
         predicted_exposure_s.map_or_else(|| "unknown".to_owned(), seconds)
@@ -192,6 +204,9 @@ pub async fn play(layout: &Layout, order: &Order, context: &Context) -> Result<P
             report: copy_report(&html, seed),
             total_s: story.begun.elapsed().as_secs_f64(),
         },
+        point: before
+            .and_then(|status| status.newest_point)
+            .map_or_else(|| "ID".to_owned(), |point| point.id.short()),
         server: south.server,
         port: south.port,
     })
@@ -289,7 +304,9 @@ impl Played {
             "farsite points list",
             "farsite points verify",
             "farsite promotion list",
-            "farsite drill run cloud",
+            "farsite promotion show",
+            &format!("farsite points show {}", self.point),
+            &format!("farsite restore {} files/keystone --to ./keystone-keys", self.point),
             "farsite accept            # or: farsite rollback",
         ] {
             out.say(format!("  {command}"));

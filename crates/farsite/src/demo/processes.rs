@@ -31,10 +31,6 @@ impl Process {
         Ok(Self { name, child, log: log.to_owned() })
     }
 
-    pub fn id(&self) -> u32 {
-        self.child.id()
-    }
-
     /// An error with the end of its log once it has ended.
     pub fn lives(&mut self) -> Result<(), String> {
         match self.child.try_wait() {

@@ -16,24 +16,36 @@ use crate::context::Context;
 use crate::failure::{DONE, Failure, TARGET_MISSED};
 
 /// How long the failover of so little data may take.
-const FAILOVER_LIMIT: Duration = Duration::from_secs(180);
+const FAILOVER_LIMIT: Duration = Duration::from_mins(3);
 /// The reason that stands in the ledger and in the report.
 const REASON: &str = "demo: the northern site was destroyed";
 
 /// The words of the command, without the program.
 pub fn words(layout: &Layout) -> Vec<String> {
     let config = layout.south_config();
-    ["failover", "--site", "north", "--level", "application", "--assume-site-lost", "--reason", REASON, "--yes", "--config"]
-        .iter()
-        .map(|word| (*word).to_owned())
-        .chain([config.display().to_string()])
-        .collect()
+    [
+        "failover",
+        "--site",
+        "north",
+        "--level",
+        "application",
+        "--assume-site-lost",
+        "--reason",
+        REASON,
+        "--yes",
+        "--config",
+    ]
+    .iter()
+    .map(|word| (*word).to_owned())
+    .chain([config.display().to_string()])
+    .collect()
 }
 
 /// Runs the failover; what it says is shown. True when it says that a target was missed.
 pub async fn fail_over(layout: &Layout, this: &Path, context: &Context) -> Result<bool, Failure> {
     let mut command = tokio::process::Command::new(this);
     command.args(words(layout)).stdin(Stdio::null()).kill_on_drop(true).env_remove("FARSITE_CONFIG");
+    command.env("TMPDIR", layout.temporary());
     if context.out.json {
         // Standard output is for one document.
         let stderr = std::io::stderr();
@@ -43,7 +55,9 @@ pub async fn fail_over(layout: &Layout, this: &Path, context: &Context) -> Resul
     let mut child = command.spawn().map_err(Failure::io("starting `farsite failover`"))?;
     let status = tokio::time::timeout(FAILOVER_LIMIT, child.wait())
         .await
-        .map_err(|_| Failure::failed(format!("the failover did not end within {}s", FAILOVER_LIMIT.as_secs())))?
+        .map_err(|_| {
+            Failure::failed(format!("the failover did not end within {}s", FAILOVER_LIMIT.as_secs()))
+        })?
         .map_err(Failure::io("waiting for the failover"))?;
     match status.code() {
         Some(code) if code == i32::from(DONE) => Ok(false),
@@ -68,10 +82,13 @@ pub fn find_report(layout: &Layout) -> Result<(PathBuf, PathBuf), Failure> {
 /// What south has now.
 pub async fn restored(layout: &Layout, kind: Kind) -> Result<Restored, Failure> {
     let place = layout.south_database(kind);
-    let fail = |why: String| Failure::failed(format!("reading the restored database at {}: {why}", place.display()));
+    let fail =
+        |why: String| Failure::failed(format!("reading the restored database at {}: {why}", place.display()));
     let mut database = Connection::open(kind, &place).await.map_err(fail)?;
-    let heartbeats = database.rows(&format!("SELECT n FROM {}", kind.table("demo", "heartbeat"))).await.map_err(fail)?;
-    let images = format!("SELECT id, os_hash_value FROM {} WHERE deleted = 0", kind.table("glance", "images"));
+    let heartbeats =
+        database.rows(&format!("SELECT n FROM {}", kind.table("demo", "heartbeat"))).await.map_err(fail)?;
+    let images =
+        format!("SELECT id, os_hash_value FROM {} WHERE deleted = 0", kind.table("glance", "images"));
     let images = database.rows(&images).await.map_err(fail)?;
     let first = |row: &[Option<String>]| row.first().cloned().flatten();
     Ok(Restored {
@@ -105,7 +122,11 @@ fn reported(report: &Value) -> Option<Reported> {
     let steps = group["steps"].as_array()?;
     Some(Reported {
         rpo: range(&rpo["total"])?,
-        rpo_by_kind: rpo["by_kind"].as_object()?.iter().filter_map(|(kind, value)| Some((kind.clone(), range(value)?))).collect(),
+        rpo_by_kind: rpo["by_kind"]
+            .as_object()?
+            .iter()
+            .filter_map(|(kind, value)| Some((kind.clone(), range(value)?)))
+            .collect(),
         rpo_target_s: group["rpo_target_s"].as_f64(),
         rto_s: group["rto_s"].as_f64()?,
         rto_target_s: group["rto_target_s"].as_f64(),

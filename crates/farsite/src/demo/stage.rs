@@ -21,7 +21,9 @@ pub struct Stage {
 impl Stage {
     pub fn set(kind: Kind, seed: u64) -> Result<Self, Failure> {
         let mut root = fresh(&std::env::temp_dir(), seed)?;
-        if kind == Kind::Mariadb && kind.place(&root.join("south/cloud")).as_os_str().len() > SOCKET_PATH_BYTES {
+        if kind == Kind::Mariadb
+            && kind.place(&root.join("south/cloud")).as_os_str().len() > SOCKET_PATH_BYTES
+        {
             // A socket's path has a limit, and some folders for temporary files have long names.
             let _ = std::fs::remove_dir(&root);
             root = fresh(Path::new("/tmp"), seed)?;

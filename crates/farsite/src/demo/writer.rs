@@ -128,7 +128,8 @@ impl Users {
         self.counter += 1;
         let page = Counter { counter: self.counter, at_ms: now_ms() }.page();
         for (name, file) in &self.volumes {
-            let write = |bytes: &[u8], offset: u64| file.write_all_at(bytes, offset).map_err(|e| e.to_string());
+            let write =
+                |bytes: &[u8], offset: u64| file.write_all_at(bytes, offset).map_err(|e| e.to_string());
             for _ in 0..PAGES_A_TICK {
                 let slot = 1 + self.seeded.below(USED_BYTES / PAGE_BYTES as u64 - 1);
                 write(&self.seeded.compressible(PAGE_BYTES), slot * PAGE_BYTES as u64)?;
@@ -226,12 +227,16 @@ pub async fn furnish(
         let id = seeded.uuid();
         let path = site.join("cinder/volumes").join(format!("volume-{id}"));
         let file = File::create(&path).map_err(io(&path))?;
-        file.write_all_at(&seeded.compressible((USED_BYTES / 2) as usize), PAGE_BYTES as u64).map_err(io(&path))?;
+        file.write_all_at(&seeded.compressible((USED_BYTES / 2) as usize), PAGE_BYTES as u64)
+            .map_err(io(&path))?;
         file.write_all_at(&Counter { counter: 0, at_ms: now_ms() }.page(), 0).map_err(io(&path))?;
         file.set_len(VOLUME_BYTES).and_then(|()| file.sync_all()).map_err(io(&path))?;
         let table = kind.table("cinder", "volumes");
         database
-            .execute(&format!("INSERT INTO {table} VALUES ('{id}', 'volume {}', {VOLUME_BYTES}, 'in-use')", &id[..8]))
+            .execute(&format!(
+                "INSERT INTO {table} VALUES ('{id}', 'volume {}', {VOLUME_BYTES}, 'in-use')",
+                &id[..8]
+            ))
             .await?;
     }
     let mut keys = BTreeMap::new();

@@ -17,7 +17,11 @@ pub fn configuration(config: &Config, lines: &mut Lines) {
         ),
     }
     if config.stores.is_empty() {
-        lines.wrong("configuration", "stores", "none is configured; `farsite init` creates one and writes the lines");
+        lines.wrong(
+            "configuration",
+            "stores",
+            "none is configured; `farsite init` creates one and writes the lines",
+        );
     }
     clouds(config, lines);
 }
@@ -43,7 +47,11 @@ fn clouds(config: &Config, lines: &mut Lines) {
     };
     for (site, name) in named {
         match clouds.find(name) {
-            Ok(cloud) => lines.ok("configuration", site, format!("is cloud {} in {}", cloud.name, clouds.file().display())),
+            Ok(cloud) => lines.ok(
+                "configuration",
+                site,
+                format!("is cloud {} in {}", cloud.name, clouds.file().display()),
+            ),
             Err(error) => lines.wrong("configuration", site, error.to_string()),
         }
     }

@@ -20,7 +20,7 @@ use crate::failure::Failure;
 const RACE_ROUNDS: usize = 20;
 const RACE_WRITERS: usize = 8;
 /// What all requests of one look may take.
-const LOOK_LIMIT: Duration = Duration::from_secs(120);
+const LOOK_LIMIT: Duration = Duration::from_mins(2);
 
 pub async fn look(config: &Config, site: &SiteName, lines: &mut Lines) {
     let area = format!("store {site}");
@@ -35,7 +35,11 @@ async fn all(config: &Config, site: &SiteName, area: &str, lines: &mut Lines) {
         Err(error) => return lines.wrong(area, "reaching", error.to_string()),
     };
     let format = &store.format;
-    lines.ok(area, "reaching", format!("{}, id {}, format version {}", store.backend.describe(), store.id, format.version));
+    lines.ok(
+        area,
+        "reaching",
+        format!("{}, id {}, format version {}", store.backend.describe(), store.id, format.version),
+    );
     settings(config, site, &store, area, lines);
     trust(&store, area, lines).await;
     keys(config, &store, area, lines);
@@ -46,12 +50,19 @@ async fn all(config: &Config, site: &SiteName, area: &str, lines: &mut Lines) {
 fn settings(config: &Config, site: &SiteName, store: &Store, area: &str, lines: &mut Lines) {
     let Ok(configured) = connect::store_config(config, site) else { return };
     if configured.id.is_none() {
-        let says = format!("the configuration pins no id: a replaced store would not be noticed; add `id: {}`", store.id);
+        let says = format!(
+            "the configuration pins no id: a replaced store would not be noticed; add `id: {}`",
+            store.id
+        );
         lines.warn(area, "id", says);
     }
     let theirs = &store.format.recipients;
     for unknown in configured.recipients.iter().filter(|one| !theirs.contains(one)) {
-        lines.wrong(area, "recipients", format!("{unknown} is configured, and the store does not seal for it"));
+        lines.wrong(
+            area,
+            "recipients",
+            format!("{unknown} is configured, and the store does not seal for it"),
+        );
     }
     match theirs.len() {
         0 => lines.wrong(area, "recipients", "the store seals for nobody"),
@@ -103,18 +114,25 @@ fn keys(config: &Config, store: &Store, area: &str, lines: &mut Lines) {
             None => lines.wrong(
                 area,
                 &subject,
-                format!("key {} is not in this store's format object: nothing that it signs counts", signer.key_id()),
+                format!(
+                    "key {} is not in this store's format object: nothing that it signs counts",
+                    signer.key_id()
+                ),
             ),
             Some(known) if known.role != role => lines.wrong(
                 area,
                 &subject,
-                format!("this is the key of a {}, and a {role} is needed here: were two files mixed up?", known.role),
+                format!(
+                    "this is the key of a {}, and a {role} is needed here: were two files mixed up?",
+                    known.role
+                ),
             ),
-            Some(known) if role == Role::SourceAgent && known.site.as_ref() != Some(&config.site) => lines.wrong(
-                area,
-                &subject,
-                format!("speaks for {}, and this host is at {}", describe(known), config.site),
-            ),
+            Some(known) if role == Role::SourceAgent && known.site.as_ref() != Some(&config.site) => lines
+                .wrong(
+                    area,
+                    &subject,
+                    format!("speaks for {}, and this host is at {}", describe(known), config.site),
+                ),
             Some(known) => lines.ok(area, &subject, describe(known)),
         }
     }
@@ -132,11 +150,16 @@ async fn opens(config: &Config, site: &SiteName, store: &Store, area: &str, line
         Ok(groups) => groups,
         Err(error) => return lines.wrong(area, "ledgers", error.to_string()),
     };
-    let has_identity = connect::store_config(config, site).is_ok_and(|configured| configured.identity.is_some());
+    let has_identity =
+        connect::store_config(config, site).is_ok_and(|configured| configured.identity.is_some());
     if !has_identity {
         lines.ok(area, "identity", "none here: this host can add, and cannot open");
         if config.site == *site {
-            lines.warn(area, "identity", "this host is at the store's site; a failover from here needs the identity");
+            lines.warn(
+                area,
+                "identity",
+                "this host is at the store's site; a failover from here needs the identity",
+            );
         }
         return;
     }

@@ -33,12 +33,13 @@ impl Preview {
     pub async fn of(standby: &Standby, order: &Order) -> Result<Self, Failure> {
         let now = standby.store.backend.time().await?;
         let known = ledger::groups(&standby.store).await?;
-        for wanted in order.groups.iter().filter(|wanted| !known.contains(wanted)) {
-            return Err(stores::no_group(wanted.as_str(), &known));
+        if let Some(unknown) = order.groups.iter().find(|wanted| !known.contains(wanted)) {
+            return Err(stores::no_group(unknown.as_str(), &known));
         }
         let policies = stores::policies(&standby.config)?;
         let mut groups = Vec::new();
-        for group in known.into_iter().filter(|group| order.groups.is_empty() || order.groups.contains(group)) {
+        for group in known.into_iter().filter(|group| order.groups.is_empty() || order.groups.contains(group))
+        {
             let ledger = Ledger::open(&standby.store, &group).await?;
             let state = ledger.state();
             if state.primary() != Some(&order.from) {
@@ -114,7 +115,9 @@ fn candidates(candidates: &[Candidate], chosen: farsite_model::PointId, context:
             ]
         })
         .collect();
-    context.out.table(&["", "point", "stands for", "exposure", "items", "consistency", "proven", "notes"], &rows);
+    context
+        .out
+        .table(&["", "point", "stands for", "exposure", "items", "consistency", "proven", "notes"], &rows);
 }
 
 /// The plan of a dry run.

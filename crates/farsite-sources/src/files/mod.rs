@@ -57,8 +57,11 @@ fn below_root(path: &Path) -> Result<PathBuf, SourceError> {
     if is_plain && parts.components().next().is_some() {
         return Ok(parts);
     }
-    Err(SourceError::new(format!("the path {}", path.display()), "files are named by absolute paths without `..`")
-        .hint("correct `paths` in the policy"))
+    Err(SourceError::new(
+        format!("the path {}", path.display()),
+        "files are named by absolute paths without `..`",
+    )
+    .hint("correct `paths` in the policy"))
 }
 
 #[async_trait]
@@ -74,7 +77,8 @@ impl Source for Files {
             let listing = Listing::take(&paths)?;
             let mut said = format!("{} files, {} bytes", listing.files(), listing.bytes());
             if !listing.skipped.is_empty() {
-                said = format!("{said}; neither file, folder nor link, left out: {}", words(&listing.skipped));
+                said =
+                    format!("{said}; neither file, folder nor link, left out: {}", words(&listing.skipped));
             }
             let closed: Vec<PathBuf> = listing
                 .entries
@@ -118,12 +122,14 @@ fn capture(item: ItemId, paths: &[PathBuf], context: &CaptureContext) -> Result<
         if attempt > 1 {
             captured = context.clock.capture_time();
         }
+        let begun = SystemTime::now();
         let before = Listing::take(paths)?;
         if before.bytes() > COPIED_BYTES {
             why = Some(format!("more than {} MiB are not copied first", COPIED_BYTES >> 20));
             break;
         }
-        if !context.frozen && attempt < TRIES && !before.is_at_rest(SystemTime::now(), TICK) {
+        // At rest before it was listed: then every later write gives its file another time.
+        if !context.frozen && !before.is_at_rest(begun, TICK) {
             std::thread::sleep(TICK);
             continue;
         }
@@ -141,8 +147,9 @@ fn capture(item: ItemId, paths: &[PathBuf], context: &CaptureContext) -> Result<
                     .hint("let the agent's user read them, and leave room in its state folder"));
             }
         }
-        if before.entries == Listing::take(paths)?.entries && before.is_at_rest(SystemTime::now(), TICK) {
-            let mut copied = tree(item, captured, folder.path().to_owned(), &before, Consistency::Crash, true);
+        if before.entries == Listing::take(paths)?.entries {
+            let mut copied =
+                tree(item, captured, folder.path().to_owned(), &before, Consistency::Crash, true);
             copied.guard = Some(Box::new(folder));
             return Ok(copied);
         }
@@ -151,7 +158,8 @@ fn capture(item: ItemId, paths: &[PathBuf], context: &CaptureContext) -> Result<
     let listing = Listing::take(paths)?;
     let class = if context.frozen { Consistency::Crash } else { Consistency::Fuzzy };
     let mut in_place = tree(item, captured, PathBuf::from("/"), &listing, class, false);
-    let why = why.unwrap_or_else(|| format!("they changed during each of {TRIES} tries to copy them"));
+    let why =
+        why.unwrap_or_else(|| format!("they did not stay the same during any of {TRIES} tries to copy them"));
     in_place.details.insert("read-in-place".to_owned(), why);
     Ok(in_place)
 }
@@ -190,7 +198,9 @@ fn tree(
 
 /// Copies what is listed below `to`, with owners, modes and times. Folders get theirs last, from the inside out.
 fn copy(listing: &Listing, to: &Path) -> io::Result<()> {
-    let named = |path: &Path, error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", absolute(path).display()));
+    let named = |path: &Path, error: io::Error| {
+        io::Error::new(error.kind(), format!("{}: {error}", absolute(path).display()))
+    };
     for (path, stat) in &listing.entries {
         copy_one(path, stat, to).map_err(|error| named(path, error))?;
     }

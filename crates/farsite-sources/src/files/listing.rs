@@ -47,13 +47,19 @@ impl Listing {
                 SourceError::new(format!("listing {}", absolute(path).display()), why).hint(hint)
             };
             let metadata = fs::symlink_metadata(absolute(path)).map_err(|error| {
-                fail(error.to_string(), "is the path right, its file system mounted, and may the agent's user read it?")
+                fail(
+                    error.to_string(),
+                    "is the path right, its file system mounted, and may the agent's user read it?",
+                )
             })?;
             if metadata.is_symlink() {
                 return Err(fail("it is a symbolic link".to_owned(), "name the folder that it leads to"));
             }
             listing.add(path.clone(), &metadata).map_err(|error| {
-                fail(error.to_string(), "let the agent's user read it; if it is being changed, run this again")
+                fail(
+                    error.to_string(),
+                    "let the agent's user read it; if it is being changed, run this again",
+                )
             })?;
         }
         Ok(listing)

@@ -79,7 +79,7 @@ async fn files_that_never_rest_are_fuzzy_unless_a_hook_holds_them() {
     stop.store(true, Ordering::Relaxed);
     writer.join().unwrap();
     assert_eq!((capture.consistency, capture.still), (Consistency::Fuzzy, false));
-    assert!(capture.details["read-in-place"].contains("changed"));
+    assert!(capture.details["read-in-place"].contains("did not stay"));
     let Content::Tree { root, .. } = &capture.content else { panic!("a tree") };
     assert_eq!(root, Path::new("/"));
 }

@@ -1,0 +1,103 @@
+//! The service: it replicates by its schedule, reloads, and drains when it is asked to end.
+
+mod common;
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::process::{Child, Stdio};
+use std::time::{Duration, Instant};
+
+use common::World;
+
+struct Agent(Child);
+
+impl Agent {
+    fn start(world: &World) -> Self {
+        let mut command = common::program(world.path());
+        command.arg("--config").arg(world.at("north/farsite.yaml")).arg("agent");
+        let log = std::fs::File::create(world.at("agent.log")).unwrap();
+        Self(command.stdout(Stdio::null()).stderr(log).spawn().unwrap())
+    }
+    fn signal(&self, name: &str) {
+        let pid = self.0.id().to_string();
+        assert!(std::process::Command::new("kill").args(["-s", name, &pid]).status().unwrap().success());
+    }
+    fn ends(&mut self) -> Option<i32> {
+        let begun = Instant::now();
+        while begun.elapsed() < Duration::from_secs(30) {
+            if let Some(status) = self.0.try_wait().unwrap() {
+                return status.code();
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        None
+    }
+}
+impl Drop for Agent {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[track_caller]
+fn wait_for(what: &str, world: &World, mut is_there: impl FnMut() -> bool) {
+    let begun = Instant::now();
+    while !is_there() {
+        assert!(
+            begun.elapsed() < Duration::from_mins(1),
+            "no {what}: {}",
+            std::fs::read_to_string(world.at("agent.log")).unwrap_or_default()
+        );
+        std::thread::sleep(Duration::from_millis(100));
+    }
+}
+
+fn points(world: &World) -> usize {
+    world.south(&["points", "list", "--json"]).expect(0).json().as_array().unwrap().len()
+}
+
+fn get(port: u16, path: &str) -> String {
+    let Ok(mut stream) = TcpStream::connect(("127.0.0.1", port)) else { return String::new() };
+    let _ =
+        stream.write_all(format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").as_bytes());
+    let mut text = String::new();
+    let _ = stream.read_to_string(&mut text);
+    text
+}
+
+#[test]
+fn the_agent_replicates_serves_its_dashboard_and_ends_when_asked() {
+    let world = World::new();
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    world.edit("north/farsite.yaml", |text| format!("{text}web: 127.0.0.1:{port}\n"));
+    world.edit("north/policies/cloud.yaml", |text| text.replace("'*/15 * * * *'", "'*/1 * * * * *'"));
+    let mut agent = Agent::start(&world);
+    wait_for("second point", &world, || points(&world) >= 2);
+    wait_for("metrics", &world, || get(port, "/metrics").contains("farsite_exposure_seconds{"));
+    assert!(get(port, "/api/status").contains("\"group\":\"cloud\""));
+    assert!(get(port, "/").contains("cloud"));
+    agent.signal("TERM");
+    assert_eq!(agent.ends(), Some(0));
+    world.south(&["points", "verify", "latest"]).expect(0);
+}
+
+#[test]
+fn a_typing_error_in_a_reload_does_not_end_protection() {
+    let world = World::new();
+    world.edit("north/policies/cloud.yaml", |text| text.replace("'*/15 * * * *'", "'*/1 * * * * *'"));
+    let mut agent = Agent::start(&world);
+    wait_for("first point", &world, || points(&world) >= 1);
+    let good = std::fs::read_to_string(world.at("north/policies/cloud.yaml")).unwrap();
+    std::fs::write(world.at("north/policies/cloud.yaml"), good.replace("rpo:", "rop:")).unwrap();
+    agent.signal("HUP");
+    let log = || std::fs::read_to_string(world.at("agent.log")).unwrap_or_default();
+    wait_for("complaint", &world, || log().contains("was not reloaded"));
+    let now = points(&world);
+    wait_for("next point", &world, || points(&world) > now);
+    std::fs::write(world.at("north/policies/cloud.yaml"), good).unwrap();
+    agent.signal("HUP");
+    wait_for("reload", &world, || log().contains("configuration reloaded"));
+    agent.signal("INT");
+    assert_eq!(agent.ends(), Some(0));
+}
