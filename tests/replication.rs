@@ -14,7 +14,8 @@ use farsite_store::ingest::RunStats;
 use farsite_store::read::ReadStats;
 use jiff::SignedDuration;
 
-const TWO_VOLUMES: &str = "  - cinder: { path: NORTH/volumes }\n  - files: { name: keys, paths: [NORTH/keys] }\n";
+const TWO_VOLUMES: &str =
+    "  - cinder: { path: NORTH/volumes }\n  - files: { name: keys, paths: [NORTH/keys] }\n";
 
 /// Two volumes and a folder of keys.
 async fn two_volumes() -> TwoSites {
@@ -206,7 +207,10 @@ async fn invariant_8_the_rpo_is_never_better_than_the_truth_whatever_the_source_
         let most = truly_begun.elapsed().as_secs_f64() + 7205.0;
         assert!(reported <= most, "{name}: {reported} s is no measurement any more");
         if offset.is_zero() && jump.is_none() {
-            assert!(reported < truly_begun.elapsed().as_secs_f64() + 1.0, "a right clock costs next to nothing");
+            assert!(
+                reported < truly_begun.elapsed().as_secs_f64() + 1.0,
+                "a right clock costs next to nothing"
+            );
         }
     }
 }
@@ -234,8 +238,9 @@ async fn a_run_that_was_stopped_goes_on_without_sending_complete_packs_again() {
     let cancel = Arc::new(AtomicBool::new(false));
     let observer = Arc::new(StopAfter { cancel: cancel.clone() });
     let group = sites.group(Arc::new(SystemClock)).await;
-    let stopped =
-        run::run(&group, &mut Logs::default(), &RunOptions { full: false, cancel, observer }).await.unwrap_err();
+    let stopped = run::run(&group, &mut Logs::default(), &RunOptions { full: false, cancel, observer })
+        .await
+        .unwrap_err();
     assert!(matches!(stopped, ReplicateError::Store(StoreError::Cancelled)), "{stopped}");
     assert!(sites.ledger().await.state().points.is_empty());
     drop(group);
@@ -254,7 +259,8 @@ async fn a_run_that_was_stopped_goes_on_without_sending_complete_packs_again() {
     assert!(report.resumed && report.whole, "{report:?}");
     let all = walk(&sites.path("south/replica/packs")).len() as u64;
     assert_eq!(all, packs + report.packs, "no pack was sent twice");
-    let sent: u64 = walk(&sites.path("south/replica/packs")).iter().map(|p| p.metadata().unwrap().len()).sum();
+    let sent: u64 =
+        walk(&sites.path("south/replica/packs")).iter().map(|p| p.metadata().unwrap().len()).sum();
     assert!(sent < (96 << 20) + (40 << 20), "{sent} bytes for 96 MiB of data");
 }
 
@@ -286,10 +292,13 @@ async fn a_sqlite_database_is_captured_while_it_is_written() {
     let manifest = sites.manifest(report.point).await;
     let to = sites.path("restored.db");
     let reader = sites.reader().await;
-    restore::item(&reader, &manifest.items[0], &to, &restore::unguarded(), &ReadStats::default()).await.unwrap();
+    restore::item(&reader, &manifest.items[0], &to, &restore::unguarded(), &ReadStats::default())
+        .await
+        .unwrap();
     let restored = rusqlite::Connection::open(&to).unwrap();
-    let (count, most): (i64, i64) =
-        restored.query_row("SELECT count(*), max(n) FROM beat", [], |row| Ok((row.get(0)?, row.get(1)?))).unwrap();
+    let (count, most): (i64, i64) = restored
+        .query_row("SELECT count(*), max(n) FROM beat", [], |row| Ok((row.get(0)?, row.get(1)?)))
+        .unwrap();
     assert_eq!((count, most), (500, 499));
     let ledger = sites.ledger().await;
     assert_eq!(*ledger.group(), cloud());

@@ -14,8 +14,8 @@ use farsite_replicate::databases::Logs;
 use farsite_replicate::group::Group;
 use farsite_replicate::run::{self, RunOptions, RunReport};
 use farsite_store::Store;
-use farsite_store::backend::folder::Folder;
 use farsite_store::backend::SharedBackend;
+use farsite_store::backend::folder::Folder;
 use farsite_store::format::Format;
 use farsite_store::keys::{BlockSecret, KeyRole, Role, Signer, generate_identity};
 use farsite_store::ledger::Ledger;
@@ -56,10 +56,12 @@ impl TwoSites {
         for folder in ["north/data", "north/policies", "south/policies", "south/places"] {
             std::fs::create_dir_all(sites.path(folder)).expect("folders can be made");
         }
-        let backend: SharedBackend = Arc::new(Folder::create_root(sites.path("south/replica")).expect("a folder"));
+        let backend: SharedBackend =
+            Arc::new(Folder::create_root(sites.path("south/replica")).expect("a folder"));
         sites.keys(&backend).await;
         for name in ["north", "south"] {
-            std::fs::write(sites.path(&format!("{name}/farsite.yaml")), sites.config_text(name)).expect("a file");
+            std::fs::write(sites.path(&format!("{name}/farsite.yaml")), sites.config_text(name))
+                .expect("a file");
         }
         sites.policy(items);
         sites
@@ -150,7 +152,9 @@ impl TwoSites {
     pub async fn manifest(&self, point: farsite_model::PointId) -> Manifest {
         let ledger = self.ledger().await;
         let committed = ledger.state().point(point).expect("the point is in the ledger");
-        Manifest::read(ledger.store(), &cloud(), point, &committed.said.manifest).await.expect("its manifest is whole")
+        Manifest::read(ledger.store(), &cloud(), point, &committed.said.manifest)
+            .await
+            .expect("its manifest is whole")
     }
 
     /// Runs the real program with a site's configuration.

@@ -66,7 +66,8 @@ pub async fn stamps(
             && let Some(accepted) = accepted.iter().find(|a| a.timeline == log.timeline)
             && let Some(last) = accepted.last_sequence
         {
-            let segments = logs::list(store, &manifest.group, &log.timeline, Some(last)).await?;
+            let segments =
+                logs::list_of_site(store, &manifest.group, &log.timeline, Some(last), &manifest.site).await?;
             if let Some((header, _)) = logs::newest_cover(store, &segments).await?
                 && let Some(cover) = header.covers
             {

@@ -174,7 +174,9 @@ async fn saved(
     if !is_young(timeline.base.stamp.captured.0, context) {
         return Ok(None);
     }
-    match reconcile(&intake.group.store, &intake.group.policy.group, &mut timeline).await {
+    match reconcile(&intake.group.store, &intake.group.policy.group, &intake.group.config.site, &mut timeline)
+        .await
+    {
         Ok(()) => Ok(Some(timeline)),
         Err(Reconcile::Gap(why)) => {
             tracing::error!(item = %id, "its log has a gap, a new base is taken: {why}");

@@ -28,6 +28,8 @@ const TICK: Duration = Duration::from_millis(400);
 const IDLE_MARK: Duration = Duration::from_secs(3);
 /// The clocks are compared again after this long.
 const ANCHOR_AGE: Duration = Duration::from_secs(20);
+/// A client that dies this often without shipping anything in between cannot go on from there.
+const DEATHS_AT_ONE_PLACE: u32 = 8;
 /// A streaming client that dies is started again after this long.
 const RESTART: Duration = Duration::from_secs(1);
 
@@ -166,6 +168,8 @@ async fn ship(work: &mut Work, progress: &watch::Sender<Progress>) {
     let mut last_mark = Instant::now();
     // What is durable at the store is not known: nothing is written until it is.
     let mut unsure = false;
+    // How often shipping has stopped at the same place: an event that is torn at the server stops it there for ever.
+    let mut stopped_at = (work.timeline.shipped.clone(), 0u32);
     loop {
         let ticked = if unsure {
             Err(Stop::Trouble("what is shipped could not be listed".into()))
@@ -173,20 +177,35 @@ async fn ship(work: &mut Work, progress: &watch::Sender<Progress>) {
             tick(work, &mut stream, &mut clock, &mut last_mark, progress).await
         };
         if let Err(stop) = ticked {
+            let client_died = matches!(stop, Stop::ClientDied(_));
             match stop {
                 Stop::Gap(why) => {
                     tracing::error!(group = %work.group, "the log has a gap, a new base is needed: {why}");
                     progress.send_modify(|p| p.broken = Some(why));
                     return;
                 }
-                Stop::Trouble(why) => {
+                Stop::Trouble(why) | Stop::ClientDied(why) => {
                     tracing::warn!(group = %work.group, "log shipping: {why}");
+                    if client_died && stopped_at.0 == work.timeline.shipped {
+                        stopped_at.1 += 1;
+                    } else {
+                        stopped_at = (work.timeline.shipped.clone(), u32::from(client_died));
+                    }
+                    if stopped_at.1 >= DEATHS_AT_ONE_PLACE {
+                        let why = format!(
+                            "the streaming client died {} times at the same place: {why}",
+                            stopped_at.1
+                        );
+                        tracing::error!(group = %work.group, "a new base is needed: {why}");
+                        progress.send_modify(|p| p.broken = Some(why));
+                        return;
+                    }
                     progress.send_modify(|p| p.trouble = Some(why));
                     stream = None;
                     tokio::time::sleep(RESTART).await;
                     // A segment may have become durable though its answer was lost: what is listed counts, or the
                     // next segment would overlap it and end the unbroken run.
-                    match reconcile(&work.store, &work.group, &mut work.timeline).await {
+                    match reconcile(&work.store, &work.group, &work.site, &mut work.timeline).await {
                         Ok(()) => {}
                         Err(Reconcile::Gap(why)) => {
                             tracing::error!(group = %work.group, "the log has a gap, a new base is needed: {why}");
@@ -215,6 +234,8 @@ async fn ship(work: &mut Work, progress: &watch::Sender<Progress>) {
 enum Stop {
     Gap(String),
     Trouble(String),
+    /// The streaming client ended by itself, though the server answered.
+    ClientDied(String),
 }
 
 async fn tick(
@@ -238,10 +259,11 @@ async fn tick(
     {
         let said = running.said();
         *stream = None;
-        return Err(Stop::Trouble(format!("the streaming client ended ({status}): {said}")));
+        return Err(Stop::ClientDied(format!("the streaming client ended ({status}): {said}")));
     }
     if stream.is_none() {
         std::fs::create_dir_all(&work.spool).map_err(|e| trouble(&e))?;
+        forget_successors(&work.spool, &work.timeline.shipped).map_err(|e| trouble(&e))?;
         let from = to_position(&work.timeline.shipped);
         match work.database.stream_log(work.spool.clone(), &from).await {
             Ok(started) => *stream = Some(started),
@@ -255,6 +277,9 @@ async fn tick(
     while let Some((file, bytes)) =
         next_bytes(&work.spool, &work.timeline.shipped).map_err(|e| trouble(&e))?
     {
+        if file != work.timeline.shipped.file {
+            complete(work).await?;
+        }
         let first = if file == work.timeline.shipped.file { work.timeline.shipped.offset } else { 0 };
         let last = first + bytes.len() as u64;
         let covers = LogPosition { file: file.clone(), offset: last } >= position;
@@ -274,6 +299,24 @@ async fn tick(
         *last_mark = Instant::now();
     }
     Ok(())
+}
+
+/// Before a file is left behind the server itself says how long it was: a spool that is being written anew, or a tail
+/// that the client still holds back, must not become a hole in the log.
+async fn complete(work: &Work) -> Result<(), Stop> {
+    let shipped = &work.timeline.shipped;
+    match work.database.log_bytes(&shipped.file).await {
+        Ok(Some(bytes)) if bytes == shipped.offset => Ok(()),
+        Ok(Some(bytes)) => Err(Stop::Trouble(format!(
+            "{} has {bytes} bytes at the server, {} of them are shipped, and the next file is there already: it is read again",
+            shipped.file, shipped.offset
+        ))),
+        Ok(None) => Err(Stop::Gap(format!(
+            "the server removed {} before it could be compared with what was shipped of it",
+            shipped.file
+        ))),
+        Err(error) => Err(Stop::Trouble(error.to_string())),
+    }
 }
 
 /// The next stretch of the spool behind what is shipped: of the same file, or, when that one is complete (its
@@ -354,9 +397,15 @@ pub enum Reconcile {
 }
 
 /// Puts a timeline's state right after a crash between a segment and the note about it: the store's listing counts.
-pub async fn reconcile(store: &Store, group: &GroupName, timeline: &mut Timeline) -> Result<(), Reconcile> {
-    let segments =
-        logs::list(store, group, &timeline.id, None).await.map_err(|e| Reconcile::Unknown(e.into()))?;
+pub async fn reconcile(
+    store: &Store,
+    group: &GroupName,
+    site: &SiteName,
+    timeline: &mut Timeline,
+) -> Result<(), Reconcile> {
+    let segments = logs::list_of_site(store, group, &timeline.id, None, site)
+        .await
+        .map_err(|e| Reconcile::Unknown(e.into()))?;
     let listed = segments.last().map_or(0, |last| last.sequence + 1);
     if listed < timeline.next_sequence {
         return Err(Reconcile::Gap(format!(
@@ -367,6 +416,20 @@ pub async fn reconcile(store: &Store, group: &GroupName, timeline: &mut Timeline
     if let Some(last) = segments.last() {
         timeline.next_sequence = last.sequence + 1;
         timeline.shipped = LogPoint { file: last.file.clone(), offset: last.last };
+    }
+    Ok(())
+}
+
+/// A client that starts writes its first file anew: what an earlier one wrote behind it would look as if that file were
+/// complete.
+fn forget_successors(spool: &Path, shipped: &LogPoint) -> std::io::Result<()> {
+    let here = LogPosition { file: shipped.file.clone(), offset: u64::MAX };
+    for entry in std::fs::read_dir(spool)? {
+        let entry = entry?;
+        let Ok(name) = entry.file_name().into_string() else { continue };
+        if is_log_file(&name) && (LogPosition { file: name, offset: 0 }) > here {
+            std::fs::remove_file(entry.path())?;
+        }
     }
     Ok(())
 }

@@ -111,7 +111,7 @@ pub async fn of_group(
     }
     let current = state.current();
     let (phase, progression) = phase(state, current, newest, late.is_some());
-    let primary = current.map_or_else(|| to.clone(), |e| e.primary.clone());
+    let primary = primary_of(state, to);
     Ok(GroupStatus {
         group: state.group.clone(),
         site: policy.map_or_else(|| primary.clone(), |p| p.site.clone()),
@@ -131,7 +131,7 @@ pub async fn of_group(
             .filter(|(_, target)| *target > 0.0)
             .map(|(exposure, target)| exposure / target),
         log_lag_s: match default {
-            Some(point) => log_lag(store, &state.group, point, now).await?,
+            Some(point) => log_lag(store, &state.group, &primary_of(state, to), point, now).await?,
             None => None,
         },
         clock_ahead_ms: newest
@@ -140,6 +140,10 @@ pub async fn of_group(
         partial_points: live.iter().filter(|p| !p.said.whole).count(),
         warnings,
     })
+}
+
+fn primary_of(state: &GroupState, otherwise: &SiteName) -> SiteName {
+    state.primary().cloned().unwrap_or_else(|| otherwise.clone())
 }
 
 fn phase(
@@ -198,12 +202,13 @@ pub fn point_status(point: &CommittedPoint) -> PointStatus {
 async fn log_lag(
     store: &Store,
     group: &GroupName,
+    site: &SiteName,
     point: &CommittedPoint,
     now: StoreTime,
 ) -> Result<Option<f64>, ReplicateError> {
     let mut worst: Option<f64> = None;
     for timeline in &point.said.timelines {
-        let segments = logs::list(store, group, timeline, None).await?;
+        let segments = logs::list_of_site(store, group, timeline, None, site).await?;
         let cover = match logs::newest_cover(store, &segments).await {
             Ok(cover) => cover,
             // Damage is `points verify`'s to name; here it means that nothing is known.
@@ -225,9 +230,10 @@ async fn late_writer(
     state: &GroupState,
     now: StoreTime,
 ) -> Result<Option<String>, ReplicateError> {
-    let Some(current) = state.current() else { return Ok(None) };
+    let [.., before, current] = state.epochs.as_slice() else { return Ok(None) };
     for accepted in &current.logs {
-        let segments = logs::list(store, &state.group, &accepted.timeline, None).await?;
+        let segments =
+            logs::list_of_site(store, &state.group, &accepted.timeline, None, &before.primary).await?;
         let behind = segments.iter().filter(|s| accepted.last_sequence.is_none_or(|last| s.sequence > last));
         if let Some(newest) = behind.map(|s| s.written).max()
             && newest.since(current.begun) > LATE

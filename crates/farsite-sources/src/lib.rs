@@ -166,6 +166,9 @@ pub trait LoggedDatabase: Send + Sync {
     /// starts.
     async fn base_backup(&self, context: &CaptureContext, target: PathBuf)
     -> Result<BaseBackup, SourceError>;
+    /// The size of a log file at the server, in bytes; `None` when the server no longer has it. The size of a file that
+    /// has a successor is final.
+    async fn log_bytes(&self, file: &str) -> Result<Option<u64>, SourceError>;
     /// Starts the database's own streaming client, which writes log files into `spool` from `from.file` on.
     /// The child ends when the returned stream is dropped.
     async fn stream_log(&self, spool: PathBuf, from: &LogPosition) -> Result<LogStream, SourceError>;

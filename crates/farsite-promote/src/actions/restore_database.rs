@@ -255,17 +255,25 @@ async fn log_files(
     log: &ItemLog,
 ) -> Result<LogFiles, ActionError> {
     let accepted = run.accepted(log.timeline)?;
-    let segments = logs::list(&run.standby.store, &run.group, &log.timeline, accepted)
-        .await
-        .map_err(|e| failed(context, e))?;
+    let segments =
+        logs::list_of_site(&run.standby.store, &run.group, &log.timeline, accepted, &run.manifest.site)
+            .await
+            .map_err(|e| failed(context, e))?;
     if !logs::covers(&segments, &log.base, &log.p1) {
-        let reached =
-            segments.last().map_or_else(|| "nothing".to_owned(), |s| format!("{}:{}", s.file, s.last));
+        let stretch = |s: &logs::SegmentName| format!("{}:{}-{}", s.file, s.first, s.last);
+        let there = match segments.as_slice() {
+            [] => "nothing is there".to_owned(),
+            all => format!(
+                "{} segments are there without a gap: {}",
+                all.len(),
+                all.iter().take(20).map(stretch).collect::<Vec<_>>().join(", ")
+            ),
+        };
         let damage = Damage::new(
             format!("logs/{}/{}", run.group, log.timeline),
             format!(
-                "the point needs it up to {}:{}, and {reached} is there without a gap",
-                log.p1.file, log.p1.offset
+                "the point needs it from {}:{} to {}:{}, and {there}",
+                log.base.file, log.base.offset, log.p1.file, log.p1.offset
             ),
         );
         return Err(failed(context, StoreError::Damaged(vec![damage])));

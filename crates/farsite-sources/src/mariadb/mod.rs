@@ -114,6 +114,10 @@ impl LoggedDatabase for Database {
         base::back_up(self, context, target).await
     }
 
+    async fn log_bytes(&self, file: &str) -> Result<Option<u64>, SourceError> {
+        stream::log_bytes(&self.server, file).await
+    }
+
     async fn stream_log(&self, spool: PathBuf, from: &LogPosition) -> Result<LogStream, SourceError> {
         stream::start(&self.server, &self.item, spool, from).await
     }

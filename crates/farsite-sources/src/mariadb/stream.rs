@@ -45,6 +45,15 @@ pub(crate) fn client_said(spool: &Path) -> String {
     commands::shown(&String::from_utf8_lossy(&text[text.len().saturating_sub(4096)..]))
 }
 
+/// The size of a log file, as the server lists it.
+pub(super) async fn log_bytes(server: &Server, file: &str) -> Result<Option<u64>, SourceError> {
+    let logs = server.query("SHOW BINARY LOGS").await?;
+    Ok(logs.rows.iter().find_map(|row| match row.as_slice() {
+        [Some(name), Some(bytes), ..] if name == file => bytes.parse().ok(),
+        _ => None,
+    }))
+}
+
 /// The position must still be part of the history that the server has.
 async fn refuse_gap(server: &Server, what: &str, from: &LogPosition) -> Result<(), SourceError> {
     let logs = server.query("SHOW BINARY LOGS").await?;

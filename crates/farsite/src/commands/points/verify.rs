@@ -100,7 +100,10 @@ async fn one(reader: &Reader, ledger: &Ledger, point: &CommittedPoint) -> Result
                     Err(error) => return Err(error.into()),
                 }
                 if let Some(log) = &item.log {
-                    for segment in logs::list(&reader.store, ledger.group(), &log.timeline, None).await? {
+                    for segment in
+                        logs::list_of_site(&reader.store, ledger.group(), &log.timeline, None, &manifest.site)
+                            .await?
+                    {
                         match logs::read(&reader.store, &reader.opener, &segment).await {
                             Ok(_) => {}
                             Err(StoreError::Damaged(found)) => add(&mut damage, item.id.as_str(), found),
