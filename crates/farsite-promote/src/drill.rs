@@ -154,7 +154,7 @@ async fn begin(
     if !missing.is_empty() {
         return Err(PromoteError::Usage(missing.join("\n")));
     }
-    let logs = accepted_logs(standby, group, &point).await?;
+    let logs = accepted_logs(standby, group, &point, &from).await?;
     let run = Arc::new(GroupRun {
         standby: standby.clone(),
         promotion: options.promotion,

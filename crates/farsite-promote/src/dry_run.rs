@@ -121,7 +121,7 @@ pub async fn dry_run(standby: &Standby, order: &Order) -> Result<DryRun, Promote
         };
         let manifest = f.survey.manifest(standby, f.chosen.point).await?;
         plan.problems.extend(targets.missing(&manifest));
-        let logs = accepted_logs(standby, &f.group, &f.survey.point(f.chosen.point)?).await?;
+        let logs = accepted_logs(standby, &f.group, &f.survey.point(f.chosen.point)?, &order.from).await?;
         let stamps = rpo::stamps(&standby.store, &manifest, &logs, f.chosen.replay).await?;
         let seen = rpo::last_sign_of_life(&standby.store, &f.survey.ledger, u64::MAX, &logs).await?;
         plan.expected_rpo =

@@ -297,7 +297,7 @@ async fn begin_epoch(
         let pick =
             |state: &GroupState, now| choose(state, choice, now).or_else(|_| choose(state, &by_order, now));
         let chosen = pick(&state, survey.now).map_err(refused)?;
-        let logs = accepted_logs(standby, group, &survey.point(chosen.point)?).await?;
+        let logs = accepted_logs(standby, group, &survey.point(chosen.point)?, &promotion.from).await?;
         let Survey { mut ledger, damaged, now } = survey;
         let mut moved = false;
         let result = ledger

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use farsite_model::{GroupName, PointId, StoreTime};
+use farsite_model::{GroupName, PointId, SiteName, StoreTime};
 use farsite_store::StoreError;
 use farsite_store::keys::Signer;
 use farsite_store::ledger::{AcceptedLog, CommittedPoint, GroupState, Ledger, Statement};
@@ -93,10 +93,11 @@ pub(crate) async fn accepted_logs(
     standby: &Standby,
     group: &GroupName,
     point: &CommittedPoint,
+    primary: &SiteName,
 ) -> Result<Vec<AcceptedLog>, PromoteError> {
     let mut accepted = Vec::new();
     for timeline in &point.said.timelines {
-        let segments = logs::list(&standby.store, group, timeline, None).await?;
+        let segments = logs::list_of_site(&standby.store, group, timeline, None, primary).await?;
         accepted.push(AcceptedLog {
             timeline: *timeline,
             last_sequence: segments.last().map(|segment| segment.sequence),

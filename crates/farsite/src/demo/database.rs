@@ -59,6 +59,10 @@ impl Kind {
         ] {
             statements.push(format!("CREATE TABLE {} ({columns})", self.table(database, table)));
         }
+        if self == Self::Sqlite {
+            // The name that Glance itself gives the table.
+            statements.push("CREATE VIEW images AS SELECT * FROM glance_images".to_owned());
+        }
         for (n, (service, port)) in
             [("identity", 5000), ("image", 9292), ("volumev3", 8776)].iter().enumerate()
         {
