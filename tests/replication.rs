@@ -196,7 +196,7 @@ async fn invariant_8_the_rpo_is_never_better_than_the_truth_whatever_the_source_
         let truly_ended = std::time::Instant::now();
         tokio::time::sleep(std::time::Duration::from_millis(700)).await;
         let store = sites.store().await;
-        let now = store.backend.time().await.unwrap();
+        let now = store.now().await.unwrap();
         let least = truly_ended.elapsed();
         let ledger = sites.ledger().await;
         let policy = sites.the_policy();

@@ -76,7 +76,8 @@ impl CaptureStamp {
         StoreTime(self.captured.0 - self.skew.penalty())
     }
 
-    /// Exposure: how old this capture is at `now`, at worst. Never negative.
+    /// Exposure: how old this capture is at `now`, at worst. Never negative. Where `now` was told by a store, it is the
+    /// latest moment that the told time can stand for.
     pub fn exposure(&self, now: StoreTime) -> SignedDuration {
         now.since(self.earliest_in_store_time())
     }
@@ -137,6 +138,9 @@ mod tests {
             let now = commit + later;
             let truth = SignedDuration::from_millis(now - round_trip);
             prop_assert!(stamp.exposure(StoreTime(at(now))) >= truth, "{stamp:?}");
+            // Whoever asks the store for `now` learns it rounded down, and counts to the end of the grain.
+            let told = date(now).0 + SignedDuration::from_millis(grain);
+            prop_assert!(stamp.exposure(StoreTime(told)) >= truth, "{stamp:?}");
         }
     }
 

@@ -442,5 +442,5 @@ pub(crate) async fn lost(
     let logs: Vec<_> = serde_json::from_str(&read("logs")).unwrap_or_default();
     let replay = serde_json::from_str(&read("replay")).unwrap_or(Replay::Point);
     let stamps = rpo::stamps(&standby.store, &manifest, &logs, replay).await?;
-    Ok(Some(rpo::achieved(&stamps, begun, begun, None)))
+    Ok(Some(rpo::achieved(&stamps, begun, standby.store.latest(begun), None)))
 }

@@ -350,7 +350,8 @@ async fn lost(
         })
         .map_or(u64::MAX, |entry| entry.number);
     let seen = rpo::last_sign_of_life(&standby.store, ledger, number, &epoch.logs).await?;
-    Ok(Some(rpo::achieved(&stamps, seen.unwrap_or(point.committed), epoch.begun, order.disaster_at)))
+    let begun = standby.store.latest(epoch.begun);
+    Ok(Some(rpo::achieved(&stamps, seen.unwrap_or(point.committed), begun, order.disaster_at)))
 }
 
 /// Whether a status counts as a failure in a report.

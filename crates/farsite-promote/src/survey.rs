@@ -32,7 +32,7 @@ impl Survey {
         signer: Option<&Arc<Signer>>,
     ) -> Result<Self, PromoteError> {
         let ledger = Ledger::open(&standby.store, group).await?;
-        let now = standby.store.backend.time().await?;
+        let now = standby.store.now().await?;
         let mut survey = Self { ledger, damaged: BTreeMap::new(), now };
         for _ in 0..LOOKED_AT {
             let state = survey.state();

@@ -38,7 +38,7 @@ impl StatusReader {
 
     /// All groups of the store, and those of `policies` that have no point there yet.
     pub async fn read(&mut self, policies: &[Policy]) -> Result<Vec<GroupStatus>, ReplicateError> {
-        let now = self.store.backend.time().await?;
+        let now = self.store.now().await?;
         let mut found = Vec::new();
         for group in ledger::groups(&self.store).await? {
             if let Some(ledger) = self.ledgers.get_mut(&group) {

@@ -29,8 +29,10 @@ mod worked_example;
 use std::sync::Arc;
 
 use backend::{BackendError, Object, SharedBackend};
+use farsite_model::StoreTime;
 use format::Format;
 use hex::Hex;
+use jiff::SignedDuration;
 
 /// One object that is not what it should be.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -106,6 +108,18 @@ impl Store {
     pub async fn open(backend: SharedBackend, pinned: Option<&Hex<16>>) -> Result<Self, StoreError> {
         let (format, id) = Format::read(&backend, pinned).await?;
         Ok(Self { backend, format: Arc::new(format), id })
+    }
+
+    /// The latest moment that a time told by this store can stand for. A store tells its time in grains (whole seconds in
+    /// an HTTP `Date`), rounded down; whoever states an age counts up to here, or states it too young by up to a grain.
+    pub fn latest(&self, told: StoreTime) -> StoreTime {
+        let grain_ms = i64::try_from(self.backend.clock_grain_ms()).unwrap_or(0);
+        StoreTime(told.0 + SignedDuration::from_millis(grain_ms))
+    }
+
+    /// The store's time now, at the latest. One request.
+    pub async fn now(&self) -> Result<StoreTime, BackendError> {
+        Ok(self.latest(self.backend.time().await?))
     }
 
     /// An object that must be there: one that is missing is damage, and named.

@@ -83,6 +83,9 @@ pub enum Command {
     Completions(commands::completions::Args),
     /// Print the manual page, or write those of all commands into a folder.
     Man(commands::man::Args),
+    /// Write the reference pages and JSON Schemas of docs/.
+    #[command(hide = true)]
+    Docs(commands::docs::Args),
     /// What lives at the northern site of the demo.
     #[cfg(feature = "demo")]
     #[command(hide = true)]

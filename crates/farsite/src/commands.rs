@@ -4,6 +4,7 @@ pub mod accept;
 pub mod agent;
 pub mod check;
 pub mod completions;
+pub mod docs;
 pub mod drill;
 pub mod failover;
 pub mod init;
@@ -82,6 +83,7 @@ async fn quick(command: Command, context: &Context) -> Ended {
         Command::Store(action) => store::run(action, context).await,
         Command::Completions(args) => Ok(completions::run(args, context)),
         Command::Man(args) => man::run(args, context),
+        Command::Docs(args) => docs::run(args, context),
         _ => Err(Failure::failed("this command is not run here")),
     }
 }

@@ -153,7 +153,7 @@ fn said(context: &Context, found: &stores::Found, words: &str) -> Ended {
 }
 
 async fn list(store: &Store, group: Option<&str>, all: bool, context: &Context) -> Ended {
-    let now = store.backend.time().await?;
+    let now = store.now().await?;
     let mut lines = Vec::new();
     for group in stores::groups(store, group).await? {
         let ledger = Ledger::open(store, &group).await?;

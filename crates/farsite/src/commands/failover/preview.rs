@@ -31,7 +31,7 @@ struct GroupPreview {
 
 impl Preview {
     pub async fn of(standby: &Standby, order: &Order) -> Result<Self, Failure> {
-        let now = standby.store.backend.time().await?;
+        let now = standby.store.now().await?;
         let known = ledger::groups(&standby.store).await?;
         if let Some(unknown) = order.groups.iter().find(|wanted| !known.contains(wanted)) {
             return Err(stores::no_group(unknown.as_str(), &known));
