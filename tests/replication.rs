@@ -4,15 +4,18 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use farsite_model::clock::{Clock, SkewedClock, SystemClock};
-use farsite_model::{Consistency, ItemId};
+use farsite_model::{Consistency, Epoch, ItemId, PromotionId};
+use farsite_replicate::agent::{self, AgentOptions, Board};
 use farsite_replicate::databases::Logs;
 use farsite_replicate::run::{self, Observer, RunOptions};
 use farsite_replicate::{ReplicateError, restore, status};
 use farsite_scenarios::{TwoSites, cloud, noise, site};
 use farsite_store::StoreError;
 use farsite_store::ingest::RunStats;
+use farsite_store::ledger::{GroupState, Ledger, Statement};
 use farsite_store::read::ReadStats;
 use jiff::SignedDuration;
+use tokio_util::sync::CancellationToken;
 
 const TWO_VOLUMES: &str =
     "  - cinder: { path: NORTH/volumes }\n  - files: { name: keys, paths: [NORTH/keys] }\n";
@@ -303,4 +306,56 @@ async fn a_sqlite_database_is_captured_while_it_is_written() {
     let ledger = sites.ledger().await;
     assert_eq!(*ledger.group(), cloud());
     let _: &dyn Clock = &SystemClock;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_agent_that_was_fenced_goes_on_when_its_site_is_given_the_group_back() {
+    let sites = two_volumes().await;
+    let (config, policy) = (sites.config("north"), sites.the_policy());
+    let board = Arc::new(Board::default());
+    let cancel = CancellationToken::new();
+    let options = AgentOptions {
+        load: Arc::new(move || Ok(((*config).clone(), vec![policy.clone()]))),
+        clock: Arc::new(SystemClock),
+        cancel: cancel.clone(),
+        reload: Arc::default(),
+        board: board.clone(),
+    };
+    let agent = tokio::spawn(agent::run(options));
+    let operator = farsite_replicate::connect::operator(&sites.config("south")).unwrap();
+    let mut ledger = sites.ledger().await;
+    let points = async |ledger: &mut Ledger, epoch: u64| {
+        for _ in 0..300 {
+            ledger.refresh().await.unwrap();
+            if ledger.state().points.iter().any(|p| p.said.epoch == Epoch(epoch)) {
+                return;
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+        }
+        panic!("no point of epoch {epoch}: {:?}", ledger.state().epochs);
+    };
+    points(&mut ledger, 1).await;
+    let begin = |primary: &str, state: &GroupState| Statement::EpochBegun {
+        epoch: state.epoch().next(),
+        primary: site(primary),
+        promotion: PromotionId::from_random(1),
+        point: None,
+        logs: Vec::new(),
+        who: "ann".into(),
+        reason: "a test".into(),
+    };
+    ledger.append(&operator, |state| Ok(begin("south", state))).await.unwrap();
+    let fenced = || board.read().values().any(|doing| doing.fenced);
+    for _ in 0..100 {
+        if fenced() {
+            break;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+    }
+    assert!(fenced(), "the agent has seen that another site is primary");
+    ledger.append(&operator, |state| Ok(begin("north", state))).await.unwrap();
+    points(&mut ledger, 3).await;
+    assert!(!fenced() && ledger.state().points.iter().all(|p| p.said.epoch != Epoch(2)));
+    cancel.cancel();
+    agent.await.unwrap().unwrap();
 }

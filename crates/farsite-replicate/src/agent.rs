@@ -1,5 +1,6 @@
 //! The agent: policies come in, runs go out when they are due. One run per group at a time; what was missed while the
-//! agent was away is caught up once; logs ship between runs; a group that was promoted elsewhere is left alone.
+//! agent was away is caught up once; logs ship between runs; a group that was promoted elsewhere is left alone until it
+//! is given back.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -12,6 +13,7 @@ use farsite_model::policy::Policy;
 use farsite_model::{GroupName, SiteName};
 use farsite_store::StoreError;
 use farsite_store::ingest::RunStats;
+use farsite_store::ledger::Ledger;
 use jiff::Timestamp;
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
@@ -27,6 +29,8 @@ use crate::run::{self, Observer, RunOptions};
 const DRAIN: Duration = Duration::from_secs(10);
 /// A wall clock that jumps must not make the agent sleep through a due run: it looks again this often.
 const LOOK: Duration = Duration::from_millis(500);
+/// How often an agent looks whether a group that was promoted elsewhere was given back.
+const FENCED_LOOK: Duration = Duration::from_secs(5);
 /// A group whose store or lock is not there is tried again after this long, doubled up to the limit.
 const RETRY_FIRST: Duration = Duration::from_secs(2);
 const RETRY_LIMIT: Duration = Duration::from_mins(1);
@@ -162,7 +166,14 @@ impl Keeper {
             let began = self.clock.now();
             match self.one_run(&group, &mut logs).await {
                 After::GoOn => {}
-                After::Fenced => return logs.stop(),
+                After::Fenced => {
+                    logs.stop();
+                    if !self.wait_until_primary(&group).await {
+                        break;
+                    }
+                    catch_up = true;
+                    continue;
+                }
             }
             // Whatever fell due while the run went on is caught up once.
             catch_up = self.policy.schedule().missed_between(began, self.clock.now()).next().is_some();
@@ -229,6 +240,28 @@ impl Keeper {
             tokio::select! {
                 () = tokio::time::sleep(left.min(LOOK)) => {}
                 () = self.stop.cancelled() => return false,
+            }
+        }
+    }
+
+    /// A rollback gives this site its group back: then it must not stay unprotected. False when the agent stops first.
+    async fn wait_until_primary(&self, group: &Group) -> bool {
+        loop {
+            tokio::select! {
+                () = tokio::time::sleep(FENCED_LOOK) => {}
+                () = self.stop.cancelled() => return false,
+            }
+            match Ledger::open(&group.store, &self.policy.group).await {
+                Ok(ledger) if ledger.state().primary() == Some(&self.config.site) => {
+                    tracing::warn!(group = %self.policy.group, "this site is primary again: replication goes on");
+                    self.board.change(&self.policy, &self.to, |doing| {
+                        doing.fenced = false;
+                        doing.last_error.clear();
+                    });
+                    return true;
+                }
+                Ok(_) => {}
+                Err(error) => tracing::warn!(group = %self.policy.group, "looking for the primary: {error}"),
             }
         }
     }

@@ -224,7 +224,8 @@ async fn attempt(
             let _ = LocalMap::remove(&group.maps(), &id);
         }
     }
-    let report = report(&manifest, group.store.latest(written), &writer.stats, run_state.resumed, begun.elapsed());
+    let report =
+        report(&manifest, group.store.latest(written), &writer.stats, run_state.resumed, begun.elapsed());
     run_state.end();
     if let Err(why) = hooks::run(&group.policy.hooks.after_commit).await {
         tracing::warn!(group = %group.policy.group, "after-commit: {why}");
