@@ -28,6 +28,7 @@ const SYSTEM_POLICIES: &str = "/etc/farsite/policies";
 pub struct Config {
     /// The site that this host is in.
     pub site: SiteName,
+    /// Every site that this file or a policy names.
     pub sites: BTreeMap<SiteName, Site>,
     /// By standby site: the store that others replicate to.
     #[serde(default)]
@@ -65,6 +66,7 @@ pub struct Site {
     /// A name in clouds.yaml.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cloud: Option<String>,
+    /// Its region there.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub region: Option<String>,
 }
@@ -84,8 +86,10 @@ pub struct StoreConfig {
     /// The age identity that opens it: only at the standby.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub identity: Option<Identity>,
+    /// S3 credentials; `AWS_ACCESS_KEY_ID` where it is not given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub access_key: Option<SecretRef>,
+    /// S3 credentials; `AWS_SECRET_ACCESS_KEY` where it is not given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub secret_key: Option<SecretRef>,
     /// S3 region; goes before the URL's.
@@ -105,12 +109,16 @@ pub struct StoreConfig {
 #[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Keys {
+    /// Signs promotions, epochs and holds.
     #[serde(default, deserialize_with = "crate::env::deserialize", skip_serializing_if = "Option::is_none")]
     pub operator: Option<PathBuf>,
+    /// Signs proofs.
     #[serde(default, deserialize_with = "crate::env::deserialize", skip_serializing_if = "Option::is_none")]
     pub standby_agent: Option<PathBuf>,
+    /// Signs recovery points and log segments of its own site.
     #[serde(default, deserialize_with = "crate::env::deserialize", skip_serializing_if = "Option::is_none")]
     pub source_agent: Option<PathBuf>,
+    /// Computes the ids of blocks; the same for all agents of a source site.
     #[serde(default, deserialize_with = "crate::env::deserialize", skip_serializing_if = "Option::is_none")]
     pub block_secret: Option<PathBuf>,
 }
@@ -130,6 +138,7 @@ pub struct Places {
     /// The folder with the volumes' files.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cinder: Option<Place>,
+    /// The file or device; a folder where the point holds several volumes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub volume: Option<Place>,
     /// The folder under which files are laid out.
@@ -144,6 +153,7 @@ pub struct Places {
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Place {
+    /// Where it is.
     #[serde(deserialize_with = "crate::env::deserialize")]
     pub path: PathBuf,
 }
@@ -152,8 +162,10 @@ pub struct Place {
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct MariadbPlace {
+    /// Its data folder; what stands there is moved aside.
     #[serde(deserialize_with = "crate::env::deserialize")]
     pub datadir: PathBuf,
+    /// Where the promoted instance answers.
     #[serde(deserialize_with = "crate::env::deserialize")]
     pub socket: PathBuf,
     /// A TCP port beside the socket.

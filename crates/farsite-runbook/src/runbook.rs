@@ -14,7 +14,9 @@ use serde_json::Value;
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Runbook {
+    /// Its name.
     pub name: String,
+    /// One sentence for people.
     #[serde(default)]
     pub description: String,
     /// A runbook whose stages come first.
@@ -24,6 +26,7 @@ pub struct Runbook {
     /// Variables that steps may use as `{{ name }}`, with their defaults. A place's `variables` override them.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub variables: BTreeMap<String, String>,
+    /// In their order.
     pub stages: Vec<Stage>,
 }
 
@@ -31,10 +34,12 @@ pub struct Runbook {
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Stage {
+    /// Its name, for people.
     pub name: String,
     /// How many steps run at the same time.
     #[serde(default = "four")]
     pub parallel: usize,
+    /// What is done in it.
     pub steps: Vec<Step>,
 }
 
@@ -46,8 +51,10 @@ fn four() -> usize {
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Step {
+    /// Its name, of its own in the runbook and all that it includes.
     #[schemars(with = "String")]
     pub id: At<String>,
+    /// What it does: one of the actions.
     #[schemars(with = "String")]
     pub action: At<String>,
     /// The action's parameters; strings may hold `{{ variables }}`.
@@ -60,6 +67,7 @@ pub struct Step {
     pub needs: Vec<At<String>>,
     #[serde(default)]
     pub when: When,
+    /// In drills only, in real promotions only, or in both.
     #[serde(default)]
     pub runs: Runs,
     /// By default the action's own.
@@ -67,6 +75,7 @@ pub struct Step {
     pub timeout: Option<Span>,
     #[serde(default)]
     pub retry: Retry,
+    /// What a failure means after the last attempt.
     #[serde(default)]
     pub on_failure: OnFailure,
     /// Another action that undoes this step, where the action itself cannot; `none` says that nothing has to be undone.
@@ -85,8 +94,10 @@ fn empty() -> At<Value> {
 #[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct When {
+    /// Only in these modes.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub mode: Vec<Mode>,
+    /// Only at these levels.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub level: Vec<Level>,
     /// Only where this variable is not empty.
@@ -107,8 +118,10 @@ pub enum Runs {
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Retry {
+    /// How many.
     #[serde(default)]
     pub count: u32,
+    /// The pause before each.
     #[serde(default = "one_second")]
     pub backoff: Span,
 }
@@ -148,7 +161,9 @@ pub enum NoUndo {
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct UndoAction {
+    /// One of the actions.
     pub action: String,
+    /// Its parameters.
     #[serde(default)]
     pub with: Value,
 }
@@ -159,7 +174,9 @@ pub struct UndoAction {
 pub struct Gate {
     /// Role or name.
     pub who: String,
+    /// The question, answered with yes or no.
     pub prompt: String,
+    /// How long the person has.
     pub timeout: Span,
     /// The answer when the time is over; without one the step times out.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -36,6 +36,7 @@ pub(super) struct PolicyFile {
     /// The longest that a promotion may take.
     #[serde(default)]
     pub(super) rto: Option<At<Span>>,
+    /// What is protected, all of it recovered to one point.
     pub(super) items: At<Vec<At<Item>>>,
     #[serde(default)]
     pub(super) retention: Option<At<RetentionFile>>,
@@ -104,6 +105,7 @@ pub(super) struct BandwidthFile {
 pub(super) struct WindowFile {
     /// Every minute that this names is in the window: `* 8-18 * * 1-5`.
     pub(super) cron: At<String>,
+    /// Goes before the general limit; of several windows the lowest counts.
     pub(super) limit: At<Rate>,
 }
 
@@ -135,6 +137,7 @@ impl<'de> Deserialize<'de> for BandwidthFile {
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub(super) struct DrillFile {
+    /// Written as the policy's own.
     pub(super) schedule: At<String>,
     /// The policy's own level where it is not given.
     #[serde(default)]

@@ -38,8 +38,10 @@ pub struct GroupHooks {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct ItemHooks {
+    /// Before the item is frozen or read; when one fails the item is not captured.
     #[serde(default)]
     pub before_capture: Vec<Hook>,
+    /// When it is frozen or read, and always when a `before-capture` hook has run.
     #[serde(default)]
     pub after_capture: Vec<Hook>,
 }
@@ -53,8 +55,10 @@ impl ItemHooks {
 #[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 struct CommandInFile {
+    /// The program and its arguments.
     #[serde(deserialize_with = "crate::env::deserialize")]
     run: Vec<String>,
+    /// It is ended when it has not ended by then.
     #[serde(default = "default_timeout")]
     timeout: Span,
 }

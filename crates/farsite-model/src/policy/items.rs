@@ -68,6 +68,7 @@ item!(
         #[serde(default, deserialize_with = "crate::env::deserialize")]
         #[serde(skip_serializing_if = "Option::is_none")]
         user: Option<String>,
+        /// The account's password: where it is, never the password itself.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         password: Option<SecretRef>,
         /// `all`, or a list of names.
@@ -86,6 +87,7 @@ item!(
 item!(
     /// An SQLite database, read through SQLite's own backup.
     Sqlite {
+        /// The database's file.
         #[serde(deserialize_with = "crate::env::deserialize")]
         path: PathBuf,
     }
@@ -123,6 +125,7 @@ item!(
 item!(
     /// Files and folders, such as Keystone's keys: one item.
     Files {
+        /// Absolute paths; a folder with all that is in it.
         #[serde(deserialize_with = "crate::env::deserialize")]
         paths: Vec<PathBuf>,
     }
@@ -131,6 +134,7 @@ item!(
 item!(
     /// Any file or block device.
     Volume {
+        /// The file or device.
         #[serde(deserialize_with = "crate::env::deserialize")]
         path: PathBuf,
         /// The size of its blocks where it differs from the policy's.
@@ -163,10 +167,13 @@ pub enum Checksums {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct ChecksumsInMariadb {
+    /// The server's socket.
     #[serde(deserialize_with = "crate::env::deserialize")]
     pub socket: PathBuf,
+    /// The account; the agent's own user where it is not given.
     #[serde(default, deserialize_with = "crate::env::deserialize", skip_serializing_if = "Option::is_none")]
     pub user: Option<String>,
+    /// The account's password: where it is, never the password itself.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub password: Option<SecretRef>,
     /// Glance's database.

@@ -90,7 +90,7 @@ fn table(def: &Value, defs: &Map<String, Value>) -> String {
                 (None, true) => "must be given".to_owned(),
                 (None, false) => default(property),
             };
-            let about = about(property, defs).or_else(|| object["description"].as_str()).unwrap_or("");
+            let about = about(property, defs).or_else(|| of_choice(object, one_of.is_some())).unwrap_or("");
             row(&mut text, &format!("`{key}`"), &holds(property, defs), &default, about);
         }
     }
@@ -99,6 +99,11 @@ fn table(def: &Value, defs: &Map<String, Value>) -> String {
         row(&mut text, "any other name", &holds(other, defs), "", about(other, defs).unwrap_or(""));
     }
     text
+}
+
+/// Of one key out of several, its object is what is described.
+fn of_choice(object: &Value, is_choice: bool) -> Option<&str> {
+    object["description"].as_str().filter(|_| is_choice)
 }
 
 fn row(text: &mut String, key: &str, holds: &str, default: &str, about: &str) {
@@ -132,11 +137,10 @@ fn named_by(property: &Value) -> Option<&str> {
 /// A default as it would be typed; nothing where leaving the key away is a meaning of its own.
 fn default(property: &Value) -> String {
     match &property["default"] {
-        Value::Null => String::new(),
+        Value::Null | Value::Object(_) => String::new(),
         Value::String(text) if text.is_empty() => "empty".to_owned(),
         Value::String(text) => format!("`{text}`"),
         Value::Array(list) if list.is_empty() => String::new(),
-        Value::Object(_) => String::new(),
         other => format!("`{other}`"),
     }
 }
@@ -174,12 +178,23 @@ fn holds(property: &Value, defs: &Map<String, Value>) -> String {
         "string" => "text".to_owned(),
         "integer" | "number" => "number".to_owned(),
         "boolean" => "`true` or `false`".to_owned(),
-        "array" => format!("list of {}", holds(&property["items"], defs)),
+        "array" => match holds(&property["items"], defs) {
+            several if several.contains(" or ") => format!("list; each {several}"),
+            one => format!("list of {one}"),
+        },
         "object" if property["additionalProperties"].is_object() => {
             format!("name: {}", holds(&property["additionalProperties"], defs))
         }
+        "object" if property["properties"].is_object() => inline(property, defs),
         _ => "anything".to_owned(),
     }
+}
+
+/// A small object that has no name of its own.
+fn inline(object: &Value, defs: &Map<String, Value>) -> String {
+    let keys = object["properties"].as_object().into_iter().flatten();
+    let keys: Vec<String> = keys.map(|(key, value)| format!("`{key}:` {}", holds(value, defs))).collect();
+    keys.join(", ")
 }
 
 fn definition(name: &str, defs: &Map<String, Value>) -> String {

@@ -32,8 +32,8 @@ pub const POLICY_END: &str = "
 ## Schedules
 
 As in crontab(5): minute, hour, day of month, month, day of week (0 and 7 are Sunday), with lists, ranges, steps and names. Six fields begin with seconds.
-`@hourly`, `@daily`, `@weekly`, `@monthly`, `@yearly` are known. A time that a clock change skips or repeats is taken once. A schedule
-that is never due (30 February) is an error. What was missed while the agent was away is caught up once.
+`@hourly`, `@daily`, `@weekly`, `@monthly`, `@yearly` are known. As cron(8) has it, a time that a change of the clock skips is run
+at once, one that it repeats is run once, and what runs several times an hour goes on as always. A schedule that is never due (30 February) is an error. What was missed while the agent was away is caught up once.
 ";
 
 pub const RUNBOOK: &str = "
