@@ -38,6 +38,12 @@ pub fn ci(root: &Path, advisories: Advisories) -> Result<(), Failure> {
         "a Cargo.lock that is not current is brought up to date by any `cargo check`",
     )?;
 
+    deny(root, advisories)?;
+    test(root, &[])
+}
+
+/// Licences, sources and duplicates of dependencies, and what is known against them.
+pub fn deny(root: &Path, advisories: Advisories) -> Result<(), Failure> {
     ensure_cargo_tool("cargo-deny")?;
     match advisories {
         Advisories::Fetched => run(
@@ -54,7 +60,7 @@ pub fn ci(root: &Path, advisories: Advisories) -> Result<(), Failure> {
             eprintln!("NOT checked: known vulnerabilities of dependencies (--offline)");
         }
     }
-    test(root, &[])
+    Ok(())
 }
 
 fn cargo(root: &Path, args: &[&str]) -> Command {

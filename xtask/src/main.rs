@@ -3,6 +3,7 @@
 //! it installs what the tests need, saying so.
 
 mod check;
+mod demos;
 mod failure;
 mod loc;
 mod programs;
@@ -19,6 +20,8 @@ usage: cargo xtask COMMAND
   test [-- NEXTEST ARGS]  installs the programs the tests need, then runs all tests and the examples in the docs
   ci [--offline]          formatting, clippy, licences and advisories of dependencies, then `test`;
                           --offline leaves out the advisories, whose database is fetched each time
+  deny [--offline]        licences, sources and advisories of dependencies alone
+  demos [RUNS]            the demo with seeds 1 to RUNS (20) on both databases: RPO reported, true loss, RTO
   loc                     lines of code per crate, code and tests apart
 ";
 
@@ -42,8 +45,15 @@ fn dispatch(args: &[String]) -> Result<(), Failure> {
         ["test", first, ..] => {
             Err(Failure::usage(format!("`{first}`: arguments for nextest come after a `--`"), USAGE))
         }
+        ["deny"] => check::deny(&root, check::Advisories::Fetched),
+        ["deny", "--offline"] => check::deny(&root, check::Advisories::LeftOut),
         ["ci"] => check::ci(&root, check::Advisories::Fetched),
         ["ci", "--offline"] => check::ci(&root, check::Advisories::LeftOut),
+        ["demos"] => demos::demos(&root, 20),
+        ["demos", runs] => match runs.parse() {
+            Ok(runs) if runs > 0 => demos::demos(&root, runs),
+            _ => Err(Failure::usage(format!("`{runs}` is not a number of runs"), USAGE)),
+        },
         ["loc"] => {
             print!("{}", loc::table(&root)?);
             Ok(())

@@ -81,6 +81,41 @@ impl Policy {
         &self.warnings
     }
 
+    /// What the policy asks for and this version does not do yet, one sentence each: nobody may count on it.
+    pub fn not_yet(&self) -> Vec<String> {
+        let mut missing = Vec::new();
+        if self.retention != Retention::default() {
+            missing.push("`retention` is not applied yet: every point is kept".to_owned());
+        }
+        if self.drill.is_some() {
+            missing.push("`drill` is not run by its schedule yet: `farsite drill run` runs one".to_owned());
+        }
+        if self.alerts != Alerts::default() {
+            missing.push("`alerts` are not sent yet: watch `farsite status` or the metrics".to_owned());
+        }
+        for item in &self.items {
+            match item {
+                Item::Cinder(cinder) if cinder.path.is_none() => {
+                    missing.push(format!("{} cannot be captured yet without `path:`", item.id()));
+                }
+                Item::Cinder(cinder) if cinder.select.as_ref().is_some_and(|s| !s.metadata.is_empty()) => {
+                    missing.push(format!(
+                        "{} cannot be captured yet: selection by metadata needs Cinder's API",
+                        item.id()
+                    ));
+                }
+                Item::Mariadb(mariadb) if mariadb.databases != Databases::All => {
+                    missing.push(format!(
+                        "{} cannot be captured yet: a physical backup holds all databases (`databases: all`)",
+                        item.id()
+                    ));
+                }
+                _ => {}
+            }
+        }
+        missing
+    }
+
     /// The JSON Schema of a policy's file.
     pub fn json_schema() -> serde_json::Value {
         schemars::schema_for!(file::PolicyFile).to_value()

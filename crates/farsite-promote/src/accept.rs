@@ -176,7 +176,7 @@ async fn undo(
         let Some(epoch) = epoch_of(ledger.state(), &promotion) else { continue };
         if epoch.accepted {
             return Err(PromoteError::Refused(format!(
-                "promotion {id} of group {group} was accepted: it can no longer be rolled back; nothing was changed\n  hint: replicate {} → {} first, then a planned failover returns",
+                "promotion {id} of group {group} was accepted: it can no longer be rolled back; nothing was changed\n  hint: to go back, replicate {} to a store at {} by a policy of its own, then fail over to it",
                 promotion.to, promotion.from
             )));
         }
@@ -196,7 +196,7 @@ async fn undo(
     }
     if !stuck.is_empty() && !how.despite_failed_undo {
         return Err(PromoteError::Failed(format!(
-            "not everything could be undone, so {} stays primary and {} stays fenced: {}\n  hint: mend it and repeat; or, when nothing serves at {} any more, repeat with --force",
+            "not everything could be undone, so {} stays primary and {} stays fenced: {}\n  hint: mend it and repeat; or, when nothing serves at {} any more, repeat with --despite-failed-undo",
             promotion.to,
             promotion.from,
             stuck.join("; "),

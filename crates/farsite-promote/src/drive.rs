@@ -78,6 +78,9 @@ impl Observer for Watched {
     fn journaled(&self, number: u64, entry: &JournalEntry) {
         self.watch.journaled(&self.group, number, entry);
     }
+    fn waits(&self, step: &str, driver: &str, deadline: jiff::Timestamp) {
+        self.watch.waits(&self.group, step, driver, deadline);
+    }
 }
 
 /// The engine's run of one group, and its plan.

@@ -11,14 +11,29 @@ pub fn this_driver() -> String {
 }
 
 fn describe(pid: u32) -> String {
-    let user = ["USER", "LOGNAME"].iter().find_map(|name| std::env::var(name).ok()).filter(|u| !u.is_empty());
-    let user = user.unwrap_or_else(|| "somebody".to_owned()).replace([' ', '@'], "_");
+    let user = user().replace([' ', '@'], "_");
     format!(
         "{user}@{} pid {pid} (started {}, {})",
         host(),
         started(pid).map_or_else(|| "?".to_owned(), |ticks| ticks.to_string()),
         machine()
     )
+}
+
+/// Whoever runs this process; the account's name where the environment does not say it, as under cron.
+pub fn user() -> String {
+    let named = ["SUDO_USER", "USER", "LOGNAME"].iter().find_map(|name| std::env::var(name).ok());
+    named.filter(|user| !user.is_empty()).unwrap_or_else(|| account(rustix::process::getuid().as_raw()))
+}
+
+fn account(uid: u32) -> String {
+    let accounts = read("/etc/passwd");
+    let named = accounts.lines().find_map(|line| {
+        let mut fields = line.split(':');
+        let name = fields.next()?;
+        (fields.nth(1)?.parse() == Ok(uid)).then(|| name.to_owned())
+    });
+    named.unwrap_or_else(|| format!("uid {uid}"))
 }
 
 fn read(path: &str) -> String {

@@ -7,6 +7,7 @@ use farsite_model::GroupName;
 use farsite_runbook::action::{ActionError, People};
 use farsite_runbook::journal::JournalEntry;
 use farsite_runbook::plan::Plan;
+use jiff::Timestamp;
 
 /// Nobody is here: the run ends waiting, and `farsite promotion confirm` answers.
 pub struct Nobody;
@@ -49,6 +50,10 @@ impl People for DrillAnswers {
 /// kill a driver.
 pub trait Watch: Send + Sync {
     fn journaled(&self, group: &GroupName, number: u64, entry: &JournalEntry);
+    /// A step is another driver's until `deadline`.
+    fn waits(&self, group: &GroupName, step: &str, driver: &str, deadline: Timestamp) {
+        let _ = (group, step, driver, deadline);
+    }
 }
 
 impl Watch for () {

@@ -155,6 +155,9 @@ enum After {
 
 impl Keeper {
     async fn keep(self) {
+        for missing in self.policy.not_yet() {
+            tracing::warn!(group = %self.policy.group, "{missing}");
+        }
         let Some(group) = self.open().await else { return };
         let group = Arc::new(group);
         let mut logs = Logs::default();

@@ -1,7 +1,8 @@
-//! What a run may build on: the newest points of this agent's own epoch, pinned so that collection keeps them, and of
-//! each item the local map, if one of those points holds exactly that map.
+//! What a run may build on: the newest points of this agent's own site, pinned so that collection keeps them, and of
+//! each item the local map, if one of those points holds exactly that map. Blocks of an ended epoch are as good as any;
+//! its items are not carried into a new point.
 
-use farsite_model::{ItemId, PointId};
+use farsite_model::{Epoch, ItemId, PointId};
 use farsite_store::ledger::GroupState;
 use farsite_store::local_map::LocalMap;
 use farsite_store::manifest::{Manifest, ManifestItem};
@@ -16,6 +17,7 @@ const DEPTH: usize = 2;
 #[derive(Default)]
 pub(crate) struct Basis {
     pub(crate) manifests: Vec<Manifest>,
+    epoch: Option<Epoch>,
 }
 
 impl Basis {
@@ -31,7 +33,8 @@ impl Basis {
             .take(DEPTH);
         for point in live {
             match Manifest::read(&group.store, &group.policy.group, point.id(), &point.said.manifest).await {
-                Ok(manifest) => manifests.push(manifest),
+                Ok(manifest) if manifest.site == group.config.site => manifests.push(manifest),
+                Ok(_) => {}
                 Err(farsite_store::StoreError::Damaged(damage)) => {
                     for one in damage {
                         tracing::error!(group = %group.policy.group, point = %point.id(), "damaged at the store: {one}");
@@ -40,16 +43,17 @@ impl Basis {
                 Err(other) => return Err(other.into()),
             }
         }
-        Ok(Self { manifests })
+        Ok(Self { manifests, epoch: Some(state.epoch()) })
     }
 
     pub(crate) fn points(&self) -> Vec<PointId> {
         self.manifests.iter().map(|m| m.point).collect()
     }
 
-    /// The newest point's version of an item: what a failed capture is carried from.
+    /// The newest point of this epoch: what a failed capture is carried from. What another site's epoch lies after may be
+    /// older than what users have seen since.
     pub(crate) fn newest(&self) -> Option<&Manifest> {
-        self.manifests.first()
+        self.manifests.iter().find(|m| Some(m.epoch) == self.epoch)
     }
 
     /// The local map of an item, if a pinned point holds what it describes. `of` names the part of the item.

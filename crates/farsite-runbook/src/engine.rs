@@ -72,6 +72,10 @@ impl Decider for Always {
 /// Sees every entry after it is durable: progress on a terminal, and the place where tests kill a driver.
 pub trait Observer: Send + Sync {
     fn journaled(&self, number: u64, entry: &JournalEntry);
+    /// A step is another driver's until `deadline`, and that one may still act: nothing happens here before.
+    fn waits(&self, step: &str, driver: &str, deadline: Timestamp) {
+        let _ = (step, driver, deadline);
+    }
 }
 impl Observer for () {
     fn journaled(&self, _: u64, _: &JournalEntry) {}
@@ -149,10 +153,19 @@ impl Run {
     /// Reads the journal; waits out the deadline of another driver's open intents, then takes over.
     async fn take_charge(&self) -> Result<Driver, EngineError> {
         let mut entries = self.journal.read_from(0).await?;
+        let mut told = None;
         loop {
             let state = RunState::fold(&entries);
-            let foreign = state.driver.clone().filter(|d| *d != self.driver);
-            let wait_until = state.open_intents().map(|(_, open)| open.deadline).max();
+            // A run that has ended has nobody to be taken over from.
+            let foreign = state.driver.clone().filter(|d| *d != self.driver && state.finished.is_none());
+            let longest = state.open_intents().max_by_key(|(_, open)| open.deadline);
+            let wait_until = longest.map(|(_, open)| open.deadline);
+            if let Some((step, open)) = longest.filter(|(_, open)| Timestamp::now() < open.deadline)
+                && told != Some(open.deadline)
+            {
+                self.observer.waits(step, &open.driver, open.deadline);
+                told = Some(open.deadline);
+            }
             let driver =
                 Driver { run: self.clone(), book: Arc::new(Mutex::new(Book { state: state.clone() })) };
             match (wait_until, foreign) {

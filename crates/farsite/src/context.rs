@@ -70,20 +70,5 @@ pub fn watch_signals() -> CancellationToken {
 
 /// This person at this machine, for ledgers and journals.
 pub fn who() -> String {
-    let user = std::env::var("SUDO_USER")
-        .or_else(|_| std::env::var("USER"))
-        .or_else(|_| std::env::var("LOGNAME"))
-        .unwrap_or_else(|_| account(rustix::process::getuid().as_raw()));
-    format!("{user}@{}", rustix::system::uname().nodename().to_string_lossy())
-}
-
-/// The account's name where the environment does not say it, as under cron or a bare shell.
-fn account(uid: u32) -> String {
-    let accounts = std::fs::read_to_string("/etc/passwd").unwrap_or_default();
-    let named = accounts.lines().find_map(|line| {
-        let mut fields = line.split(':');
-        let name = fields.next()?;
-        (fields.nth(1)?.parse() == Ok(uid)).then(|| name.to_owned())
-    });
-    named.unwrap_or_else(|| format!("uid {uid}"))
+    format!("{}@{}", farsite_promote::driver::user(), rustix::system::uname().nodename().to_string_lossy())
 }

@@ -6,6 +6,7 @@ use std::sync::Mutex;
 use farsite_model::GroupName;
 use farsite_promote::people::Watch;
 use farsite_runbook::journal::{JournalEntry, StepStatus, What};
+use jiff::Timestamp;
 
 use crate::output::{Output, Tone, seconds};
 
@@ -26,6 +27,13 @@ impl Steps {
 }
 
 impl Watch for Steps {
+    fn waits(&self, group: &GroupName, step: &str, driver: &str, deadline: Timestamp) {
+        line(&format!(
+            "  {} group {group}: step {step} was begun by {driver}, who may act until {deadline:.0}; waiting\n      hint: if you know that this process is dead (not merely frozen or cut off), interrupt and say so: --others-are-dead",
+            self.mark(Tone::Warn, "!")
+        ));
+    }
+
     fn journaled(&self, group: &GroupName, _: u64, entry: &JournalEntry) {
         let mut current = self.group.lock().expect("no holder of this lock panics");
         if current.as_ref() != Some(group) {

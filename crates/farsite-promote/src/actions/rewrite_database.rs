@@ -107,9 +107,12 @@ impl Action for RewriteDatabase {
             return Err(fail(why));
         }
         let after = counted(&database, &with).await.map_err(fail)?;
-        let outcome = Outcome::said(format!("{} statements in one transaction", rewrite.statements.len()))
-            .with("term", rewrite.term)
-            .with("statements", rewrite.statements.join(";\n"));
+        let outcome = Outcome::said(match rewrite.statements.len() {
+            1 => "one statement, in one transaction with its note".to_owned(),
+            many => format!("{many} statements in one transaction with their note"),
+        })
+        .with("term", rewrite.term)
+        .with("statements", rewrite.statements.join(";\n"));
         Ok(match (before, after) {
             (Some(before), Some(after)) => outcome.with("before", before).with("after", after),
             _ => outcome,

@@ -117,7 +117,7 @@ fn policies(config: &Config, lines: &mut Lines) -> Vec<Policy> {
         let next = policy.schedule().next_after(jiff::Timestamp::now());
         let next = next.map_or_else(|| "never".to_owned(), |at| format!("{at:.0}"));
         lines.ok(&area, "reading", format!("{}; next run {next}", path.display()));
-        for warning in policy.warnings() {
+        for warning in policy.warnings().iter().chain(&policy.not_yet()) {
             lines.warn(&area, "meaning", warning.clone());
         }
         for site in std::iter::once(&policy.site).chain(&policy.to) {

@@ -272,7 +272,8 @@ fn tell(answer: &Answer<'_>, founding: &Founding, context: &Context) {
         "\nNext:\n  \
          1. Copy {source}/ to /etc/farsite on the hosts of {source}, {standby}/ to the standby's host, operator/ to whoever may\n     \
             promote {standby};{offline} then delete this folder.\n  \
-         2. At {source}: write policies/cloud.yaml (an example lies there), then `farsite check` and `farsite agent`.\n  \
+         2. At {source}: write policies/cloud.yaml (an example lies there), then `farsite check` and `farsite agent`.\n     \
+            Copy the policy to operator/policies too: targets and level are read there on the worst day.\n  \
          3. At {standby}: fill in `places:` in operator/farsite.yaml, then `farsite check` and `farsite drill run`."
     ));
 }

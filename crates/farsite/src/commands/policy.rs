@@ -30,6 +30,9 @@ struct Finding {
     error: Option<String>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     warnings: Vec<String>,
+    /// What it asks for and this version does not do.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    not_yet: Vec<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     group: Option<String>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -59,6 +62,7 @@ fn look_at(file: PathBuf) -> Finding {
             ok: false,
             error: Some(error.to_string()),
             warnings: Vec::new(),
+            not_yet: Vec::new(),
             group: None,
             next_runs: Vec::new(),
         },
@@ -71,6 +75,7 @@ fn look_at(file: PathBuf) -> Finding {
                 ok: true,
                 error: None,
                 warnings: policy.warnings().to_vec(),
+                not_yet: policy.not_yet(),
                 group: Some(policy.group.to_string()),
                 next_runs: next.take(3).collect(),
             }
@@ -90,7 +95,7 @@ fn show(finding: &Finding, context: &Context) {
         let next: Vec<String> = finding.next_runs.iter().map(|at| format!("{at:.0}")).collect();
         out.line(format!("  next runs: {}", next.join(", ")));
     }
-    for warning in &finding.warnings {
+    for warning in finding.warnings.iter().chain(&finding.not_yet) {
         out.line(format!("  {} {warning}", out.paint(Tone::Warn, "!")));
     }
 }

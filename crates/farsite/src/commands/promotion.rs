@@ -55,6 +55,9 @@ pub enum Action {
         /// Give the primary back even though a step cannot be undone; the record says so.
         #[arg(long)]
         despite_failed_undo: bool,
+        /// No other driver of this promotion lives: do not wait for the end of its step's time. Your word counts.
+        #[arg(long)]
+        others_are_dead: bool,
     },
     /// The report, made anew from the record in the store.
     Report {
@@ -128,11 +131,11 @@ pub async fn run(action: Action, context: &Context) -> Ended {
             }
             Ok(DONE)
         }
-        Action::Cancel { named, reason, despite_failed_undo } => {
+        Action::Cancel { named, reason, despite_failed_undo, others_are_dead } => {
             let id = promotions::one(&standby, Which::Promotions, named.id.as_deref()).await?;
             let signer = promotions::operator(&config)?;
             context.confirm(&format!("Cancel promotion {} and undo what it did?", id.short()))?;
-            let how = rollback::how(&reason, despite_failed_undo, false, context);
+            let how = rollback::how(&reason, despite_failed_undo, others_are_dead, context);
             accept::cancel(&standby, &signer, id, &how).await?;
             if out.json {
                 out.json(&serde_json::json!({ "promotion": id, "cancelled": true }));

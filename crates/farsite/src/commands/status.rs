@@ -121,6 +121,9 @@ fn rows(status: &GroupStatus) -> Vec<Vec<String>> {
         (None, _) if matches!(status.phase, Phase::Promoting | Phase::Promoted) => {
             format!("{} is primary, and no other site has a point of it yet", status.primary)
         }
+        (None, _) if status.epoch.0 > 1 => {
+            format!("{} is primary since its promotion and is not replicated anywhere yet", status.primary)
+        }
         (None, _) => "no point that a failover would take: everything would be lost".to_owned(),
         (Some(s), None) => format!("{} (no target is known here)", seconds(s)),
         (Some(s), Some(target)) => {

@@ -72,7 +72,7 @@ pub async fn run(action: Action, context: &Context) -> Ended {
         let (tone, mark) = if probe.is_tamper_resistant() { (Tone::Good, "✓") } else { (Tone::Warn, "!") };
         out.line(format!("{} {}", out.paint(tone, mark), probe.in_words()));
         if damage.is_empty() {
-            out.line(format!("{good} the ledgers of {} groups are unbroken", groups.len()));
+            out.line(format!("{good} every ledger is unbroken (groups: {})", groups.len()));
         }
     }
     if damage.is_empty() { Ok(DONE) } else { Err(StoreError::Damaged(damage).into()) }

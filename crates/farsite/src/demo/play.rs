@@ -175,7 +175,7 @@ pub async fn play(layout: &Layout, order: &Order, context: &Context) -> Result<P
         &format!("DISASTER: {processes_killed} processes of north got SIGKILL, its folder is gone"),
     ));
 
-    story.says(format!("on call at south: farsite {}", recovery::words(layout).join(" ")));
+    story.says(format!("on call at south: farsite {}", recovery::shown(layout)));
     recovery::fail_over(layout, &this, context).await?;
     story.says("south is promoted; counting what north had promised");
 

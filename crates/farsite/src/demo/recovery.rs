@@ -41,6 +41,12 @@ pub fn words(layout: &Layout) -> Vec<String> {
     .collect()
 }
 
+/// The same as a person types it.
+pub fn shown(layout: &Layout) -> String {
+    let quoted = |word: String| if word.contains([' ', ':']) { format!("'{word}'") } else { word };
+    words(layout).into_iter().map(quoted).collect::<Vec<_>>().join(" ")
+}
+
 /// Runs the failover; what it says is shown. True when it says that a target was missed.
 pub async fn fail_over(layout: &Layout, this: &Path, context: &Context) -> Result<bool, Failure> {
     let mut command = tokio::process::Command::new(this);

@@ -31,6 +31,12 @@ struct GroupPreview {
 
 impl Preview {
     pub async fn of(standby: &Standby, order: &Order) -> Result<Self, Failure> {
+        if order.from == standby.site {
+            return Err(Failure::usage(format!(
+                "{} cannot fail over to itself: --site names the site that is lost",
+                order.from
+            )));
+        }
         let now = standby.store.now().await?;
         let known = ledger::groups(&standby.store).await?;
         if let Some(unknown) = order.groups.iter().find(|wanted| !known.contains(wanted)) {
@@ -46,7 +52,7 @@ impl Preview {
                 continue;
             }
             let chosen = choose::choose(state, &order.point, now)
-                .map_err(|none| Failure::refused(format!("{none}\nnothing was changed")))?;
+                .map_err(|none| Failure::refused(format!("nothing was changed: {none}")))?;
             let exposure_s = state.point(chosen.point).map_or(0.0, |point| point.exposure(now).as_secs_f64());
             let policy = policies.iter().find(|policy| policy.group == group);
             groups.push(GroupPreview {
