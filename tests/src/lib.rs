@@ -1,8 +1,11 @@
 //! What the stories share: two sites in a temporary folder, with a replica store at south, keys in their places, and
 //! configurations that the library and the real binary both read.
 
+pub mod listing;
+pub mod process;
+
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 use std::sync::Arc;
 
 use farsite_model::clock::{Clock, SystemClock};
@@ -157,15 +160,67 @@ impl TwoSites {
             .expect("its manifest is whole")
     }
 
+    /// Changes a file.
+    pub fn edit(&self, below: &str, change: impl FnOnce(String) -> String) {
+        let text = std::fs::read_to_string(self.path(below)).expect("it is there");
+        std::fs::write(self.path(below), change(text)).expect("it can be written");
+    }
+
+    /// Another machine of south: the same keys and places, a state folder of its own. Gives its configuration's name for
+    /// [`Self::command`].
+    pub fn another_machine(&self, name: &str) -> String {
+        let text = std::fs::read_to_string(self.path("south/farsite.yaml")).expect("it is there");
+        let text = text.replace("state: state", &format!("state: state-of-{name}"));
+        let config = format!("south/{name}.yaml");
+        std::fs::write(self.path(&config), text).expect("a file");
+        config
+    }
+
+    /// The real program with a configuration below the temporary folder, away from this machine's own.
+    pub fn command(&self, config: &str, args: &[&str]) -> Command {
+        let mut command = Command::new(binary());
+        command.arg("--config").arg(self.path(config)).args(args).current_dir(self.dir.path());
+        for name in ["FARSITE_CONFIG", "FARSITE_LOG", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"] {
+            command.env_remove(name);
+        }
+        command.env("NO_COLOR", "1").stdin(Stdio::null());
+        command
+    }
+
     /// Runs the real program with a site's configuration.
     pub fn farsite(&self, at: &str, args: &[&str]) -> Output {
-        Command::new(binary())
-            .arg("--config")
-            .arg(self.path(&format!("{at}/farsite.yaml")))
-            .args(args)
-            .env("NO_COLOR", "1")
-            .output()
-            .expect("the program starts")
+        self.command(&format!("{at}/farsite.yaml"), args).output().expect("the program starts")
+    }
+}
+
+/// The number that a story's random choices follow: of `FARSITE_SEED`, else always the same. It is printed, so that a
+/// failure can be played again.
+pub fn seed() -> u64 {
+    let seed = std::env::var("FARSITE_SEED").ok().and_then(|text| text.parse().ok()).unwrap_or(20_260);
+    println!("FARSITE_SEED={seed} plays this again");
+    seed
+}
+
+/// Random numbers that follow from a seed (splitmix64).
+pub struct Random(pub u64);
+
+impl Random {
+    pub fn draw(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+    /// One of `from..to`.
+    pub fn between(&mut self, from: u64, to: u64) -> u64 {
+        from + self.draw() % (to - from)
+    }
+    /// Incompressible bytes.
+    pub fn fill(&mut self, bytes: &mut [u8]) {
+        for eight in bytes.chunks_mut(8) {
+            eight.copy_from_slice(&self.draw().to_le_bytes()[..eight.len()]);
+        }
     }
 }
 

@@ -153,7 +153,8 @@ fn snippet(text: &str, line: usize, column: usize) -> String {
     let Some(source_line) = line.checked_sub(1).and_then(|n| text.lines().nth(n)) else {
         return String::new();
     };
-    let shown = mask(source_line);
+    let shown =
+        if is_secret_of_line_above(text, line, source_line) { "***".into() } else { mask(source_line) };
     let number = line.to_string();
     let before = column.saturating_sub(1);
     if before > shown.chars().count() {
@@ -164,11 +165,22 @@ fn snippet(text: &str, line: usize, column: usize) -> String {
     format!("  {number} | {shown}\n  {} | {pad}^", " ".repeat(number.len()))
 }
 
+/// A value that begins on the line below its key: `secret-key: |`, or nothing behind the colon.
+fn is_secret_of_line_above(text: &str, line: usize, source_line: &str) -> bool {
+    let above = text.lines().take(line.saturating_sub(1)).filter(|line| !line.trim().is_empty()).last();
+    let Some(above) = above.map(str::trim_end) else { return false };
+    let key = above.trim_end_matches(['|', '>', '-', '+', ' ']);
+    let is_value = key.ends_with(':') && (key != above || !source_line.contains(':'));
+    is_value && mask(&format!("{key} {}", source_line.trim())).ends_with("***")
+}
+
 /// The line up to the first value that may be a secret. A key counts as secret by its name, typing errors
 /// included (`pasword`); references to secrets are no secrets.
 fn mask(line: &str) -> String {
     const NAMES: [&str; 7] = ["pass", "pasw", "pwd", "secret", "token", "key", "identity"];
-    const HARMLESS: [&str; 7] = ["${env:", "file:", "credential:", "{", "[", "/", "."];
+    const HARMLESS: [&str; 5] = ["${env:", "file:", "credential:", "{", "["];
+    // A key file's place; an S3 secret may begin with a slash as well.
+    const PLACES: [&str; 2] = ["/", "."];
     let mut from = 0;
     while let Some(colon) = line[from..].find(':').map(|n| from + n) {
         let before = line[..colon].trim_end_matches(['"', '\'']);
@@ -178,7 +190,9 @@ fn mask(line: &str) -> String {
             .map_or(0, |(n, c)| n + c.len_utf8());
         let key = before[start..].to_lowercase();
         let value = line[colon + 1..].trim_start_matches([' ', '\t', '"', '\'']);
-        let harmless = value.is_empty() || HARMLESS.iter().any(|start| value.starts_with(start));
+        let begins = |starts: &[&str]| starts.iter().any(|start| value.starts_with(start));
+        let may_be_place = !NAMES[..5].iter().any(|name| key.contains(name));
+        let harmless = value.is_empty() || begins(&HARMLESS) || (may_be_place && begins(&PLACES));
         if !harmless && NAMES.iter().any(|name| key.contains(name)) {
             return format!("{}***", &line[..line.len() - value.len()]);
         }
@@ -318,6 +332,7 @@ mod tests {
             "{ schedule: x, pasword: hunter2 }",
             "{ schedule: x, \"pass\": \"hunter2\", zzz: 1 }",
             "{ secret-key: hunter2, schedule: x }",
+            "{ secret-key: /hunter2, schedule: x }",
             "{ zzz: AGE-SECRET-KEY-hunter2 }",
             "{ zzz: https://me:hunter2@example.org }",
         ] {
