@@ -41,11 +41,11 @@ impl Folder {
             return Err(BackendError::Unreachable {
                 store: folder.describe(),
                 operation: "opening",
-                key: String::new(),
+                key: "it".to_owned(),
                 why: "there is no such folder (is it mounted? `farsite init` creates one)".into(),
             });
         }
-        folder.identity = identity(&folder.root).map_err(|e| folder.error("opening", "", &e))?;
+        folder.identity = identity(&folder.root).map_err(|e| folder.error("opening", "it", &e))?;
         folder.sweep();
         Ok(folder)
     }

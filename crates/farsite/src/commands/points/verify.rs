@@ -77,7 +77,7 @@ pub async fn run(named: &Named, all: bool, record: bool, config: &Config, contex
             "newest_undamaged": offer,
         }));
     } else {
-        show(&verified, damaged, offer, context);
+        show(&verified, damaged, offer, record, context);
     }
     Ok(if damaged { FAILED } else { DONE })
 }
@@ -160,7 +160,7 @@ async fn undamaged(
     Ok(None)
 }
 
-fn show(verified: &[Verified], damaged: bool, offer: Option<PointId>, context: &Context) {
+fn show(verified: &[Verified], damaged: bool, offer: Option<PointId>, recorded: bool, context: &Context) {
     let out = context.out;
     for point in verified {
         if point.ok {
@@ -177,6 +177,9 @@ fn show(verified: &[Verified], damaged: bool, offer: Option<PointId>, context: &
         for found in &point.damage {
             out.line(format!("    {}: {}", found.item, found.damage));
         }
+    }
+    if !recorded && verified.iter().any(|point| !point.ok) {
+        out.line("Nothing was noted in the ledger; `--record` does that, and no failover takes a noted point by itself.");
     }
     if damaged {
         match offer {
