@@ -2,6 +2,7 @@
 //! the toolchain go out. It has no dependencies, so that it builds in a second before anything else is there, and
 //! it installs what the tests need, saying so.
 
+mod bench;
 mod check;
 mod demos;
 mod failure;
@@ -22,6 +23,7 @@ usage: cargo xtask COMMAND
                           --offline leaves out the advisories, whose database is fetched each time
   deny [--offline]        licences, sources and advisories of dependencies alone
   demos [RUNS]            the demo with seeds 1 to RUNS (20) on both databases: RPO reported, true loss, RTO
+  bench data-plane [...]  Farsite beside restic, borg and others on the same volume; `bench` alone lists the options
   loc                     lines of code per crate, code and tests apart
 ";
 
@@ -54,6 +56,10 @@ fn dispatch(args: &[String]) -> Result<(), Failure> {
             Ok(runs) if runs > 0 => demos::demos(&root, runs),
             _ => Err(Failure::usage(format!("`{runs}` is not a number of runs"), USAGE)),
         },
+        ["bench", "data-plane", options @ ..] => bench::bench(&root, options),
+        ["bench", ..] => {
+            Err(Failure::usage("which benchmark? there is `data-plane`".to_owned(), bench::USAGE))
+        }
         ["loc"] => {
             print!("{}", loc::table(&root)?);
             Ok(())

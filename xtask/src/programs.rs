@@ -24,6 +24,13 @@ pub const DATABASE_PROGRAMS: [Program; 5] = [
     Program { name: "mariadb-binlog", package: "mariadb-client" },
 ];
 
+/// Installs the packages of those programs that are missing.
+pub fn ensure(xtask_folder: &Path, programs: &[Program]) -> Result<(), Failure> {
+    let folders = search_path();
+    let missing = missing_from(&folders, programs);
+    if missing.is_empty() { Ok(()) } else { install_debian(xtask_folder, &missing) }
+}
+
 /// Installs the packages of those database programs that are missing. Returns the PATH for the tests: this process's
 /// own and the folders for servers, which an ordinary user's PATH leaves out on Debian.
 pub fn ensure_databases(xtask_folder: &Path) -> Result<OsString, Failure> {
@@ -45,6 +52,11 @@ pub fn ensure_databases(xtask_folder: &Path) -> Result<OsString, Failure> {
 
 /// Builds a cargo subcommand from source when it is not there.
 pub fn ensure_cargo_tool(name: &str) -> Result<(), Failure> {
+    ensure_cargo_program(name, name)
+}
+
+/// Builds a program from source when it is not there.
+pub fn ensure_cargo_program(name: &str, package: &str) -> Result<(), Failure> {
     let mut folders = search_path();
     folders.extend(cargo_bin());
     if is_in(&folders, name) {
@@ -52,7 +64,7 @@ pub fn ensure_cargo_tool(name: &str) -> Result<(), Failure> {
     }
     eprintln!("{name} is missing: building it with `cargo install`, which takes some minutes once");
     let mut install = Command::new("cargo");
-    install.args(["install", "--locked", name]);
+    install.args(["install", "--locked", package]);
     run(install, minutes(40), &format!("install {name} by hand, then run this again"))
 }
 

@@ -2,6 +2,7 @@
 //! checked [`Policy`] goes out; what is wrong is said with file, line and column.
 
 mod check;
+mod compression;
 mod file;
 mod hooks;
 mod items;
@@ -12,6 +13,7 @@ use jiff::Timestamp;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+pub use compression::Compression;
 pub use hooks::{GroupHooks, Hook, ItemHooks};
 pub use items::{
     Checksums, ChecksumsInMariadb, Cinder, Databases, Files, Glance, Item, Log, Mariadb, Select, Sqlite,
@@ -47,6 +49,9 @@ pub struct Policy {
     pub block_size: ByteSize,
     /// The most memory that a run takes.
     pub memory: ByteSize,
+    /// Room for copies of the blocks that were shipped last; a change to one of them is sent as a patch.
+    pub cache: ByteSize,
+    pub compression: Compression,
     schedule: Schedule,
     warnings: Vec<String>,
 }

@@ -266,3 +266,20 @@ fn the_schema_knows_every_key_and_refuses_others() {
         assert!(text.contains(&format!("\"{key}\"")), "{key}");
     }
 }
+
+#[test]
+fn the_cache_and_the_compression_have_defaults_and_may_be_set() {
+    let text = |more: &str| {
+        format!(
+            "group: g\nsite: north\nto: [south]\nlevel: data\nschedule: '@daily'\nrpo: 2d\nitems:\n  - volume: {{ path: /x }}\n{more}"
+        )
+    };
+    let policy = |more: &str| Policy::parse("p.yaml", &text(more));
+    let default = policy("").unwrap();
+    assert_eq!((default.cache.0, default.compression.range()), (4 << 30, (1, 9)));
+    let set = policy("cache: 0\ncompression: 3\n").unwrap();
+    assert_eq!((set.cache.0, set.compression.range()), (0, (3, 3)));
+    assert_eq!(policy("compression: auto\n").unwrap().compression.range(), (1, 9));
+    let wrong = policy("compression: fast\n").unwrap_err().to_string();
+    assert!(wrong.contains("p.yaml:9:14") && wrong.contains("1 (fast) to 19"), "{wrong}");
+}

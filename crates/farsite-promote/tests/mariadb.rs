@@ -31,7 +31,7 @@ use farsite_replicate::tree;
 use farsite_sources::mariadb::instance::Instance;
 use farsite_sources::{BaseBackup, LogPosition, LoggedDatabase};
 use farsite_store::hex::Hex;
-use farsite_store::ingest::{IngestOptions, RunWriter};
+use farsite_store::ingest::{IngestOptions, Input, RunWriter};
 use farsite_store::ledger::{Ledger, Statement};
 use farsite_store::local_map::LocalMapWriter;
 use farsite_store::logs::{self, SegmentHeader};
@@ -73,15 +73,15 @@ async fn replicate(world: &World, base: &BaseBackup, spool: &Path, p1: &LogPosit
         &world.store,
         sealer,
         world.secret.clone(),
-        IngestOptions::within(64 << 20),
+        IngestOptions::within(64 << 20, (3, 3)),
         &world.dir.path().join("resume-base"),
         Arc::new(AtomicBool::new(false)),
     )
     .unwrap();
     let mut put = |name: &str, content: Arc<dyn ReadAt>| {
         let item = ItemId::new(ItemKind::Mariadb, name);
-        let mut out = LocalMapWriter::create(&world.dir.path().join("maps"), &item, run).unwrap();
-        let map = writer.ingest(item.as_str(), &content, 65536, None, &mut out).unwrap();
+        let mut out = LocalMapWriter::create(&world.dir.path().join("maps"), &item).unwrap();
+        let map = writer.ingest(&Input::first(item.as_str(), &*content, 65536), &mut out).unwrap();
         out.commit().unwrap();
         map
     };

@@ -10,10 +10,11 @@ use farsite_model::policy::Item;
 use farsite_model::{CaptureTime, Consistency, ItemId, ItemKind, RunId};
 use farsite_sources::{Capture, CaptureContext, Content, Source};
 use farsite_store::StoreError;
-use farsite_store::ingest::RunWriter;
+use farsite_store::ingest::{Input, RunWriter};
 use farsite_store::local_map::LocalMapWriter;
 use farsite_store::manifest::ItemLog;
 use farsite_store::map::MapRoot;
+use farsite_store::shipped::Shipped;
 
 use crate::ReplicateError;
 use crate::basis::Basis;
@@ -65,6 +66,8 @@ pub(crate) struct Intake<'g> {
     pub(crate) group: &'g Group,
     pub(crate) run: RunId,
     pub(crate) writer: RunWriter,
+    /// Copies of what was shipped last.
+    pub(crate) shipped: &'g Shipped,
     pub(crate) basis: Basis,
     pub(crate) memory: Memory,
     pub(crate) full: bool,
@@ -261,9 +264,20 @@ impl Intake<'_> {
     ) -> Result<MapRoot, ReplicateError> {
         let previous = if self.full { None } else { self.basis.local_map(self.group, id, of, item) };
         let maps = self.group.maps();
-        let mut out = LocalMapWriter::create(&maps, id, self.run)
+        let mut out = LocalMapWriter::create(&maps, id)
             .map_err(ReplicateError::io(format!("the local block map of {id} in {}", maps.display())))?;
-        match self.writer.ingest(id.as_str(), content, block_bytes, previous.as_ref(), &mut out) {
+        // Changed blocks are sent as patches against these; without them they are sent whole.
+        let copies = self
+            .shipped
+            .item(id, block_bytes)
+            .inspect_err(|error| tracing::warn!(item = %id, "no copies of its blocks are kept: {error}"))
+            .ok();
+        let input = Input {
+            previous: previous.as_ref(),
+            copies: copies.as_ref(),
+            ..Input::first(id.as_str(), &**content, block_bytes)
+        };
+        match self.writer.ingest(&input, &mut out) {
             Ok(map) => {
                 self.memory.maps.push(out);
                 Ok(map)

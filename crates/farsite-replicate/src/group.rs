@@ -83,6 +83,10 @@ impl Group {
     pub(crate) fn maps(&self) -> PathBuf {
         self.folder.join("maps")
     }
+    /// Copies of the blocks that were shipped last.
+    pub(crate) fn shipped(&self) -> PathBuf {
+        self.folder.join("shipped")
+    }
     pub(crate) fn runs(&self) -> PathBuf {
         self.folder.join("runs")
     }

@@ -19,6 +19,7 @@ use farsite_store::ledger::{Committed, Ledger, Refusal, Statement};
 use farsite_store::local_map::LocalMap;
 use farsite_store::manifest::{FailedItem, MANIFEST_VERSION, Manifest, ManifestItem};
 use farsite_store::seal::Sealer;
+use farsite_store::shipped::Shipped;
 use jiff::Timestamp;
 use serde::Serialize;
 
@@ -157,12 +158,22 @@ async fn attempt(
         &group.store,
         sealer,
         group.secret.clone(),
-        IngestOptions::within(group.policy.memory.0),
+        IngestOptions::within(group.policy.memory.0, group.policy.compression.range()),
         &run_state.resume_log,
         options.cancel.clone(),
     )?;
     options.observer.counters(writer.stats.clone());
-    let mut intake = Intake { group, run, writer, basis, memory: Memory::default(), full: options.full };
+    let shipped = Shipped::open(&group.shipped(), group.policy.cache.0)
+        .map_err(ReplicateError::io(format!("opening {}", group.shipped().display())))?;
+    let mut intake = Intake {
+        group,
+        run,
+        writer,
+        shipped: &shipped,
+        basis,
+        memory: Memory::default(),
+        full: options.full,
+    };
     let context = CaptureContext {
         clock: clock.clone(),
         scratch: scratch.clone(),
@@ -222,6 +233,7 @@ async fn attempt(
     for gone in &manifest.absent {
         for id in [gone.clone(), directory_id(gone)] {
             let _ = LocalMap::remove(&group.maps(), &id);
+            shipped.remove(&id);
         }
     }
     let report =

@@ -2,6 +2,10 @@
 //!
 //! `0` raw · `1` zstd · `2` zstd patch against a base blob: `depth u8, base id 32, base location 40, payload`.
 
+use std::cell::RefCell;
+
+use zstd::zstd_safe::{CCtx, CParameter, DCtx, ResetDirective};
+
 use crate::hex::Hex;
 use crate::keys::BlobId;
 use crate::pack::PackId;
@@ -55,21 +59,53 @@ const RAW: u8 = 0;
 const ZSTD: u8 = 1;
 const PATCH: u8 = 2;
 const HEADER_BYTES: usize = 5;
+const PATCH_HEADER_BYTES: usize = 1 + 32 + Location::BYTES;
+
+thread_local! {
+    /// Making a context costs more than compressing a block with it.
+    static CONTEXTS: RefCell<(CCtx<'static>, DCtx<'static>)> = RefCell::new((CCtx::create(), DCtx::create()));
+}
 
 /// Compresses when that saves at least a sixteenth; otherwise the bytes are kept as they are.
 pub fn encode(raw: &[u8], level: i32) -> Vec<u8> {
-    let mut out = Vec::with_capacity(HEADER_BYTES + raw.len());
+    let mut out = Vec::with_capacity(HEADER_BYTES + zstd::zstd_safe::compress_bound(raw.len()));
     out.push(ZSTD);
     out.extend_from_slice(&(raw.len() as u32).to_le_bytes());
-    if let Ok(compressed) = zstd::bulk::compress(raw, level)
-        && compressed.len() < raw.len() - raw.len() / 16
+    if compress(raw, None, level, &mut out).is_some() && out.len() - HEADER_BYTES < raw.len() - raw.len() / 16
     {
-        out.extend_from_slice(&compressed);
         return out;
     }
-    out[0] = RAW;
+    out.clear();
+    out.push(RAW);
+    out.extend_from_slice(&(raw.len() as u32).to_le_bytes());
     out.extend_from_slice(raw);
     out
+}
+
+/// Appends one zstd frame. `None` when zstd fails, which leaves `out` in no certain state.
+fn compress(raw: &[u8], base: Option<&[u8]>, level: i32, out: &mut Vec<u8>) -> Option<()> {
+    let Some(base) = base else {
+        return CONTEXTS.with_borrow_mut(|(context, _)| {
+            context.set_parameter(CParameter::CompressionLevel(level)).ok()?;
+            frame(context, raw, out)
+        });
+    };
+    // A context borrows its prefix for as long as it lives, so this one lives no longer.
+    let mut context = CCtx::create();
+    context.set_parameter(CParameter::CompressionLevel(level)).ok()?;
+    // The window must cover base and block, or matches are lost.
+    let window = (raw.len() + base.len()).next_power_of_two().trailing_zeros().max(10);
+    context.set_parameter(CParameter::WindowLog(window)).ok()?;
+    context.ref_prefix(base).ok()?;
+    frame(&mut context, raw, out)
+}
+
+fn frame(context: &mut CCtx<'_>, raw: &[u8], out: &mut Vec<u8>) -> Option<()> {
+    let start = out.len();
+    out.resize(start + zstd::zstd_safe::compress_bound(raw.len()), 0);
+    let written = context.compress2(&mut out[start..], raw).ok()?;
+    out.truncate(start + written);
+    Some(())
 }
 
 /// A blob whose header was read.
@@ -95,7 +131,11 @@ pub fn decode(plain: &[u8]) -> Option<Decoded> {
     match *codec {
         RAW => (payload.len() == raw_len).then(|| Decoded::Whole(payload.to_vec())),
         ZSTD => {
-            let raw = zstd::bulk::decompress(payload, raw_len).ok()?;
+            let mut raw = Vec::with_capacity(raw_len);
+            CONTEXTS.with_borrow_mut(|(_, context)| {
+                context.reset(ResetDirective::SessionOnly).ok()?;
+                context.decompress(&mut raw, payload).ok()
+            })?;
             (raw.len() == raw_len).then_some(Decoded::Whole(raw))
         }
         PATCH => {
@@ -116,27 +156,36 @@ pub fn decode(plain: &[u8]) -> Option<Decoded> {
 
 /// Encodes `raw` against the raw bytes of `base`.
 pub fn encode_patch(raw: &[u8], base_ref: &BlobRef, base: &[u8], depth: u8, level: i32) -> Option<Vec<u8>> {
-    let mut context = zstd::zstd_safe::CCtx::create();
-    context.set_parameter(zstd::zstd_safe::CParameter::CompressionLevel(level)).ok()?;
-    // The window must cover base and block, or matches are lost.
-    let window = (raw.len() + base.len()).next_power_of_two().trailing_zeros().max(10);
-    context.set_parameter(zstd::zstd_safe::CParameter::WindowLog(window)).ok()?;
-    context.ref_prefix(base).ok()?;
-    let mut payload = Vec::with_capacity(zstd::zstd_safe::compress_bound(raw.len()));
-    context.compress2(&mut payload, raw).ok()?;
-    let mut out = Vec::with_capacity(HEADER_BYTES + 33 + Location::BYTES + payload.len());
+    let mut out = Vec::with_capacity(HEADER_BYTES + PATCH_HEADER_BYTES + 512);
     out.push(PATCH);
     out.extend_from_slice(&(raw.len() as u32).to_le_bytes());
     out.push(depth);
     out.extend_from_slice(&base_ref.id.0);
     out.extend_from_slice(&base_ref.at.to_bytes());
-    out.extend_from_slice(&payload);
+    compress(raw, Some(base), level, &mut out)?;
     Some(out)
+}
+
+/// A patch where that is smaller than the block by itself; its depth, and the blob.
+pub fn encode_best(raw: &[u8], base: Option<(&BlobRef, &[u8], u8)>, level: i32) -> (u8, Vec<u8>) {
+    let patch = base
+        .filter(|(_, _, depth)| *depth < MAX_PATCH_DEPTH)
+        .and_then(|(at, base, depth)| Some((depth + 1, encode_patch(raw, at, base, depth + 1, level)?)));
+    match patch {
+        // So small that the block by itself need not be tried.
+        Some((depth, patch)) if patch.len() < raw.len() / 8 => (depth, patch),
+        Some((depth, patch)) => {
+            let whole = encode(raw, level);
+            if patch.len() < whole.len() { (depth, patch) } else { (0, whole) }
+        }
+        None => (0, encode(raw, level)),
+    }
 }
 
 /// The raw bytes of a patch, given those of its base.
 pub fn apply_patch(base: &[u8], payload: &[u8], raw_len: usize) -> Option<Vec<u8>> {
-    let mut context = zstd::zstd_safe::DCtx::create();
+    // A context borrows its prefix for as long as it lives, so this one lives no longer.
+    let mut context = DCtx::create();
     context.ref_prefix(base).ok()?;
     let mut raw = Vec::with_capacity(raw_len);
     context.decompress(&mut raw, payload).ok()?;

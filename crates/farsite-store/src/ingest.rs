@@ -1,35 +1,41 @@
-//! From frozen bytes to durable packs: read → hash → compare → compress → seal → pack → upload.
+//! From frozen bytes to durable packs: read → compare → compress → seal → pack → upload.
 //!
-//! A reader thread stays a few batches ahead; hashing, compressing and sealing run on the rayon pool; uploads run
-//! beside all of it. Every channel is bounded, so memory is what [`IngestOptions`] says and not what the volume is.
+//! One thread reads, some batches ahead; as many as there are cores compare, compress and seal whole batches; one puts what is
+//! new into packs, in the order of the item; uploads run beside all of it. Every channel is bounded, so memory is what
+//! [`IngestOptions`] says and not what the volume is.
 
+mod blocks;
 mod reading;
+mod tree;
 mod upload;
 
-use std::collections::HashMap;
+use std::ops::Range;
 use std::path::Path;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
 use std::sync::mpsc::sync_channel;
+use std::sync::{Arc, Mutex};
 
 use farsite_model::content::ReadAt;
-use rayon::prelude::*;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
-use self::reading::{Batch, read_batches};
+use self::blocks::{Blocks, Outcome, Sent};
+use self::reading::{Batch, Buffers, Reading};
+use self::tree::{Tree, TreeError};
 use self::upload::{Upload, open_resume_log, upload_packs};
-use crate::blob::{self, BlobRef, Location};
+use crate::blob::{BlobRef, Location};
 use crate::hex::Hex;
-use crate::keys::{BlobId, BlockSecret, HOLE};
-use crate::local_map::{LeafRecord, LocalMap, LocalMapWriter};
-use crate::map::{Child, FAN_OUT, MapRoot, Node, root_level};
-use crate::pack::{FinishedPack, PackBuilder};
+use crate::keys::{BlobId, BlockSecret};
+use crate::local_map::{Known, KnownChild, Leaf, LocalMap, LocalMapWriter};
+use crate::map::{FAN_OUT, MapRoot};
+use crate::pack::PackBuilder;
+use crate::print::Printer;
 use crate::seal::{BlobKind, Sealer};
+use crate::shipped::Copies;
 use crate::{Store, StoreError};
 
-/// Limits of a run. Peak memory is about `pack_bytes × (uploads + 2)`, `batch_bytes × 4` and 120 bytes for each
-/// of `known_blocks`.
+/// Limits of a run. Peak memory is about `pack_bytes × (uploads + 2)`, `batch_bytes × 4 × (cores + 1)` and 120 bytes for
+/// each of `known_blocks`.
 #[derive(Debug, Clone, Copy)]
 pub struct IngestOptions {
     pub pack_bytes: usize,
@@ -38,22 +44,25 @@ pub struct IngestOptions {
     pub batch_bytes: usize,
     /// Blocks that this run remembers having sent, for deduplication within the run.
     pub known_blocks: usize,
-    /// zstd level.
-    pub level: i32,
+    /// Lightest and hardest level of zstd: harder while uploads are what the run waits for.
+    pub levels: (i32, i32),
 }
+
+/// Where a run that may choose begins.
+const START_LEVEL: i32 = 3;
 
 impl IngestOptions {
     /// Fits a run into `memory_bytes`.
-    pub fn within(memory_bytes: u64) -> Self {
+    pub fn within(memory_bytes: u64, levels: (i32, i32)) -> Self {
         let memory = memory_bytes.max(64 << 20) as usize;
         // A quarter is left for the process itself, its buffers and the S3 client.
         let pack_bytes = (memory / 8).clamp(4 << 20, 32 << 20);
         Self {
             pack_bytes,
             uploads: 2,
-            batch_bytes: 4 << 20,
+            batch_bytes: 1 << 20,
             known_blocks: (memory / 8 / 120).max(1024),
-            level: 3,
+            levels,
         }
     }
 }
@@ -66,8 +75,31 @@ pub struct RunStats {
     /// Bytes of packs made durable by this process.
     pub shipped_bytes: AtomicU64,
     pub packs: AtomicU64,
-    /// Bytes that were found in packs sent by this run before it was interrupted.
-    pub resumed_bytes: AtomicU64,
+}
+
+/// One item as a run reads it.
+pub struct Input<'a> {
+    /// For messages.
+    pub what: &'a str,
+    pub content: &'a dyn ReadAt,
+    pub block_bytes: u32,
+    /// The map of the version that a pinned point holds.
+    pub previous: Option<&'a LocalMap>,
+    /// The only bytes that may differ from `previous`, when the source can tell.
+    pub changed: Option<&'a [Range<u64>]>,
+    /// That version itself, where the source can still read it.
+    pub before: Option<&'a dyn ReadAt>,
+    pub copies: Option<&'a Copies<'a>>,
+}
+
+impl<'a> Input<'a> {
+    /// An item of which nothing is known yet.
+    pub fn first(what: &'a str, content: &'a dyn ReadAt, block_bytes: u32) -> Self {
+        Self { what, content, block_bytes, previous: None, changed: None, before: None, copies: None }
+    }
+    pub fn since(self, previous: Option<&'a LocalMap>) -> Self {
+        Self { previous, ..self }
+    }
 }
 
 /// Writes one run's packs.
@@ -75,27 +107,23 @@ pub struct RunWriter {
     store: Hex<16>,
     sealer: Arc<Sealer>,
     secret: BlockSecret,
+    printer: Arc<Printer>,
     options: IngestOptions,
-    known: HashMap<BlobId, Location>,
+    level: Arc<AtomicI32>,
+    sent: Arc<Sent>,
+    buffers: Arc<Buffers>,
     pack: PackBuilder,
+    /// How many patches deep each block of the pack is.
+    depths: Vec<u8>,
     uploads: mpsc::Sender<Upload>,
     uploader: Option<JoinHandle<Result<(), StoreError>>>,
     pub stats: Arc<RunStats>,
     cancel: Arc<AtomicBool>,
 }
 
-/// The levels above the leaves while an item is read: of each only the node that is being filled is kept.
-struct Growing {
-    /// From level 1 up: its children so far, and its index within the level.
-    levels: Vec<(Vec<Child>, u64)>,
-    root: Child,
-}
-
-impl Growing {
-    fn new(root_level: u8) -> Self {
-        Self { levels: vec![(Vec::new(), 0); usize::from(root_level)], root: None }
-    }
-}
+/// A batch on its way to a worker, and where its outcome is waited for.
+type Job = (Batch, std::sync::mpsc::SyncSender<Done>);
+type Done = (Batch, Vec<Outcome>);
 
 impl RunWriter {
     /// `resume_log` is this run's own file: packs that an interrupted process of the same run made durable are
@@ -120,16 +148,18 @@ impl RunWriter {
             resume_log.to_owned(),
             stats.clone(),
         ));
-        let sealer = Arc::new(sealer);
         let pack = PackBuilder::new(sealer.content_key(), options.pack_bytes);
-        let store = store.format.store;
         Ok(Self {
-            store,
-            sealer,
+            store: store.format.store,
+            sealer: Arc::new(sealer),
+            printer: Arc::new(Printer::new(&secret)),
             secret,
             options,
-            known,
+            level: Arc::new(AtomicI32::new(START_LEVEL.clamp(options.levels.0, options.levels.1))),
+            sent: Arc::new(Sent::new(known, options.known_blocks)),
+            buffers: Arc::default(),
             pack,
+            depths: Vec::new(),
             uploads,
             uploader: Some(uploader),
             stats,
@@ -140,200 +170,163 @@ impl RunWriter {
     /// Reads an item and puts what is new into packs. Its blocks are durable only after [`RunWriter::flush`].
     ///
     /// Must be called on a multi-threaded runtime: it blocks its thread while it hashes and compresses.
-    pub fn ingest(
-        &mut self,
-        what: &str,
-        content: &Arc<dyn ReadAt>,
-        block_bytes: u32,
-        previous: Option<&LocalMap>,
-        out: &mut LocalMapWriter,
-    ) -> Result<MapRoot, StoreError> {
-        tokio::task::block_in_place(|| self.ingest_blocking(what, content, block_bytes, previous, out))
-    }
-
-    fn ingest_blocking(
-        &mut self,
-        what: &str,
-        content: &Arc<dyn ReadAt>,
-        block_bytes: u32,
-        previous: Option<&LocalMap>,
-        out: &mut LocalMapWriter,
-    ) -> Result<MapRoot, StoreError> {
-        let reading = |source| StoreError::Content { what: what.to_owned(), source };
-        let local = |source| StoreError::Destination { what: format!("local block map of {what}"), source };
-        let size_bytes = content.size_bytes();
-        let blocks = size_bytes.div_ceil(u64::from(block_bytes));
+    pub fn ingest(&mut self, input: &Input<'_>, out: &mut LocalMapWriter) -> Result<MapRoot, StoreError> {
         // A map of another store names packs that this one does not hold.
-        let previous = previous.filter(|p| p.map().block_bytes == block_bytes && *p.store() == self.store);
-        let batch_blocks = (self.options.batch_bytes as u64 / u64::from(block_bytes)).max(1);
-
-        let (sender, batches) = sync_channel(2);
-        let reader = {
-            let (content, cancel) = (content.clone(), self.cancel.clone());
-            std::thread::spawn(move || read_batches(&*content, block_bytes, batch_blocks, &sender, &cancel))
-        };
-
-        let leaves = blocks.div_ceil(FAN_OUT);
-        let mut tree = Growing::new(root_level(blocks));
-        let mut next = batches.recv().ok();
-        for leaf_index in 0..leaves {
-            let first_block = leaf_index * FAN_OUT;
-            let count = FAN_OUT.min(blocks - first_block);
-            let before = match previous {
-                Some(previous) => previous.leaf(leaf_index).map_err(local)?,
-                None => None,
-            };
-            let mut leaf = Node { level: 0, children: vec![None; count as usize] };
-            while let Some(batch) =
-                next.take_if(|b| b.as_ref().map_or(true, |b| b.first_block < first_block + count))
-            {
-                let batch = batch.map_err(reading)?;
-                if self.cancel.load(Ordering::Relaxed) {
-                    return Err(StoreError::Cancelled);
+        let previous =
+            input.previous.filter(|p| p.map().block_bytes == input.block_bytes && *p.store() == self.store);
+        let changed = input.changed.filter(|_| previous.is_some());
+        tokio::task::block_in_place(|| {
+            let attempt = self.read_all(&Input { previous, changed, ..*input }, out);
+            match attempt {
+                Err(TreeError::Lost) => {
+                    tracing::warn!(
+                        item = input.what,
+                        "the local block map is damaged: the item is read in full"
+                    );
+                    out.clear();
+                    self.read_all(&Input { previous: None, changed: None, ..*input }, out)
                 }
-                self.blocks(&batch, first_block, &before, &mut leaf)?;
-                next = batches.recv().ok();
+                other => other,
             }
-            self.count_cleared(&before, &leaf, block_bytes);
-            let node = self.node(&leaf, before.as_ref().map(|(node, _)| *node))?;
-            if let Some(node) = node {
-                out.leaf(leaf_index, node, &leaf.children).map_err(local)?;
+        })
+        .map_err(|error| match error {
+            TreeError::Store(error) => error,
+            TreeError::Local(source) => {
+                StoreError::Destination { what: format!("local block map of {}", input.what), source }
             }
-            self.grow(&mut tree, node, previous, out, leaf_index + 1 == leaves)?;
-        }
-        drop(batches);
-        reader.join().map_err(|_| reading(std::io::Error::other("the reader thread panicked")))?;
-        if self.cancel.load(Ordering::Relaxed) {
-            return Err(StoreError::Cancelled);
-        }
-
-        let map = MapRoot { size_bytes, block_bytes, root: tree.root };
-        out.finish(map.clone(), self.store);
-        Ok(map)
+            TreeError::Lost => StoreError::Destination {
+                what: format!("local block map of {}", input.what),
+                source: std::io::Error::other("damaged"),
+            },
+        })
     }
 
-    /// Adds the next leaf to the tree above it, and stores every inner node that is full, or the last of its level.
-    fn grow(
+    fn read_all(&mut self, input: &Input<'_>, out: &mut LocalMapWriter) -> Result<MapRoot, TreeError> {
+        let content_error =
+            |source| TreeError::Store(StoreError::Content { what: input.what.to_owned(), source });
+        let size_bytes = input.content.size_bytes();
+        let map = MapRoot { size_bytes, block_bytes: input.block_bytes, root: None };
+        let batch_blocks = (self.options.batch_bytes as u64 / u64::from(input.block_bytes)).max(1);
+        let workers = std::thread::available_parallelism().map_or(1, usize::from);
+        // An item of one or two batches is not worth a thread for each core.
+        let workers = workers.min(map.blocks().div_ceil(batch_blocks) as usize).max(1);
+
+        let (secret, printer, sealer) = (self.secret.clone(), self.printer.clone(), self.sealer.clone());
+        let (sent, level, stats) = (self.sent.clone(), self.level.clone(), self.stats.clone());
+        let (buffers, cancel) = (self.buffers.clone(), self.cancel.clone());
+        let blocks = Blocks {
+            block_bytes: input.block_bytes,
+            secret: &secret,
+            printer: &printer,
+            sealer: &sealer,
+            sent: &sent,
+            level: &level,
+            stats: &stats,
+            before: input.before,
+            copies: input.copies,
+        };
+        let reading = Reading {
+            content: input.content,
+            block_bytes: input.block_bytes,
+            batch_blocks,
+            previous: input.previous,
+            changed: input.changed,
+            buffers: &buffers,
+            cancel: &cancel,
+        };
+        std::thread::scope(|scope| {
+            let (jobs, queue) = sync_channel::<Job>(workers);
+            let queue = Arc::new(Mutex::new(queue));
+            for _ in 0..workers {
+                let (queue, blocks) = (queue.clone(), &blocks);
+                scope.spawn(move || {
+                    loop {
+                        let next = queue.lock().expect("no holder of this lock panics").recv();
+                        let Ok((batch, reply)) = next else { return };
+                        let outcomes = blocks.batch(&batch);
+                        let _ = reply.send((batch, outcomes));
+                    }
+                });
+            }
+            drop(queue);
+            let (order, results) = sync_channel(2 * workers);
+            let reader = scope.spawn(move || {
+                reading.read(&mut |batch| {
+                    let (reply, result) = sync_channel(1);
+                    order.send(result).is_ok() && jobs.send((batch, reply)).is_ok()
+                })
+            });
+            let mut assembly = Assembly::new(&map, input, out);
+            let mut assembled = Ok(());
+            for result in results {
+                let Ok((batch, outcomes)) = result.recv() else {
+                    assembled = Err(content_error(std::io::Error::other("a worker ended in the middle")));
+                    break;
+                };
+                assembled = assembly.batch(self, out, &batch, outcomes);
+                self.buffers.give(batch.bytes);
+                if assembled.is_err() {
+                    break;
+                }
+            }
+            let read = reader.join().unwrap_or_else(|_| Err(std::io::Error::other("the reader ended")));
+            assembled?;
+            read.map_err(content_error)?;
+            if self.cancel.load(Ordering::Relaxed) {
+                return Err(StoreError::Cancelled.into());
+            }
+            let root = assembly.finish(self, out)?;
+            let map = MapRoot { root, ..map.clone() };
+            out.finish(map.clone(), self.store);
+            Ok(map)
+        })
+    }
+
+    fn push_block(
         &mut self,
-        tree: &mut Growing,
-        leaf: Child,
-        previous: Option<&LocalMap>,
-        out: &mut LocalMapWriter,
-        last: bool,
-    ) -> Result<(), StoreError> {
-        let mut node = leaf;
-        for level in 1..=tree.levels.len() as u8 {
-            let (children, index) = &mut tree.levels[usize::from(level) - 1];
-            children.push(node);
-            if children.len() as u64 != FAN_OUT && !last {
-                return Ok(());
-            }
-            let (inner, here) = (Node { level, children: std::mem::take(children) }, *index);
-            *index += 1;
-            node = self.node(&inner, previous.and_then(|p| p.inner(level, here)))?;
-            if let Some(node) = node {
-                out.inner(level, here, node);
-            }
-        }
-        tree.root = node;
-        Ok(())
-    }
-
-    /// Hashes a batch, and packs the blocks that neither the item's last map nor this run has.
-    fn blocks(
-        &mut self,
-        batch: &Batch,
-        first_block: u64,
-        before: &LeafRecord,
-        leaf: &mut Node,
-    ) -> Result<(), StoreError> {
-        let secret = &self.secret;
-        let ids: Vec<BlobId> = batch
-            .bytes
-            .par_chunks(batch.block_bytes)
-            .map(|block| if is_zero(block) { HOLE } else { secret.block_id(block) })
-            .collect();
-        let base = (batch.first_block - first_block) as usize;
-        let mut new: Vec<(usize, BlobId)> = Vec::new();
-        let mut changed_bytes = 0;
-        for (i, id) in ids.iter().enumerate() {
-            // (What was data and is zeros now is counted with what lies in a hole now.)
-            if *id == HOLE {
-                continue;
-            }
-            let old = before.as_ref().and_then(|(_, children)| children.get(base + i).copied().flatten());
-            if old.map_or(HOLE, |old| old.id) != *id {
-                changed_bytes += batch.block(i).len() as u64;
-            }
-            if let Some(old) = old.filter(|old| old.id == *id) {
-                leaf.children[base + i] = Some(old);
-            } else if let Some(at) = self.known.get(id) {
-                leaf.children[base + i] = Some(BlobRef { id: *id, at: *at });
-            } else {
-                new.push((i, *id));
-            }
-        }
-        let (sealer, level) = (&self.sealer, self.options.level);
-        let sealed: Vec<Vec<u8>> = new
-            .par_iter()
-            .map(|(i, id)| sealer.seal(BlobKind::Block, &id.0, &blob::encode(batch.block(*i), level)))
-            .collect();
-        for ((i, id), sealed) in new.iter().zip(sealed) {
-            // Twice in one batch: the first copy serves both.
-            let at = match self.known.get(id) {
-                Some(at) => *at,
-                None => self.push(BlobKind::Block, *id, &sealed)?,
-            };
-            leaf.children[base + i] = Some(BlobRef { id: *id, at });
-        }
-        self.stats.read_bytes.fetch_add(batch.bytes.len() as u64, Ordering::Relaxed);
-        self.stats.changed_bytes.fetch_add(changed_bytes, Ordering::Relaxed);
-        Ok(())
-    }
-
-    /// Blocks that were data and are zeros or lie in a hole now: they may never have been read, but they did change.
-    fn count_cleared(&self, before: &LeafRecord, leaf: &Node, block_bytes: u32) {
-        let Some((_, old)) = before else { return };
-        let cleared =
-            old.iter().zip(leaf.children.iter()).filter(|(old, new)| old.is_some() && new.is_none()).count();
-        self.stats.changed_bytes.fetch_add(cleared as u64 * u64::from(block_bytes), Ordering::Relaxed);
-    }
-
-    /// Stores a node unless it is a hole or the same as before.
-    fn node(&mut self, node: &Node, before: Option<BlobRef>) -> Result<Child, StoreError> {
-        if node.is_hole() {
-            return Ok(None);
-        }
-        let logical = node.logical();
-        let id = self.secret.node_id(&logical);
-        if let Some(before) = before.filter(|b| b.id == id) {
-            return Ok(Some(before));
-        }
-        if let Some(at) = self.known.get(&id) {
-            return Ok(Some(BlobRef { id, at: *at }));
-        }
-        let sealed =
-            self.sealer.seal(BlobKind::Node, &id.0, &blob::encode(&node.raw(&logical), self.options.level));
-        Ok(Some(BlobRef { id, at: self.push(BlobKind::Node, id, &sealed)? }))
-    }
-
-    fn push(&mut self, kind: BlobKind, id: BlobId, sealed: &[u8]) -> Result<Location, StoreError> {
-        if self.pack.len_bytes() + sealed.len() > self.options.pack_bytes && !self.pack.is_empty() {
-            let pack = self.take_pack();
-            if self.uploads.blocking_send(Upload::Pack(pack)).is_err() {
-                return Err(self.upload_error());
-            }
-        }
-        let at = self.pack.push(kind, id, sealed);
-        if self.known.len() < self.options.known_blocks {
-            self.known.insert(id, at);
-        }
+        id: BlobId,
+        sealed: &[u8],
+        stands_on: Option<Known>,
+    ) -> Result<Location, StoreError> {
+        let at = self.push(BlobKind::Block, id, sealed, stands_on)?;
+        self.sent.add(id, at, stands_on.map_or(0, |base| base.depth + 1));
         Ok(at)
     }
 
-    fn take_pack(&mut self) -> FinishedPack {
+    /// `stands_on` is what a patch was made against.
+    fn push(
+        &mut self,
+        kind: BlobKind,
+        id: BlobId,
+        sealed: &[u8],
+        stands_on: Option<Known>,
+    ) -> Result<Location, StoreError> {
+        if self.pack.len_bytes() + sealed.len() > self.options.pack_bytes && !self.pack.is_empty() {
+            let upload = self.take_pack();
+            self.choose_level();
+            if self.uploads.blocking_send(upload).is_err() {
+                return Err(self.upload_error());
+            }
+        }
+        if kind == BlobKind::Block {
+            self.depths.push(stands_on.map_or(0, |base| base.depth + 1));
+        }
+        Ok(self.pack.push(kind, id, sealed))
+    }
+
+    /// A pack that finds the queue full waits for the line: the next ones are pressed harder. One that finds it empty was
+    /// waited for itself.
+    fn choose_level(&self) {
+        let (lightest, hardest) = self.options.levels;
+        let step = if self.uploads.capacity() == 0 { 1 } else { -1 };
+        let level = self.level.load(Ordering::Relaxed).saturating_add(step);
+        self.level.store(level.clamp(lightest, hardest), Ordering::Relaxed);
+    }
+
+    fn take_pack(&mut self) -> Upload {
         let fresh = PackBuilder::new(self.sealer.content_key(), self.options.pack_bytes);
-        std::mem::replace(&mut self.pack, fresh).finish(&self.sealer)
+        let pack = std::mem::replace(&mut self.pack, fresh).finish(&self.sealer);
+        Upload::Pack(pack, std::mem::take(&mut self.depths))
     }
 
     /// The uploader has stopped: its error is the reason.
@@ -350,8 +343,8 @@ impl RunWriter {
     /// Everything handed over so far is durable at the store when this returns.
     pub async fn flush(&mut self) -> Result<(), StoreError> {
         if !self.pack.is_empty() {
-            let pack = self.take_pack();
-            if self.uploads.send(Upload::Pack(pack)).await.is_err() {
+            let upload = self.take_pack();
+            if self.uploads.send(upload).await.is_err() {
                 return Err(self.uploader_failed().await);
             }
         }
@@ -373,7 +366,149 @@ impl RunWriter {
     }
 }
 
-fn is_zero(block: &[u8]) -> bool {
-    const ZEROS: [u8; 4096] = [0; 4096];
-    block.chunks(ZEROS.len()).all(|part| part == &ZEROS[..part.len()])
+/// The outcomes of an item's batches, put together leaf by leaf.
+struct Assembly<'a> {
+    tree: Tree<'a>,
+    map: &'a MapRoot,
+    previous: Option<&'a LocalMap>,
+    /// Only what changed is read; all else stays.
+    tracked: bool,
+    /// What is not read stays in the tree by itself, without being put there.
+    keeps: bool,
+    leaf: Option<Filling>,
+    /// Leaves before this one are done.
+    next_leaf: u64,
+}
+
+struct Filling {
+    index: u64,
+    old: Option<Arc<Leaf>>,
+    blocks: Vec<KnownChild>,
+}
+
+impl<'a> Assembly<'a> {
+    fn new(map: &'a MapRoot, input: &Input<'a>, out: &mut LocalMapWriter) -> Self {
+        let previous = input.previous;
+        let tracked = input.changed.is_some();
+        let keeps = tracked && previous.is_some_and(|p| p.map().blocks() == map.blocks());
+        let tree = Tree::new(map, previous, keeps, out);
+        Self { tree, map, previous, tracked, keeps, leaf: None, next_leaf: 0 }
+    }
+
+    fn batch(
+        &mut self,
+        writer: &mut RunWriter,
+        out: &mut LocalMapWriter,
+        batch: &Batch,
+        outcomes: Vec<Outcome>,
+    ) -> Result<(), TreeError> {
+        let index = batch.first_block / FAN_OUT;
+        if self.leaf.as_ref().is_none_or(|leaf| leaf.index != index) {
+            self.end_leaf(writer, out)?;
+            self.skip_to(writer, out, index)?;
+            let mut blocks = match &batch.old {
+                Some(old) if self.tracked => old.blocks.clone(),
+                _ => Vec::new(),
+            };
+            blocks.resize(self.map.children_at(0, index) as usize, None);
+            self.leaf = Some(Filling { index, old: batch.old.clone(), blocks });
+            self.next_leaf = index + 1;
+        }
+        let first = (batch.first_block % FAN_OUT) as usize;
+        for (i, outcome) in outcomes.into_iter().enumerate() {
+            let known = match outcome {
+                Outcome::Hole => None,
+                Outcome::Kept(known) | Outcome::Sent(known) => Some(known),
+                Outcome::New { id, print, stands_on, sealed } => {
+                    // Twice in two batches that were worked on at once: the first copy serves both.
+                    let (at, depth) = match writer.sent.get(&id) {
+                        Some(sent) => sent,
+                        None => (
+                            writer.push_block(id, &sealed, stands_on)?,
+                            stands_on.map_or(0, |base| base.depth + 1),
+                        ),
+                    };
+                    Some(Known { blob: BlobRef { id, at }, depth, print })
+                }
+            };
+            if let Some(leaf) = &mut self.leaf
+                && let Some(place) = leaf.blocks.get_mut(first + i)
+            {
+                *place = known;
+            }
+        }
+        Ok(())
+    }
+
+    /// The leaf that was being filled is complete.
+    fn end_leaf(&mut self, writer: &mut RunWriter, out: &mut LocalMapWriter) -> Result<(), TreeError> {
+        let Some(Filling { index, old, blocks }) = self.leaf.take() else { return Ok(()) };
+        if !self.tracked
+            && let Some(old) = &old
+        {
+            self.count_cleared(writer, old, &blocks);
+        }
+        match (&old, self.previous) {
+            (Some(old), Some(previous)) if old.blocks == blocks => {
+                out.keep_leaf(previous, index);
+                self.tree.put(writer, out, 0, index, Some(old.node))
+            }
+            _ => {
+                let before = old.as_ref().map(|old| (old.node, &old.blocks[..]));
+                let node = writer.store_node(0, &blocks, before)?;
+                match node {
+                    Some(node) => out.leaf(index, &Leaf { node, blocks })?,
+                    None => out.drop_leaf(index),
+                }
+                self.tree.put(writer, out, 0, index, node)
+            }
+        }
+    }
+
+    /// Blocks that were data and lie in a hole now were never read, but they did change.
+    fn count_cleared(&self, writer: &RunWriter, old: &Leaf, blocks: &[KnownChild]) {
+        let lies_in_hole = |i: usize| blocks.get(i).is_none_or(Option::is_none);
+        let cleared =
+            old.blocks.iter().enumerate().filter(|(i, old)| old.is_some() && lies_in_hole(*i)).count();
+        let bytes = cleared as u64 * u64::from(self.map.block_bytes);
+        writer.stats.changed_bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// Leaves that were not read: as they were where the source says so, else all holes.
+    fn skip_to(
+        &mut self,
+        writer: &mut RunWriter,
+        out: &mut LocalMapWriter,
+        index: u64,
+    ) -> Result<(), TreeError> {
+        let Some(previous) = self.previous else { return Ok(()) };
+        for skipped in self.next_leaf..index {
+            if !previous.has_leaf(skipped) {
+                continue;
+            }
+            if self.keeps {
+                out.keep_leaf(previous, skipped);
+                continue;
+            }
+            let Some(old) = previous.leaf(skipped)? else { return Err(TreeError::Lost) };
+            if self.tracked {
+                out.keep_leaf(previous, skipped);
+                self.tree.put(writer, out, 0, skipped, Some(old.node))?;
+            } else {
+                self.count_cleared(writer, &old, &[]);
+            }
+        }
+        Ok(())
+    }
+
+    fn finish(
+        mut self,
+        writer: &mut RunWriter,
+        out: &mut LocalMapWriter,
+    ) -> Result<Option<BlobRef>, TreeError> {
+        self.end_leaf(writer, out)?;
+        let leaves = self.map.blocks().div_ceil(FAN_OUT);
+        self.skip_to(writer, out, leaves)?;
+        self.tree.finish(writer, out)
+    }
 }

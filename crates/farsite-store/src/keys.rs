@@ -91,6 +91,7 @@ pub struct BlockSecret {
     secret: [u8; 32],
     block: [u8; 32],
     node: [u8; 32],
+    print: [u8; 32],
 }
 
 impl fmt::Debug for BlockSecret {
@@ -111,6 +112,7 @@ impl BlockSecret {
             secret,
             block: blake3::derive_key("farsite 2026 block ids v1", &secret),
             node: blake3::derive_key("farsite 2026 block-map node ids v1", &secret),
+            print: blake3::derive_key("farsite 2026 fingerprints v1", &secret),
         }
     }
     pub fn generate() -> (Self, SecretText) {
@@ -123,6 +125,10 @@ impl BlockSecret {
     }
     pub(crate) fn secret_bytes(&self) -> &[u8; 32] {
         &self.secret
+    }
+    /// The key of the fingerprints that stay on this host.
+    pub(crate) fn print_key(&self) -> &[u8; 32] {
+        &self.print
     }
     pub fn block_id(&self, bytes: &[u8]) -> BlobId {
         Hex(*blake3::keyed_hash(&self.block, bytes).as_bytes())

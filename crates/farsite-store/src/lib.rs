@@ -20,8 +20,10 @@ pub mod logs;
 pub mod manifest;
 pub mod map;
 pub mod pack;
+pub mod print;
 pub mod read;
 pub mod seal;
+pub mod shipped;
 pub mod signed;
 #[cfg(test)]
 mod worked_example;

@@ -1,28 +1,63 @@
-//! The agent's own copy of an item's last block map. The agent can seal and not open, so what it must compare with
-//! lies here, as a sparse file of fixed-size leaf records; a small JSON file beside it names the root. An agent that
-//! has lost these files sends the item once in full.
+//! The agent's own copy of an item's last block map, with a fingerprint of every block. The agent can seal and not open, so
+//! what it must compare with lies here. Two files: leaf records of one size, each in a slot of its own, and a small JSON
+//! file that names the root and says in which slot each leaf lies. A run writes changed leaves into slots that are free and
+//! keeps the others where they are, so its work follows the change and not the item's size.
+//!
+//! What must hold: until the JSON file is replaced, after the point's commit, the old map is untouched; what this disk
+//! lost is noticed and costs a copy. An agent that has lost these files sends the item once in full.
+
+mod writer;
 
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use farsite_model::{ItemId, RunId};
+use farsite_model::ItemId;
 use serde::{Deserialize, Serialize};
 
+pub use self::writer::LocalMapWriter;
 use crate::blob::{BlobRef, Location};
 use crate::hex::Hex;
 use crate::keys::HOLE;
-use crate::map::{Child, FAN_OUT, MapRoot};
+use crate::map::{Child, FAN_OUT, MapRoot, Node};
+use crate::print::{PRINT_BYTES, Print};
 
-/// One child: id 32, location 40.
-const CHILD_BYTES: usize = 32 + Location::BYTES;
-/// The leaf's own reference, then its children, then a hash of both: what this disk lost must not become part of a new
+/// A block or node that the store holds, as this host remembers it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Known {
+    pub blob: BlobRef,
+    /// How many patches must be applied to read it.
+    pub depth: u8,
+    /// Of a block: its fingerprint. Of a node: the beginning of the hash of its raw bytes.
+    pub print: Print,
+}
+
+/// `None` is a hole.
+pub type KnownChild = Option<Known>;
+
+/// One leaf: its own node, and its blocks.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Leaf {
+    pub node: Known,
+    pub blocks: Vec<KnownChild>,
+}
+
+/// The node that these children make.
+pub(crate) fn node_of(level: u8, children: &[KnownChild]) -> Node {
+    Node { level, children: children.iter().map(|child| -> Child { child.map(|c| c.blob) }).collect() }
+}
+
+/// id 32, location 40, depth 1, fingerprint 16.
+const CHILD_BYTES: usize = 32 + Location::BYTES + 1 + PRINT_BYTES;
+const HASH_BYTES: usize = 16;
+/// The leaf's own node, then its children, then a hash of both: what this disk lost must not become part of a new
 /// point.
 const RECORD_BYTES: u64 = (CHILD_BYTES as u64) * (1 + FAN_OUT) + HASH_BYTES as u64;
-const HASH_BYTES: usize = 16;
 /// Of the two files together; a map of another version costs a full copy.
-const VERSION: u32 = 2;
+const VERSION: u32 = 3;
+/// In the list of slots: the leaf is all holes.
+const NO_SLOT: u32 = u32::MAX;
 
 /// What the JSON file says.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -32,10 +67,12 @@ struct Meta {
     store: Hex<16>,
     item: ItemId,
     map: MapRoot,
-    /// Inner nodes of the tree: level, index within the level, reference.
-    inner: Vec<(u8, u64, BlobRef)>,
-    /// File name of the leaf records.
-    records: String,
+    /// What the source calls the version that this map describes, where it can tell what has changed since.
+    token: Option<String>,
+    /// Inner nodes of the tree: level, index within the level, node, depth, fingerprint.
+    inner: Vec<(u8, u64, BlobRef, u8, Hex<PRINT_BYTES>)>,
+    /// For each leaf the slot of its record.
+    slots: Vec<u32>,
 }
 
 impl Meta {
@@ -53,6 +90,14 @@ impl Meta {
         let meta: Self = serde_json::from_slice(json).ok()?;
         (blake3::hash(json).to_hex().as_bytes() == hash && meta.version == VERSION).then_some(meta)
     }
+    fn read(folder: &Path, item: &ItemId) -> io::Result<Option<Self>> {
+        match fs::read(meta_path(folder, item)) {
+            // A local map is a cache: one that cannot be read costs a full copy, nothing else.
+            Ok(text) => Ok(Self::parse(&text)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
 }
 
 fn record_hash(index: u64, bytes: &[u8]) -> [u8; HASH_BYTES] {
@@ -60,33 +105,30 @@ fn record_hash(index: u64, bytes: &[u8]) -> [u8; HASH_BYTES] {
     std::array::from_fn(|i| hash[i])
 }
 
-/// A finished local map.
-#[derive(Debug)]
-pub struct LocalMap {
-    file: File,
-    meta: Meta,
-}
-
-/// The leaf's reference and its children; `None` for a leaf that is all holes or was never written.
-pub type LeafRecord = Option<(BlobRef, Vec<Child>)>;
-
 /// The name that this item's files here begin with.
 pub fn stem(item: &ItemId) -> String {
     blake3::hash(item.as_str().as_bytes()).to_hex()[..32].to_owned()
+}
+fn meta_path(folder: &Path, item: &ItemId) -> std::path::PathBuf {
+    folder.join(format!("{}.json", stem(item)))
+}
+fn leaves_path(folder: &Path, item: &ItemId) -> std::path::PathBuf {
+    folder.join(format!("{}.leaves", stem(item)))
+}
+
+/// A finished local map.
+#[derive(Debug)]
+pub struct LocalMap {
+    leaves: File,
+    meta: Meta,
 }
 
 impl LocalMap {
     /// The item's last map, if there is one.
     pub fn open(folder: &Path, item: &ItemId) -> io::Result<Option<Self>> {
-        let text = match fs::read(folder.join(format!("{}.json", stem(item)))) {
-            Ok(text) => text,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(error),
-        };
-        // A local map is a cache: one that cannot be read costs a full copy, nothing else.
-        let Some(meta) = Meta::parse(&text) else { return Ok(None) };
-        match File::open(folder.join(&meta.records)) {
-            Ok(file) => Ok(Some(Self { file, meta })),
+        let Some(meta) = Meta::read(folder, item)? else { return Ok(None) };
+        match File::open(leaves_path(folder, item)) {
+            Ok(leaves) => Ok(Some(Self { leaves, meta })),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(error),
         }
@@ -94,39 +136,34 @@ impl LocalMap {
 
     /// Forgets an item, as when its source has deleted it.
     pub fn remove(folder: &Path, item: &ItemId) -> io::Result<()> {
-        let path = folder.join(format!("{}.json", stem(item)));
-        let records = fs::read(&path).ok().and_then(|text| Meta::parse(&text));
-        match fs::remove_file(&path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
-        if let Some(meta) = records {
-            let _ = fs::remove_file(folder.join(meta.records));
+        for path in [meta_path(folder, item), leaves_path(folder, item)] {
+            match fs::remove_file(path) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
         }
         Ok(())
     }
 
-    /// Removes the records that killed runs left behind. No run may be under way.
+    /// Removes what killed runs left behind, and the files of other versions. No run may be under way.
     pub fn sweep(folder: &Path) -> io::Result<()> {
         let entries = match fs::read_dir(folder) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
             entries => entries?,
         };
-        let mut records = Vec::new();
+        let mut others = Vec::new();
         let mut used = std::collections::HashSet::new();
         for entry in entries {
             let path = entry?.path();
-            let name = path.file_name().and_then(|n| n.to_str()).unwrap_or_default().to_owned();
-            if path.extension().is_some_and(|e| e == "json") {
-                if let Some(meta) = Meta::parse(&fs::read(&path)?) {
-                    used.insert(meta.records);
+            match path.extension().and_then(|e| e.to_str()) {
+                Some("json") if Meta::parse(&fs::read(&path)?).is_some() => {
+                    used.insert(path.with_extension("leaves"));
                 }
-            } else {
-                records.push((name, path));
+                _ => others.push(path),
             }
         }
-        for (name, path) in records {
-            if !used.contains(&name) {
+        for path in others {
+            if !used.contains(&path) {
                 fs::remove_file(path)?;
             }
         }
@@ -140,111 +177,93 @@ impl LocalMap {
     pub fn store(&self) -> &Hex<16> {
         &self.meta.store
     }
+    /// What the source calls the version that the map describes.
+    pub fn token(&self) -> Option<&str> {
+        self.meta.token.as_deref()
+    }
 
-    pub fn leaf(&self, index: u64) -> io::Result<LeafRecord> {
+    /// The slot of a leaf; none for one that is all holes.
+    fn slot(&self, index: u64) -> Option<u32> {
+        let slot = usize::try_from(index).ok().and_then(|i| self.meta.slots.get(i).copied())?;
+        (slot != NO_SLOT).then_some(slot)
+    }
+    pub(crate) fn has_leaf(&self, index: u64) -> bool {
+        self.slot(index).is_some()
+    }
+
+    /// A leaf; `None` for one that is all holes, or that this disk has lost.
+    pub fn leaf(&self, index: u64) -> io::Result<Option<Leaf>> {
+        let Some(slot) = self.slot(index) else { return Ok(None) };
         let mut bytes = vec![0; RECORD_BYTES as usize];
-        match self.file.read_exact_at(&mut bytes, index * RECORD_BYTES) {
+        match self.leaves.read_exact_at(&mut bytes, u64::from(slot) * RECORD_BYTES) {
             Ok(()) => {}
-            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => bytes.fill(0),
             Err(error) => return Err(error),
         }
         let (bytes, hash) = bytes.split_at(bytes.len() - HASH_BYTES);
         if hash != record_hash(index, bytes) {
-            // A leaf that was all holes was never written; anything else is a disk that lost something, and costs
-            // sending the leaf again.
-            if bytes.iter().any(|b| *b != 0) {
-                tracing::warn!(item = %self.meta.item, leaf = index, "the local block map is damaged here; the leaf is sent again");
-            }
+            tracing::warn!(item = %self.meta.item, leaf = index, "the local block map is damaged here; the leaf is sent again");
             return Ok(None);
         }
         let mut children = bytes.chunks_exact(CHILD_BYTES).map(child_from_bytes);
-        Ok(children.next().flatten().map(|leaf| (leaf, children.collect())))
+        let Some(node) = children.next().flatten() else { return Ok(None) };
+        let count = self.meta.map.children_at(0, index) as usize;
+        Ok(Some(Leaf { node, blocks: children.take(count).collect() }))
     }
 
-    pub fn inner(&self, level: u8, index: u64) -> Option<BlobRef> {
-        self.meta.inner.iter().find(|(l, i, _)| (*l, *i) == (level, index)).map(|(_, _, node)| *node)
+    /// The own node of a leaf, without its blocks. It is as good as the leaf's record, which nobody checks here: whoever
+    /// puts it into a node has compared the whole.
+    fn leaf_node(&self, index: u64) -> io::Result<KnownChild> {
+        let Some(slot) = self.slot(index) else { return Ok(None) };
+        let mut bytes = [0; CHILD_BYTES];
+        self.leaves.read_exact_at(&mut bytes, u64::from(slot) * RECORD_BYTES)?;
+        Ok(child_from_bytes(&bytes))
+    }
+
+    /// An inner node, or a leaf's.
+    pub(crate) fn node(&self, level: u8, index: u64) -> io::Result<KnownChild> {
+        if level == 0 {
+            return self.leaf_node(index);
+        }
+        let found = self.meta.inner.iter().find(|(l, i, ..)| (*l, *i) == (level, index));
+        Ok(found.map(|(_, _, blob, depth, print)| Known { blob: *blob, depth: *depth, print: print.0 }))
+    }
+
+    /// The children of an inner node, when together they are what the node's fingerprint says.
+    pub(crate) fn children(&self, level: u8, index: u64) -> io::Result<Option<(Known, Vec<KnownChild>)>> {
+        let Some(node) = self.node(level, index)? else { return Ok(None) };
+        let count = self.meta.map.children_at(level, index);
+        let children = (0..count)
+            .map(|i| self.node(level - 1, index * FAN_OUT + i))
+            .collect::<io::Result<Vec<KnownChild>>>()?;
+        Ok((raw_print(&node_of(level, &children)) == node.print).then_some((node, children)))
     }
 }
 
-fn child_from_bytes(bytes: &[u8]) -> Child {
+/// By what a node's raw bytes are recognised on this host.
+pub(crate) fn raw_print(node: &Node) -> Print {
+    let hash = *blake3::hash(&node.raw(&node.logical())).as_bytes();
+    std::array::from_fn(|i| hash[i])
+}
+
+fn child_from_bytes(bytes: &[u8]) -> KnownChild {
     let id = Hex(bytes[..32].try_into().expect("32 bytes"));
-    if id == HOLE { None } else { Location::from_bytes(&bytes[32..]).map(|at| BlobRef { id, at }) }
+    if id == HOLE {
+        return None;
+    }
+    let at = Location::from_bytes(&bytes[32..])?;
+    let print = bytes[CHILD_BYTES - PRINT_BYTES..].try_into().expect("16 bytes");
+    Some(Known { blob: BlobRef { id, at }, depth: bytes[32 + Location::BYTES], print })
 }
 
-/// A map being written by a run; it takes the old one's place only when [`LocalMapWriter::commit`] is called after the
-/// point's ledger entry exists.
-#[derive(Debug)]
-pub struct LocalMapWriter {
-    folder: PathBuf,
-    item: ItemId,
-    records: String,
-    file: File,
-    inner: Vec<(u8, u64, BlobRef)>,
-    map: Option<(MapRoot, Hex<16>)>,
-}
-
-impl LocalMapWriter {
-    pub fn create(folder: &Path, item: &ItemId, run: RunId) -> io::Result<Self> {
-        fs::create_dir_all(folder)?;
-        let records = format!("{}.{run}", stem(item));
-        let file = File::options().write(true).create(true).truncate(true).open(folder.join(&records))?;
-        Ok(Self {
-            folder: folder.to_owned(),
-            item: item.clone(),
-            records,
-            file,
-            inner: Vec::new(),
-            map: None,
-        })
-    }
-
-    pub(crate) fn leaf(&mut self, index: u64, leaf: BlobRef, children: &[Child]) -> io::Result<()> {
-        let mut bytes = Vec::with_capacity(RECORD_BYTES as usize);
-        for child in std::iter::once(Some(leaf)).chain(children.iter().copied()) {
-            match child {
-                Some(child) => {
-                    bytes.extend_from_slice(&child.id.0);
-                    bytes.extend_from_slice(&child.at.to_bytes());
-                }
-                None => bytes.extend_from_slice(&[0; CHILD_BYTES]),
-            }
+fn push_child(bytes: &mut Vec<u8>, child: &KnownChild) {
+    match child {
+        Some(child) => {
+            bytes.extend_from_slice(&child.blob.id.0);
+            bytes.extend_from_slice(&child.blob.at.to_bytes());
+            bytes.push(child.depth);
+            bytes.extend_from_slice(&child.print);
         }
-        bytes.resize(RECORD_BYTES as usize - HASH_BYTES, 0);
-        bytes.extend_from_slice(&record_hash(index, &bytes));
-        self.file.write_all_at(&bytes, index * RECORD_BYTES)
-    }
-
-    pub(crate) fn inner(&mut self, level: u8, index: u64, node: BlobRef) {
-        self.inner.push((level, index, node));
-    }
-    pub(crate) fn finish(&mut self, map: MapRoot, store: Hex<16>) {
-        self.map = Some((map, store));
-    }
-
-    /// Makes this the item's last map. Call it only once the point is committed.
-    pub fn commit(self) -> io::Result<()> {
-        let Some((map, store)) = self.map else {
-            return Err(io::Error::other("the item was not read to its end"));
-        };
-        self.file.sync_data()?;
-        let path = self.folder.join(format!("{}.json", stem(&self.item)));
-        let old = fs::read(&path).ok().and_then(|text| Meta::parse(&text));
-        let (version, item, inner, records) = (VERSION, self.item, self.inner, self.records);
-        let meta = Meta { version, store, item, map, inner, records };
-        let temporary = path.with_extension("json.new");
-        fs::write(&temporary, meta.to_bytes().map_err(io::Error::other)?)?;
-        File::open(&temporary)?.sync_all()?;
-        fs::rename(&temporary, &path)?;
-        if let Some(old) = old
-            && old.records != meta.records
-        {
-            let _ = fs::remove_file(self.folder.join(old.records));
-        }
-        Ok(())
-    }
-
-    /// Forgets this map; the old one stays.
-    pub fn discard(self) {
-        let _ = fs::remove_file(self.folder.join(&self.records));
+        None => bytes.extend_from_slice(&[0; CHILD_BYTES]),
     }
 }

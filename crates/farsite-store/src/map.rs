@@ -42,17 +42,17 @@ impl Node {
         bytes
     }
 
-    /// The raw bytes of the node's blob, given its logical part.
+    /// The raw bytes of the node's blob, given its logical part. They follow from the children alone. The table is in order
+    /// of pack ids, and those grow with time: what a run adds stands at its end, so the next version of a node differs
+    /// from this one only where its children do.
     pub fn raw(&self, logical: &[u8]) -> Vec<u8> {
-        let mut table: Vec<(Hex<16>, Hex<16>)> = Vec::new();
-        let mut places = Vec::new();
+        let mut table: Vec<(Hex<16>, Hex<16>)> =
+            self.children.iter().flatten().map(|child| (child.at.pack, child.at.key)).collect();
+        table.sort_unstable();
+        table.dedup();
+        let mut places = Vec::with_capacity(self.children.len() * 10);
         for child in self.children.iter().flatten() {
-            let entry = (child.at.pack, child.at.key);
-            // Neighbours mostly lie in the same pack: look at the newest entries first.
-            let index = table.iter().rposition(|e| *e == entry).unwrap_or_else(|| {
-                table.push(entry);
-                table.len() - 1
-            });
+            let index = table.binary_search(&(child.at.pack, child.at.key)).unwrap_or_default();
             places.extend_from_slice(&(index as u16).to_le_bytes());
             places.extend_from_slice(&child.at.offset.to_le_bytes());
             places.extend_from_slice(&child.at.len.to_le_bytes());

@@ -17,8 +17,16 @@ use crate::hex::Hex;
 use crate::keys::BlobId;
 use crate::seal::{BlobKind, ContentKey, ContentKeyId, Sealer};
 
-/// Random, so that locations are known while the pack is still being filled.
+/// Drawn before the first blob, so that locations are known while the pack is still being filled: six bytes of time
+/// (milliseconds since 1970, big-endian) and ten random ones. Nothing depends on the time; it keeps ids in order.
 pub type PackId = Hex<16>;
+
+fn new_id() -> PackId {
+    let mut id = PackId::random();
+    let since_1970 = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    id.0[..6].copy_from_slice(&(since_1970.as_millis() as u64).to_be_bytes()[2..]);
+    id
+}
 
 const MAGIC: &[u8; 8] = b"FARSPACK";
 const VERSION: u32 = 1;
@@ -29,7 +37,8 @@ const INDEX_ENTRY_BYTES: usize = 1 + 32 + 4 + 4;
 /// The pack's key in the store.
 pub fn object_key(id: &PackId) -> String {
     let text = id.to_string();
-    format!("packs/{}/{text}", &text[..2])
+    // The last digits are random: packs are spread over the folders.
+    format!("packs/{}/{text}", &text[30..])
 }
 
 /// One line of a pack's index.
@@ -59,7 +68,7 @@ pub struct FinishedPack {
 
 impl PackBuilder {
     pub fn new(key: ContentKeyId, target_bytes: usize) -> Self {
-        Self::with_id(PackId::random(), key, target_bytes)
+        Self::with_id(new_id(), key, target_bytes)
     }
 
     pub(crate) fn with_id(id: PackId, key: ContentKeyId, target_bytes: usize) -> Self {

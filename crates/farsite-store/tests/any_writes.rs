@@ -7,9 +7,10 @@ use std::sync::Arc;
 use common::{World, noise};
 use farsite_model::content::ReadAt;
 use farsite_model::{ItemId, ItemKind, RunId};
-use farsite_store::ingest::{IngestOptions, RunWriter};
+use farsite_store::ingest::{IngestOptions, Input, RunWriter};
 use farsite_store::local_map::{LocalMap, LocalMapWriter};
 use farsite_store::map::MapRoot;
+use farsite_store::shipped::Shipped;
 use proptest::prelude::*;
 
 const BLOCK: u64 = 4096;
@@ -91,6 +92,40 @@ impl ReadAt for Holey {
 }
 
 async fn replicate(world: &World, run: u64, content: Vec<u8>, small: bool) -> MapRoot {
+    replicate_since(world, run, content, small, None).await
+}
+
+/// How a run learns of changes: it reads all, or its source tells it and still has the version before.
+struct Told {
+    before: Vec<u8>,
+    /// What a source may say without need.
+    more: Vec<std::ops::Range<u64>>,
+    /// It can be read as well.
+    readable: bool,
+}
+
+impl Told {
+    /// Every page of 512 bytes that differs, as a device would tell it, in no order, with overlaps.
+    fn extents(&self, now: &[u8]) -> Vec<std::ops::Range<u64>> {
+        let page =
+            |bytes: &[u8], i: usize| bytes.get(i * 512..bytes.len().min(i * 512 + 512)).map(<[u8]>::to_vec);
+        let mut said = self.more.clone();
+        for i in (0..now.len().div_ceil(512)).rev() {
+            if page(now, i) != page(&self.before, i) {
+                said.push(i as u64 * 512..(i as u64 + 1) * 512);
+            }
+        }
+        said
+    }
+}
+
+async fn replicate_since(
+    world: &World,
+    run: u64,
+    content: Vec<u8>,
+    small: bool,
+    told: Option<Told>,
+) -> MapRoot {
     let item = ItemId::new(ItemKind::Volume, "v");
     // Limits so small that packs are cut, the queue fills, and the run forgets what it has sent.
     let options = IngestOptions {
@@ -98,25 +133,39 @@ async fn replicate(world: &World, run: u64, content: Vec<u8>, small: bool) -> Ma
         uploads: 2,
         batch_bytes: if small { 4096 } else { 1 << 20 },
         known_blocks: if small { 3 } else { 10_000 },
-        level: 1,
+        levels: (1, 1),
     };
     let mut writer: RunWriter = world.writer(run, options).await;
     let previous = LocalMap::open(&world.maps(), &item).unwrap();
-    let mut out = LocalMapWriter::create(&world.maps(), &item, RunId::from_random(run)).unwrap();
-    let content: Arc<dyn ReadAt> = Arc::new(Holey(content));
-    let map = writer.ingest("v", &content, BLOCK as u32, previous.as_ref(), &mut out).unwrap();
+    let mut out = LocalMapWriter::create(&world.maps(), &item).unwrap();
+    let extents = told.as_ref().map(|told| told.extents(&content));
+    let before = told.filter(|told| told.readable).map(|told| Holey(told.before));
+    // Room for a few blocks only, so that some are there and others are not.
+    let shipped =
+        Shipped::open(&world.dir.path().join("shipped"), if small { 5 << 20 } else { 64 << 20 }).unwrap();
+    let copies = shipped.item(&item, BLOCK as u32).unwrap();
+    let content = Holey(content);
+    let input = Input {
+        previous: previous.as_ref(),
+        changed: extents.as_deref(),
+        before: before.as_ref().map(|before| -> &dyn ReadAt { before }),
+        copies: Some(&copies),
+        ..Input::first("v", &content, BLOCK as u32)
+    };
+    let map = writer.ingest(&input, &mut out).unwrap();
     writer.flush().await.unwrap();
     out.commit().unwrap();
     map
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
     #[test]
     fn any_writes_through_several_runs_restore_each_point_exactly(
         first in 0u64..160_000,
         runs in prop::collection::vec(prop::collection::vec(write(), 0..6), 1..5),
         small in any::<bool>(),
+        tells in prop::collection::vec((any::<bool>(), any::<bool>(), 0u64..160_000, 0u64..20_000), 5),
     ) {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
         runtime.block_on(async {
@@ -124,10 +173,14 @@ proptest! {
             let mut volume = vec![0; first as usize];
             let mut points = Vec::new();
             for (run, writes) in runs.iter().enumerate() {
+                let before = volume.clone();
                 for write in writes {
                     apply(&mut volume, write);
                 }
-                let map = replicate(&world, run as u64, volume.clone(), small).await;
+                let (tells, readable, from, length) = tells[run];
+                let told = Told { before, more: std::iter::once(from..from + length).collect(), readable };
+                let told = Some(told).filter(|_| tells && run > 0);
+                let map = replicate_since(&world, run as u64, volume.clone(), small, told).await;
                 points.push((map, volume.clone()));
             }
             // Every point, not only the last: a later run must not have touched what an earlier one needs.
@@ -148,7 +201,7 @@ async fn a_local_map_that_lost_bytes_costs_a_copy_and_spoils_no_point() {
         common::objects(&world.maps()).into_iter().find(|p| p.extension().unwrap() != "json").unwrap();
     let mut bytes = std::fs::read(&records).unwrap();
     // In the location of a block: nothing but its hash tells that it is wrong.
-    bytes[72 + 32 + 3] ^= 1;
+    bytes[89 + 32 + 3] ^= 1;
     std::fs::write(&records, bytes).unwrap();
     let map = replicate(&world, 2, content.clone(), false).await;
     assert!(world.reader().read_small(&map, 1 << 20).await.unwrap() == content);
@@ -194,10 +247,10 @@ impl ReadAt for Confused {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_source_that_tells_nonsense_about_its_holes_fails_and_its_data_is_not_taken_for_a_hole() {
     let world = World::in_folder().await;
-    let mut writer = world.writer(1, IngestOptions::within(64 << 20)).await;
+    let mut writer = world.writer(1, IngestOptions::within(64 << 20, (3, 3))).await;
     let item = ItemId::new(ItemKind::Volume, "v");
-    let mut out = LocalMapWriter::create(&world.maps(), &item, RunId::from_random(1)).unwrap();
+    let mut out = LocalMapWriter::create(&world.maps(), &item).unwrap();
     let content: Arc<dyn ReadAt> = Arc::new(Confused);
-    let error = writer.ingest("v", &content, 65_536, None, &mut out).unwrap_err().to_string();
+    let error = writer.ingest(&Input::first("v", &*content, 65_536), &mut out).unwrap_err().to_string();
     assert!(error.contains("its source said"), "{error}");
 }

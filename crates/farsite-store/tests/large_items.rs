@@ -9,8 +9,8 @@ use std::sync::{Arc, Mutex};
 
 use common::{World, noise};
 use farsite_model::content::{ReadAt, WriteAt};
-use farsite_model::{ItemId, ItemKind, RunId};
-use farsite_store::ingest::IngestOptions;
+use farsite_model::{ItemId, ItemKind};
+use farsite_store::ingest::{IngestOptions, Input};
 use farsite_store::local_map::{LocalMap, LocalMapWriter};
 use farsite_store::map::FAN_OUT;
 use farsite_store::read::ReadStats;
@@ -73,13 +73,15 @@ async fn a_tree_of_three_levels_is_restored_and_an_unchanged_one_ships_nothing()
     let world = World::in_folder().await;
     let item = ItemId::new(ItemKind::Volume, "v");
     for (run, seed) in [(1, 1), (2, 1), (3, 50)] {
-        let mut writer = world.writer(run, IngestOptions::within(64 << 20)).await;
+        let mut writer = world.writer(run, IngestOptions::within(64 << 20, (3, 3))).await;
         let previous = LocalMap::open(&world.maps(), &item).unwrap();
-        let mut out = LocalMapWriter::create(&world.maps(), &item, RunId::from_random(run)).unwrap();
+        let mut out = LocalMapWriter::create(&world.maps(), &item).unwrap();
         let content = Sparse::new(seed);
         let expected = content.0.clone();
         let content: Arc<dyn ReadAt> = Arc::new(content);
-        let map = writer.ingest("v", &content, BLOCK as u32, previous.as_ref(), &mut out).unwrap();
+        let map = writer
+            .ingest(&Input::first("v", &*content, BLOCK as u32).since(previous.as_ref()), &mut out)
+            .unwrap();
         writer.flush().await.unwrap();
         out.commit().unwrap();
         assert_eq!(map.root_level(), 2);

@@ -8,8 +8,8 @@ use std::sync::Arc;
 
 use common::{World, noise};
 use farsite_model::content::{ReadAt, WriteAt};
-use farsite_model::{ItemId, ItemKind, RunId};
-use farsite_store::ingest::IngestOptions;
+use farsite_model::{ItemId, ItemKind};
+use farsite_store::ingest::{IngestOptions, Input};
 use farsite_store::local_map::LocalMapWriter;
 use farsite_store::read::ReadStats;
 
@@ -70,11 +70,11 @@ fn peak_bytes() -> u64 {
 /// Replicates and restores; prints the peak of this process.
 async fn measure() {
     let world = World::in_folder().await;
-    let mut writer = world.writer(1, IngestOptions::within(64 << 20)).await;
+    let mut writer = world.writer(1, IngestOptions::within(64 << 20, (3, 3))).await;
     let item = ItemId::new(ItemKind::Volume, "v");
-    let mut out = LocalMapWriter::create(&world.maps(), &item, RunId::from_random(1)).unwrap();
+    let mut out = LocalMapWriter::create(&world.maps(), &item).unwrap();
     let content: Arc<dyn ReadAt> = Arc::new(Large { pattern: noise(0, 4096) });
-    let map = writer.ingest("v", &content, 65_536, None, &mut out).unwrap();
+    let map = writer.ingest(&Input::first("v", &*content, 65_536), &mut out).unwrap();
     writer.flush().await.unwrap();
     out.commit().unwrap();
     let shipped = writer.stats.shipped_bytes.load(std::sync::atomic::Ordering::Relaxed);

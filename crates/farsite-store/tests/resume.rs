@@ -10,7 +10,7 @@ use common::faulty::Fate;
 use common::{World, group, noise, site};
 use farsite_model::content::{InMemory, ReadAt};
 use farsite_model::{ItemId, ItemKind, RunId};
-use farsite_store::ingest::{IngestOptions, RunWriter};
+use farsite_store::ingest::{IngestOptions, Input, RunWriter};
 use farsite_store::local_map::LocalMapWriter;
 use farsite_store::map::MapRoot;
 use farsite_store::seal::Sealer;
@@ -23,14 +23,14 @@ async fn attempt(world: &World, store: &Store, content: &[u8]) -> (u64, Result<M
     let run = RunId::from_random(1);
     let sealer = Sealer::begin(store, &world.source, &site("north"), &group(), run).await.unwrap();
     // Three blocks fill a pack; the node that names all six lies behind the last of them.
-    let options = IngestOptions { pack_bytes: 4 * BLOCK, ..IngestOptions::within(64 << 20) };
+    let options = IngestOptions { pack_bytes: 4 * BLOCK, ..IngestOptions::within(64 << 20, (3, 3)) };
     let log = world.dir.path().join("resume");
     let mut writer =
         RunWriter::begin(store, sealer, world.secret.clone(), options, &log, Arc::default()).unwrap();
     let item = ItemId::new(ItemKind::Volume, "v");
-    let mut out = LocalMapWriter::create(&world.maps(), &item, run).unwrap();
+    let mut out = LocalMapWriter::create(&world.maps(), &item).unwrap();
     let content: Arc<dyn ReadAt> = Arc::new(InMemory(content.to_vec()));
-    let map = writer.ingest("v", &content, BLOCK as u32, None, &mut out);
+    let map = writer.ingest(&Input::first("v", &*content, BLOCK as u32), &mut out);
     let result = match map {
         Ok(map) => writer.flush().await.map(|()| map),
         Err(error) => Err(error),

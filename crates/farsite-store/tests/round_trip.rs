@@ -7,7 +7,7 @@ use std::sync::Arc;
 use common::{World, noise};
 use farsite_model::{ItemId, ItemKind};
 use farsite_store::StoreError;
-use farsite_store::ingest::IngestOptions;
+use farsite_store::ingest::{IngestOptions, Input};
 use farsite_store::read::ReadStats;
 
 fn item() -> ItemId {
@@ -32,16 +32,11 @@ async fn a_tree_of_several_levels_survives_the_round_trip() {
     // 4 KiB blocks: one leaf spans 4 MiB, so 9 MiB take three leaves and a node above them.
     let mut content = noise(1, 9 << 20);
     content[(4 << 20)..(8 << 20)].fill(0);
-    let mut writer = world.writer(1, IngestOptions::within(64 << 20)).await;
-    let mut out = farsite_store::local_map::LocalMapWriter::create(
-        &world.maps(),
-        &item(),
-        farsite_model::RunId::from_random(1),
-    )
-    .unwrap();
+    let mut writer = world.writer(1, IngestOptions::within(64 << 20, (3, 3))).await;
+    let mut out = farsite_store::local_map::LocalMapWriter::create(&world.maps(), &item()).unwrap();
     let source: Arc<dyn farsite_model::content::ReadAt> =
         Arc::new(farsite_model::content::InMemory(content.clone()));
-    let map = writer.ingest("v", &source, 4096, None, &mut out).unwrap();
+    let map = writer.ingest(&Input::first("v", &*source, 4096), &mut out).unwrap();
     writer.flush().await.unwrap();
     assert_eq!(map.root_level(), 1);
     assert_eq!(world.reader().read_small(&map, 16 << 20).await.unwrap(), content);
@@ -74,20 +69,19 @@ async fn zeros_cost_nothing() {
 async fn complete_packs_are_not_sent_again_after_a_crash() {
     let world = World::in_folder().await;
     let content = noise(3, 40 << 20);
-    let options = IngestOptions { pack_bytes: 4 << 20, ..IngestOptions::within(64 << 20) };
+    let options = IngestOptions { pack_bytes: 4 << 20, ..IngestOptions::within(64 << 20, (3, 3)) };
     let source: Arc<dyn farsite_model::content::ReadAt> =
         Arc::new(farsite_model::content::InMemory(content.clone()));
-    let run = farsite_model::RunId::from_random(9);
     {
         // The process dies without a flush, a commit or a local map.
         let mut writer = world.writer(9, options).await;
-        let mut out = farsite_store::local_map::LocalMapWriter::create(&world.maps(), &item(), run).unwrap();
-        writer.ingest("v", &source, 65_536, None, &mut out).unwrap();
+        let mut out = farsite_store::local_map::LocalMapWriter::create(&world.maps(), &item()).unwrap();
+        writer.ingest(&Input::first("v", &*source, 65_536), &mut out).unwrap();
     }
     tokio::time::sleep(std::time::Duration::from_millis(300)).await;
     let mut writer = world.writer(9, options).await;
-    let mut out = farsite_store::local_map::LocalMapWriter::create(&world.maps(), &item(), run).unwrap();
-    let map = writer.ingest("v", &source, 65_536, None, &mut out).unwrap();
+    let mut out = farsite_store::local_map::LocalMapWriter::create(&world.maps(), &item()).unwrap();
+    let map = writer.ingest(&Input::first("v", &*source, 65_536), &mut out).unwrap();
     writer.flush().await.unwrap();
     let shipped = writer.stats.shipped_bytes.load(std::sync::atomic::Ordering::Relaxed);
     assert!(shipped < 10 << 20, "only what was not durable is sent again: {shipped}");

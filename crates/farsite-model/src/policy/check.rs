@@ -12,6 +12,7 @@ use crate::{GroupName, ItemKind};
 const BLOCK_SIZES: std::ops::RangeInclusive<u64> = 4 << 10..=4 << 20;
 const DEFAULT_BLOCK_SIZE: ByteSize = ByteSize(64 << 10);
 const DEFAULT_MEMORY: ByteSize = ByteSize(256 << 20);
+const DEFAULT_CACHE: ByteSize = ByteSize(4 << 30);
 /// A run holds blocks that are being read, compressed and sent at once; fewer than these leave it no work to
 /// overlap.
 const LEAST_BLOCKS_IN_MEMORY: u64 = 16;
@@ -92,6 +93,8 @@ pub(super) fn check(source: Source<'_>, file: PolicyFile) -> Result<Policy, Yaml
         alerts: Alerts { webhook, mail: file.alerts.mail.0 },
         block_size,
         memory,
+        cache: file.cache.map_or(DEFAULT_CACHE, |cache| cache.value),
+        compression: file.compression,
         schedule,
         warnings,
     })

@@ -8,7 +8,7 @@ use serde::{Deserialize, Deserializer};
 
 use super::hooks::GroupHooks;
 use super::items::Item;
-use super::{Keep, Retention};
+use super::{Compression, Keep, Retention};
 use crate::quantity::{ByteSize, Rate, Span};
 use crate::yaml::At;
 use crate::{GroupName, Level, SiteName};
@@ -54,6 +54,13 @@ pub(super) struct PolicyFile {
     /// The most memory that a run takes; 256MiB where it is not given.
     #[serde(default)]
     pub(super) memory: Option<At<ByteSize>>,
+    /// Room in the state folder for copies of the blocks that were shipped last, so that a change to one of them is sent
+    /// as a patch; 4GiB where it is not given, 0 for none. Sources that keep snapshots need none of it.
+    #[serde(default)]
+    pub(super) cache: Option<At<ByteSize>>,
+    /// `auto` presses harder when the line is slow and lighter when the processor is; 1 to 19 is always that level of zstd.
+    #[serde(default)]
+    pub(super) compression: Compression,
 }
 
 /// Which points are kept. A point is kept when any of these keeps it.

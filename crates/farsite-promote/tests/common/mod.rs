@@ -18,7 +18,7 @@ use farsite_store::Store;
 use farsite_store::backend::SharedBackend;
 use farsite_store::backend::folder::Folder;
 use farsite_store::format::Format;
-use farsite_store::ingest::{IngestOptions, RunWriter};
+use farsite_store::ingest::{IngestOptions, Input, RunWriter};
 use farsite_store::keys::{self, BlockSecret, KeyRole, Role, Signer};
 use farsite_store::ledger::{Committed, GroupState, Ledger, Statement};
 use farsite_store::local_map::LocalMapWriter;
@@ -186,15 +186,15 @@ impl World {
             &self.store,
             sealer,
             self.secret.clone(),
-            IngestOptions::within(64 << 20),
+            IngestOptions::within(64 << 20, (3, 3)),
             &self.dir.path().join(format!("resume-{run}")),
             Arc::new(AtomicBool::new(false)),
         )
         .unwrap();
         let mut put = |item: &ItemId, content: Arc<dyn ReadAt>| -> MapRoot {
             let maps = self.dir.path().join("maps");
-            let mut out = LocalMapWriter::create(&maps, item, run).unwrap();
-            let map = writer.ingest(item.as_str(), &content, 65536, None, &mut out).unwrap();
+            let mut out = LocalMapWriter::create(&maps, item).unwrap();
+            let map = writer.ingest(&Input::first(item.as_str(), &*content, 65536), &mut out).unwrap();
             out.commit().unwrap();
             map
         };

@@ -1,7 +1,6 @@
 //! Finished packs go to the store, a few at a time; what is durable is noted in the run's resume log, so that an
 //! interrupted run does not send it again. What the log says is believed only as far as its hashes hold.
 
-use std::collections::HashMap;
 use std::fs::{File, OpenOptions};
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
@@ -13,6 +12,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 
 use super::RunStats;
+use super::blocks::Places;
 use crate::backend::create_or_recognise;
 use crate::blob::Location;
 use crate::hex::Hex;
@@ -28,8 +28,8 @@ struct ShippedPack {
     store: Hex<16>,
     pack: PackId,
     key: ContentKeyId,
-    /// Its blocks; not its nodes.
-    blobs: Vec<(BlobId, u32, u32)>,
+    /// Its blocks; not its nodes: id, offset, length, how many patches deep.
+    blobs: Vec<(BlobId, u32, u32, u8)>,
 }
 
 impl ShippedPack {
@@ -53,7 +53,8 @@ impl ShippedPack {
 }
 
 pub(super) enum Upload {
-    Pack(FinishedPack),
+    /// A pack, and how many patches deep each of its blocks is.
+    Pack(FinishedPack, Vec<u8>),
     Barrier(oneshot::Sender<()>),
 }
 
@@ -91,9 +92,9 @@ pub(super) async fn upload_packs(
         };
         match upload {
             None => break Ok(()),
-            Some(Upload::Pack(pack)) => {
+            Some(Upload::Pack(pack, depths)) => {
                 let (store, stats) = (store.clone(), stats.clone());
-                running.spawn(upload_pack(store, pack, stats));
+                running.spawn(upload_pack(store, pack, depths, stats));
             }
             Some(Upload::Barrier(done)) => {
                 let mut all = Ok(true);
@@ -120,6 +121,7 @@ pub(super) async fn upload_packs(
 async fn upload_pack(
     store: Store,
     pack: FinishedPack,
+    depths: Vec<u8>,
     stats: Arc<RunStats>,
 ) -> Result<ShippedPack, StoreError> {
     let (key, bytes) = (object_key(&pack.id), pack.bytes.len() as u64);
@@ -130,16 +132,12 @@ async fn upload_pack(
     stats.packs.fetch_add(1, Ordering::Relaxed);
     // Blocks only: a node names the packs of its blocks, and one of those may never have arrived.
     let blocks = pack.index.iter().filter(|e| e.kind == BlobKind::Block as u8);
-    let blobs = blocks.map(|e| (e.id, e.offset, e.len)).collect();
+    let blobs = blocks.zip(depths).map(|(e, depth)| (e.id, e.offset, e.len, depth)).collect();
     Ok(ShippedPack { store: store.format.store, pack: pack.id, key: pack.key, blobs })
 }
 
-pub(super) fn open_resume_log(
-    path: &Path,
-    limit: usize,
-    store: &Hex<16>,
-) -> std::io::Result<(HashMap<BlobId, Location>, File)> {
-    let mut known = HashMap::new();
+pub(super) fn open_resume_log(path: &Path, limit: usize, store: &Hex<16>) -> std::io::Result<(Places, File)> {
+    let mut known = Places::new();
     if let Some(parent) = path.parent() {
         std::fs::create_dir_all(parent)?;
     }
@@ -151,9 +149,9 @@ pub(super) fn open_resume_log(
         // The last line may have been cut by a crash: that pack is sent again.
         let Some(shipped) = ShippedPack::from_line(&line) else { break };
         whole_bytes += line.len() as u64;
-        for (id, offset, len) in shipped.blobs.into_iter().filter(|_| shipped.store == *store) {
+        for (id, offset, len, depth) in shipped.blobs.into_iter().filter(|_| shipped.store == *store) {
             if known.len() < limit {
-                known.insert(id, Location { pack: shipped.pack, key: shipped.key, offset, len });
+                known.insert(id, (Location { pack: shipped.pack, key: shipped.key, offset, len }, depth));
             }
         }
         line.clear();

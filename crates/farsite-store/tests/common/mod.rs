@@ -17,7 +17,7 @@ use farsite_store::backend::SharedBackend;
 use farsite_store::backend::folder::Folder;
 use farsite_store::format::Format;
 use farsite_store::hex::Hex;
-use farsite_store::ingest::{IngestOptions, RunWriter};
+use farsite_store::ingest::{IngestOptions, Input, RunWriter};
 use farsite_store::keys::{self, BlockSecret, KeyRole, Role, SecretText, Signer};
 use farsite_store::ledger::{Committed, CommittedPoint, Ledger, Statement};
 use farsite_store::local_map::{LocalMap, LocalMapWriter};
@@ -185,11 +185,13 @@ impl World {
 
     /// One run over one item; returns the root, shipped bytes and changed bytes.
     pub async fn replicate(&self, run: u64, item: &ItemId, content: Vec<u8>) -> (MapRoot, u64, u64) {
-        let mut writer = self.writer(run, IngestOptions::within(64 << 20)).await;
+        let mut writer = self.writer(run, IngestOptions::within(64 << 20, (3, 3))).await;
         let previous = LocalMap::open(&self.maps(), item).unwrap();
-        let mut out = LocalMapWriter::create(&self.maps(), item, RunId::from_random(run)).unwrap();
+        let mut out = LocalMapWriter::create(&self.maps(), item).unwrap();
         let content: Arc<dyn ReadAt> = Arc::new(InMemory(content));
-        let map = writer.ingest(item.as_str(), &content, 65536, previous.as_ref(), &mut out).unwrap();
+        let map = writer
+            .ingest(&Input::first(item.as_str(), &*content, 65536).since(previous.as_ref()), &mut out)
+            .unwrap();
         writer.flush().await.unwrap();
         out.commit().unwrap();
         let load = |n: &std::sync::atomic::AtomicU64| n.load(std::sync::atomic::Ordering::Relaxed);
@@ -292,12 +294,12 @@ pub async fn run_to_commit(
     let sealer = Sealer::begin(store, &world.source, &site("north"), &group(), run).await?;
     let log = world.dir.path().join(format!("resume-{run}"));
     let stop = Arc::new(AtomicBool::new(false));
-    let options = IngestOptions { pack_bytes: 256 << 10, ..IngestOptions::within(64 << 20) };
+    let options = IngestOptions { pack_bytes: 256 << 10, ..IngestOptions::within(64 << 20, (3, 3)) };
     let mut writer = RunWriter::begin(store, sealer, world.secret.clone(), options, &log, stop)?;
     let previous = LocalMap::open(&world.maps(), &item).unwrap();
-    let mut out = LocalMapWriter::create(&world.maps(), &item, run).unwrap();
+    let mut out = LocalMapWriter::create(&world.maps(), &item).unwrap();
     let content: Arc<dyn ReadAt> = Arc::new(InMemory(content));
-    let map = writer.ingest("v", &content, 65_536, previous.as_ref(), &mut out)?;
+    let map = writer.ingest(&Input::first("v", &*content, 65_536).since(previous.as_ref()), &mut out)?;
     writer.flush().await?;
     let hash = manifest(id, map.clone()).write(store, &world.source).await?;
     let said = committed(world, id, 1, hash).await;

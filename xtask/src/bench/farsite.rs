@@ -1,0 +1,104 @@
+//! Farsite itself as one of the tools: a store in a folder, one group with the volume in it.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use super::{Tool, at};
+use crate::failure::Failure;
+use crate::step::{minutes, run};
+
+const GROUP: &str = "bench";
+
+pub struct Farsite {
+    binary: PathBuf,
+    folder: PathBuf,
+    replica: PathBuf,
+    volume: PathBuf,
+}
+
+impl Farsite {
+    pub fn new(binary: &Path, folder: &Path, volume: &Path) -> Self {
+        let folder = folder.join("farsite");
+        let replica = folder.join("replica");
+        Self { binary: binary.to_owned(), folder, replica, volume: volume.to_owned() }
+    }
+
+    /// The program with a site's configuration.
+    fn command(&self, site: &str, args: &[&str]) -> Command {
+        let mut command = Command::new(&self.binary);
+        command.arg("--config").arg(self.folder.join("keys").join(site).join("farsite.yaml")).args(args);
+        command.env("NO_COLOR", "1").env_remove("FARSITE_CONFIG").env_remove("FARSITE_LOG");
+        command
+    }
+
+    /// Points a generated configuration's state folder at ours.
+    fn own_state(&self, site: &str) -> std::io::Result<()> {
+        let path = self.folder.join("keys").join(site).join("farsite.yaml");
+        let text = std::fs::read_to_string(&path)?;
+        let state = format!("state: {}", self.folder.join("state").join(site).display());
+        let lines = text.lines().map(|line| if line.starts_with("state:") { &state } else { line });
+        std::fs::write(&path, lines.collect::<Vec<_>>().join("\n") + "\n")
+    }
+
+    fn policy(&self, volume: &Path) -> std::io::Result<()> {
+        let policies = self.folder.join("keys/north/policies");
+        std::fs::create_dir_all(&policies)?;
+        // Bytes are compared at level 3, and memory within what is promised.
+        let text = format!(
+            "group: {GROUP}\nsite: north\nto: [south]\nlevel: data\nschedule: \"@daily\"\nrpo: 2d\n\
+             items:\n  - volume: {{ path: {} }}\nmemory: 160MiB\ncompression: 3\n",
+            volume.display()
+        );
+        std::fs::write(policies.join(format!("{GROUP}.yaml")), text)
+    }
+
+    fn item(&self) -> String {
+        format!("volume/{}", self.volume.file_name().unwrap_or_default().to_string_lossy())
+    }
+}
+
+impl Tool for Farsite {
+    fn name(&self) -> &str {
+        super::table::OWN
+    }
+
+    fn init(&mut self) -> Result<(), Failure> {
+        let _ = std::fs::remove_dir_all(&self.folder);
+        std::fs::create_dir_all(&self.folder).map_err(|e| at(&self.folder, &e))?;
+        let mut init = Command::new(&self.binary);
+        init.arg("init").arg(self.folder.join("replica"));
+        init.args(["--single-recipient", "--yes", "--out"]).arg(self.folder.join("keys"));
+        run(init, minutes(5), "see above")?;
+        let set_up = || {
+            self.own_state("north")?;
+            self.own_state("south")?;
+            self.policy(&self.volume)
+        };
+        set_up().map_err(|e| at(&self.folder, &e))
+    }
+
+    fn backup(&self) -> Command {
+        self.command("north", &["replicate", GROUP])
+    }
+    fn restore(&self, to: &Path) -> Command {
+        let mut command = self.command("south", &["restore", "latest", &self.item(), "--to"]);
+        command.arg(to);
+        command
+    }
+    fn restore_into(&self, to: &Path) -> Option<Command> {
+        let mut command =
+            self.command("south", &["restore", "latest", &self.item(), "--in-place", "--yes", "--to"]);
+        command.arg(to);
+        Some(command)
+    }
+    fn check(&self) -> Command {
+        self.command("south", &["points", "verify"])
+    }
+    fn store(&self) -> &Path {
+        &self.replica
+    }
+    /// 3: the first copy of a large volume misses any target.
+    fn good(&self) -> &[i32] {
+        &[0, 3]
+    }
+}
