@@ -1,10 +1,8 @@
 //! The store's disk is full in the middle of a run: the run says so, nothing half-written is visible, and when there is
 //! room again the next run goes on with what had arrived.
 
-use std::path::{Path, PathBuf};
-use std::process::Command;
-
 use farsite_scenarios::listing::Listing;
+use farsite_scenarios::mounts::{self, Mounted};
 use farsite_scenarios::{Random, TwoSites, said};
 
 const MIB: usize = 1 << 20;
@@ -15,63 +13,6 @@ const FIRST_BYTES: usize = 4 * MIB;
 const SECOND_BYTES: usize = 80 * MIB;
 
 const NAME: &str = "a_full_store_is_said_and_the_next_run_goes_on_when_there_is_room";
-/// Set in the process that has mounts of its own.
-const INSIDE: &str = "FARSITE_TEST_OWN_MOUNTS";
-
-/// A file system in memory, of a size of its own, in place of a folder's contents.
-struct Mounted(PathBuf);
-
-impl Mounted {
-    fn over(folder: &Path, size: &str) -> Self {
-        let aside = folder.with_extension("aside");
-        std::fs::rename(folder, &aside).unwrap();
-        std::fs::create_dir(folder).unwrap();
-        ran(Command::new("mount").args(["-t", "tmpfs", "-o", size, "tmpfs"]).arg(folder));
-        let mounted = Self(folder.to_owned());
-        ran(Command::new("cp").arg("-a").arg(aside.join(".")).arg(folder));
-        std::fs::remove_dir_all(aside).unwrap();
-        mounted
-    }
-    fn resize(&self, size: &str) {
-        ran(Command::new("mount").args(["-o", &format!("remount,{size}")]).arg(&self.0));
-    }
-}
-
-impl Drop for Mounted {
-    fn drop(&mut self) {
-        let _ = Command::new("umount").arg("--lazy").arg(&self.0).status();
-    }
-}
-
-#[track_caller]
-fn ran(command: &mut Command) {
-    let output = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
-    assert!(output.status.success(), "{command:?}: {}", said(&output));
-}
-
-/// Runs a test of this file once more where it may mount: in a user and mount namespace of its own (unshare(1)), which needs no
-/// root; as root a mount namespace is enough.
-fn with_own_mounts(test: &str) {
-    let exe = std::env::current_exe().unwrap();
-    let may = |namespaces: &str| {
-        let mut probe = Command::new("unshare");
-        probe.args([namespaces, "sh", "-c", "mount -t tmpfs tmpfs /mnt"]);
-        probe.output().is_ok_and(|output| output.status.success())
-    };
-    let namespaces = ["-rm", "-m"].into_iter().find(|namespaces| may(namespaces)).unwrap_or_else(|| {
-        panic!(
-            "this test mounts a small file system in a namespace of its own (unshare -rm), and may not here"
-        )
-    });
-    let inside = Command::new("unshare")
-        .arg(namespaces)
-        .arg(exe)
-        .args(["--exact", test, "--nocapture"])
-        .env(INSIDE, "1")
-        .output()
-        .unwrap();
-    assert!(inside.status.success(), "{}", said(&inside));
-}
 
 /// What readers can see of the store.
 fn visible(sites: &TwoSites, folder: &str) -> Listing {
@@ -84,8 +25,8 @@ fn packs(sites: &TwoSites) -> usize {
 
 #[test]
 fn a_full_store_is_said_and_the_next_run_goes_on_when_there_is_room() {
-    if std::env::var_os(INSIDE).is_none() {
-        return with_own_mounts(NAME);
+    if !mounts::are_own() {
+        return mounts::with_own(NAME, &[]);
     }
     tokio::runtime::Runtime::new().unwrap().block_on(story());
 }

@@ -16,12 +16,15 @@ pub struct Program {
     pub package: &'static str,
 }
 
-pub const DATABASE_PROGRAMS: [Program; 5] = [
+/// What the tests run for real.
+pub const TEST_PROGRAMS: &[Program] = &[
     Program { name: "mariadbd", package: "mariadb-server" },
     Program { name: "mariadb-install-db", package: "mariadb-server" },
     Program { name: "mariabackup", package: "mariadb-backup" },
     Program { name: "mariadb", package: "mariadb-client" },
     Program { name: "mariadb-binlog", package: "mariadb-client" },
+    // A file system with reflinks, in an image file.
+    Program { name: "mkfs.xfs", package: "xfsprogs" },
 ];
 
 /// Installs the packages of those programs that are missing.
@@ -31,14 +34,14 @@ pub fn ensure(xtask_folder: &Path, programs: &[Program]) -> Result<(), Failure> 
     if missing.is_empty() { Ok(()) } else { install_debian(xtask_folder, &missing) }
 }
 
-/// Installs the packages of those database programs that are missing. Returns the PATH for the tests: this process's
+/// Installs the packages of those test programs that are missing. Returns the PATH for the tests: this process's
 /// own and the folders for servers, which an ordinary user's PATH leaves out on Debian.
-pub fn ensure_databases(xtask_folder: &Path) -> Result<OsString, Failure> {
+pub fn ensure_test_programs(xtask_folder: &Path) -> Result<OsString, Failure> {
     let folders = search_path();
-    let missing = missing_from(&folders, &DATABASE_PROGRAMS);
+    let missing = missing_from(&folders, TEST_PROGRAMS);
     if !missing.is_empty() {
         install_debian(xtask_folder, &missing)?;
-        let still = missing_from(&folders, &DATABASE_PROGRAMS);
+        let still = missing_from(&folders, TEST_PROGRAMS);
         if !still.is_empty() {
             return Err(Failure::new(
                 format!("still missing after the installation: {}", names(&still)),

@@ -52,6 +52,8 @@ pub struct Policy {
     /// Room for copies of the blocks that were shipped last; a change to one of them is sent as a patch.
     pub cache: ByteSize,
     pub compression: Compression,
+    /// What a source says of its changes is compared with a full read when the last one is as old as this.
+    pub verify_tracking: Span,
     schedule: Schedule,
     warnings: Vec<String>,
 }

@@ -8,10 +8,11 @@ use std::sync::Arc;
 use farsite_model::content::{InMemory, ReadAt, TreeEntry};
 use farsite_model::policy::Item;
 use farsite_model::{CaptureTime, Consistency, ItemId, ItemKind, RunId};
+use farsite_sources::tracking::ChangeTracking;
 use farsite_sources::{Capture, CaptureContext, Content, Source};
 use farsite_store::StoreError;
 use farsite_store::ingest::{Input, RunWriter};
-use farsite_store::local_map::LocalMapWriter;
+use farsite_store::local_map::{LocalMap, LocalMapWriter};
 use farsite_store::manifest::ItemLog;
 use farsite_store::map::MapRoot;
 use farsite_store::shipped::Shipped;
@@ -20,6 +21,7 @@ use crate::ReplicateError;
 use crate::basis::Basis;
 use crate::frozen;
 use crate::group::Group;
+use crate::tracked::{self, KeptVersion, Told};
 use crate::tree::{self, Layout, TreeContent};
 
 /// The key in an item's details that names the policy's entry it belongs to.
@@ -43,6 +45,7 @@ pub(crate) struct Taken {
 pub(crate) struct Memory {
     maps: Vec<LocalMapWriter>,
     layouts: Vec<(PathBuf, Layout)>,
+    versions: Vec<KeptVersion>,
 }
 
 impl Memory {
@@ -54,10 +57,12 @@ impl Memory {
         for (path, layout) in self.layouts {
             write_layout(&path, &layout)?;
         }
+        self.versions.into_iter().for_each(KeptVersion::commit);
         Ok(())
     }
     pub(crate) fn discard(self) {
         self.maps.into_iter().for_each(LocalMapWriter::discard);
+        self.versions.into_iter().for_each(KeptVersion::discard);
     }
 }
 
@@ -132,6 +137,9 @@ impl Intake<'_> {
         }
         let now: BTreeSet<&ItemId> = ids.iter().collect();
         outcome.absent = before.iter().filter(|id| !now.contains(id)).cloned().collect();
+        for gone in &outcome.absent {
+            source.forget(gone, context).await;
+        }
         self.frozen(item, &*source, ids, context, &mut outcome).await?;
         Ok(outcome)
     }
@@ -219,10 +227,13 @@ impl Intake<'_> {
 
     /// Reads one capture into packs.
     pub(crate) async fn take(&mut self, capture: Capture, block_bytes: u32) -> Result<Taken, ReplicateError> {
-        let Capture { item, kind, captured, consistency, content, ancestor, details, guard, .. } = capture;
+        let Capture {
+            item, kind, captured, consistency, content, ancestor, details, tracking, guard, ..
+        } = capture;
         let (data, directory) = match content {
             Content::Volume(content) => {
-                (self.ingest(&item, &item, &content, block_bytes, |i| Some(&i.data))?, None)
+                let data = self.ingest(&item, &item, &content, block_bytes, tracking, |i| Some(&i.data))?;
+                (data, None)
             }
             Content::Tree { root, paths } => {
                 let layout_path = self.group.file_of("layouts", &item, ".json");
@@ -232,7 +243,7 @@ impl Intake<'_> {
                 })
                 .map_err(ReplicateError::io(format!("listing the files of {item}")))?;
                 let content: Arc<dyn ReadAt> = Arc::new(TreeContent::new(&root, &entries));
-                let data = self.ingest(&item, &item, &content, block_bytes, |i| Some(&i.data))?;
+                let data = self.ingest(&item, &item, &content, block_bytes, None, |i| Some(&i.data))?;
                 let directory = self.directory(&item, &entries, block_bytes)?;
                 self.memory.layouts.push((layout_path, layout));
                 (data, Some(directory))
@@ -250,7 +261,7 @@ impl Intake<'_> {
     ) -> Result<MapRoot, ReplicateError> {
         let bytes = serde_json::to_vec(entries).expect("a directory is valid JSON");
         let content: Arc<dyn ReadAt> = Arc::new(InMemory(bytes));
-        self.ingest(&directory_id(item), item, &content, block_bytes, |i| i.directory.as_ref())
+        self.ingest(&directory_id(item), item, &content, block_bytes, None, |i| i.directory.as_ref())
     }
 
     /// `id` names the local map, `item` the item that it is part of.
@@ -260,33 +271,62 @@ impl Intake<'_> {
         item: &ItemId,
         content: &Arc<dyn ReadAt>,
         block_bytes: u32,
+        tracking: Option<Box<dyn ChangeTracking>>,
         of: impl Fn(&farsite_store::manifest::ManifestItem) -> Option<&MapRoot>,
     ) -> Result<MapRoot, ReplicateError> {
         let previous = if self.full { None } else { self.basis.local_map(self.group, id, of, item) };
         let maps = self.group.maps();
         let mut out = LocalMapWriter::create(&maps, id)
             .map_err(ReplicateError::io(format!("the local block map of {id} in {}", maps.display())))?;
-        // Changed blocks are sent as patches against these; without them they are sent whole.
-        let copies = self
-            .shipped
-            .item(id, block_bytes)
-            .inspect_err(|error| tracing::warn!(item = %id, "no copies of its blocks are kept: {error}"))
-            .ok();
+        let told = match (&previous, &tracking) {
+            (Some(previous), Some(tracking)) => Told::of(self.group, id, previous, &**tracking),
+            _ => Told::default(),
+        };
+        // Changed blocks are sent as patches against these, where the source keeps no version of its own; without either
+        // they are sent whole.
+        let copies = match &tracking {
+            Some(_) => None,
+            None => self
+                .shipped
+                .item(id, block_bytes)
+                .inspect_err(|error| tracing::warn!(item = %id, "no copies of its blocks are kept: {error}"))
+                .ok(),
+        };
         let input = Input {
             previous: previous.as_ref(),
+            changed: told.changed.as_deref(),
+            claims: told.claims.as_ref(),
+            before: told.before.as_deref(),
             copies: copies.as_ref(),
             ..Input::first(id.as_str(), &**content, block_bytes)
         };
-        match self.writer.ingest(&input, &mut out) {
-            Ok(map) => {
-                self.memory.maps.push(out);
-                Ok(map)
-            }
+        let map = match self.writer.ingest(&input, &mut out) {
+            Ok(map) => map,
             Err(error) => {
                 out.discard();
-                Err(error.into())
+                return Err(error.into());
+            }
+        };
+        if let (Some(_), Some(previous)) = (&told.changed, &previous) {
+            out.read_in_full_at(previous.read_in_full());
+        }
+        if let Some(claims) = &told.claims {
+            tracked::judge(self.group, id, claims);
+        }
+        if let Some(tracking) = tracking {
+            let before = previous.as_ref().and_then(LocalMap::token).map(str::to_owned);
+            match KeptVersion::keep(tracking, before) {
+                Ok(version) => {
+                    out.set_token(Some(version.token().to_owned()));
+                    self.memory.versions.push(version);
+                }
+                Err(error) => {
+                    tracing::warn!(item = %id, "its version is not kept ({error}): the next run reads all of it");
+                }
             }
         }
+        self.memory.maps.push(out);
+        Ok(map)
     }
 
     /// The entry's items in the newest point that this run builds on.

@@ -210,6 +210,7 @@ async fn new_base(
         still: true,
         ancestor: None,
         details: backup.details,
+        tracking: None,
         guard: None,
     };
     let block_bytes = intake.group.policy.block_size.0 as u32;

@@ -80,6 +80,13 @@ impl Group {
         })
     }
 
+    /// Tells what this group keeps on shared file systems from what others keep: it follows from where its state lies.
+    pub(crate) fn owner(&self) -> String {
+        let folder = self.folder.canonicalize().unwrap_or_else(|_| self.folder.clone());
+        let host = crate::capture::host_name();
+        let hash = blake3::hash(format!("{host} {}", folder.display()).as_bytes()).to_hex();
+        hash[..12].to_owned()
+    }
     pub(crate) fn maps(&self) -> PathBuf {
         self.folder.join("maps")
     }

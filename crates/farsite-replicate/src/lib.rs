@@ -21,6 +21,7 @@ pub mod run_clock;
 mod run_state;
 pub mod status;
 mod throttle;
+mod tracked;
 pub mod tree;
 
 use farsite_model::yaml::YamlError;

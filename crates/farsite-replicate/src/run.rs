@@ -179,6 +179,8 @@ async fn attempt(
         scratch: scratch.clone(),
         timeout: SOURCE_LIMIT,
         frozen: false,
+        kept: group.folder.join("kept"),
+        owner: group.owner(),
     };
 
     let captured = all_items(&mut intake, logs, epoch, &clock, &context, options).await;

@@ -9,6 +9,7 @@ use async_trait::async_trait;
 use farsite_model::policy::{self, Item, Select};
 use farsite_model::{ItemId, ItemKind};
 
+use crate::kept;
 use crate::volume::{self, blocking};
 use crate::{Capture, CaptureContext, CheckLine, Source, SourceError};
 
@@ -157,6 +158,12 @@ impl Source for Cinder {
     async fn capture(&self, item: &ItemId, context: &CaptureContext) -> Result<Capture, SourceError> {
         let path = self.folder()?.join(crate::plain_name(item)?);
         volume::capture(&path, item, ItemKind::Cinder, context).await
+    }
+
+    async fn forget(&self, item: &ItemId, context: &CaptureContext) {
+        if let (Ok(folder), Ok(name)) = (self.folder(), crate::plain_name(item)) {
+            kept::forget(&folder.join(name), item, context, None);
+        }
     }
 }
 

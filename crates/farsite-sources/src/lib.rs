@@ -12,6 +12,7 @@ mod files;
 mod folder;
 mod glance;
 mod guards;
+mod kept;
 mod log_position;
 pub mod mariadb;
 mod random;
@@ -19,6 +20,7 @@ mod snapshot;
 pub mod sqlite;
 #[cfg(test)]
 mod tests;
+pub mod tracking;
 mod volume;
 
 use std::collections::BTreeMap;
@@ -112,6 +114,10 @@ pub struct CaptureContext {
     pub timeout: std::time::Duration,
     /// The policy's hooks have stopped whatever writes to these items, and hold it until the run lets go.
     pub frozen: bool,
+    /// A folder of this group that outlives its runs, for versions that are kept.
+    pub kept: PathBuf,
+    /// Tells this group's kept versions, and this host's, from all others: letters and digits.
+    pub owner: String,
 }
 
 /// One item, frozen.
@@ -127,6 +133,8 @@ pub struct Capture {
     pub ancestor: Option<ItemId>,
     /// Facts that a sink or a check needs: `disk_format`, `sha512`, database positions. No secrets.
     pub details: BTreeMap<String, String>,
+    /// What has changed since an earlier capture, where the source can tell.
+    pub tracking: Option<Box<dyn tracking::ChangeTracking>>,
     /// Dropped when the last byte was read: thaws, deletes the snapshot, ends the child process.
     pub guard: Option<Box<dyn Send + Sync>>,
 }
@@ -152,6 +160,8 @@ pub trait Source: Send + Sync {
     async fn items(&self) -> Result<Vec<ItemId>, SourceError>;
     /// Freezes one item. The capture holds its bytes still until it is dropped.
     async fn capture(&self, item: &ItemId, context: &CaptureContext) -> Result<Capture, SourceError>;
+    /// The item is gone for good: what was kept to tell its changes is removed.
+    async fn forget(&self, _item: &ItemId, _context: &CaptureContext) {}
 }
 
 /// A database whose log is shipped between base snapshots.

@@ -26,6 +26,12 @@ pub fn reflink(file: &Path, folders: &[&Path]) -> io::Result<Option<File>> {
 }
 
 fn clone_into(source: &File, folder: &Path) -> Option<File> {
+    // A file without a name can be given one later, when it is to be kept; not every file system has such.
+    let nameless = rustix::fs::OFlags::TMPFILE.bits().cast_signed();
+    let made = File::options().read(true).write(true).custom_flags(nameless).mode(0o600).open(folder);
+    if let Ok(made) = made {
+        return rustix::fs::ioctl_ficlone(&made, source).is_ok().then_some(made);
+    }
     static NUMBER: AtomicU64 = AtomicU64::new(0);
     let number = NUMBER.fetch_add(1, Ordering::Relaxed);
     let path = folder.join(format!("{}{number}", own_prefix()?));

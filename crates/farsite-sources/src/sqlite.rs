@@ -85,6 +85,7 @@ impl Source for Sqlite {
             still: true,
             ancestor: None,
             details,
+            tracking: None,
             guard: Some(Box::new(folder)),
         })
     }

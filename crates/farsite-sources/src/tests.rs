@@ -25,5 +25,7 @@ pub(crate) fn context(scratch: &Path) -> CaptureContext {
         scratch: scratch.to_owned(),
         timeout: Duration::from_mins(1),
         frozen: false,
+        kept: scratch.join("kept"),
+        owner: "test".to_owned(),
     }
 }

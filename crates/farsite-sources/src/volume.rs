@@ -3,6 +3,7 @@
 //! happened to write.
 
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -11,6 +12,8 @@ use farsite_model::policy::{self, Item};
 use farsite_model::{Consistency, ItemId, ItemKind};
 
 use crate::extent::FileContent;
+use crate::kept::{self, Kept};
+use crate::tracking::ChangeTracking;
 use crate::{Capture, CaptureContext, CheckLine, Content, Source, SourceError, snapshot};
 
 /// Captures one file or device as one item; the sources of file volumes share it.
@@ -23,7 +26,10 @@ pub(crate) async fn capture(
     let captured = context.clock.capture_time();
     let (owned, scratch) = (path.to_owned(), context.scratch.clone());
     // A file system that hangs must not hold a thread that others need.
-    let (content, is_snapshot) = blocking(move || freeze(&owned, &scratch)).await?;
+    let (content, snapshot) = blocking(move || freeze(&owned, &scratch)).await?;
+    let is_snapshot = snapshot.is_some();
+    let tracking = snapshot
+        .map(|snapshot| -> Box<dyn ChangeTracking> { Box::new(Kept::new(snapshot, path, item, context)) });
     let consistency = match (is_snapshot, context.frozen) {
         (false, false) => Consistency::Fuzzy,
         _ => Consistency::Crash,
@@ -37,23 +43,26 @@ pub(crate) async fn capture(
         still: is_snapshot,
         ancestor: None,
         details: BTreeMap::new(),
+        tracking,
         guard: None,
     })
 }
 
-/// The bytes to read, and whether they are a snapshot.
-fn freeze(path: &Path, scratch: &Path) -> Result<(FileContent, bool), SourceError> {
+/// The bytes to read, and the snapshot that they are of, if there is one.
+fn freeze(path: &Path, scratch: &Path) -> Result<(FileContent, Option<File>), SourceError> {
     let live = FileContent::open(path)?;
     if !live.is_file() {
-        return Ok((live, false));
+        return Ok((live, None));
     }
     // The scratch folder first: it is our own. Only one on the same file system will do.
     let folders: Vec<&Path> = [Some(scratch), path.parent()].into_iter().flatten().collect();
-    let snapshot = snapshot::reflink(path, &folders)
-        .map_err(|error| SourceError::new(format!("reading {}", path.display()), error))?;
-    match snapshot {
-        Some(snapshot) => Ok((FileContent::of(snapshot, path)?, true)),
-        None => Ok((live, false)),
+    let fail = |error| SourceError::new(format!("reading {}", path.display()), error);
+    match snapshot::reflink(path, &folders).map_err(fail)? {
+        Some(snapshot) => {
+            let read = snapshot.try_clone().map_err(fail)?;
+            Ok((FileContent::of(read, path)?, Some(snapshot)))
+        }
+        None => Ok((live, None)),
     }
 }
 
@@ -131,6 +140,10 @@ impl Source for Volume {
 
     async fn capture(&self, item: &ItemId, context: &CaptureContext) -> Result<Capture, SourceError> {
         capture(&self.path, item, ItemKind::Volume, context).await
+    }
+
+    async fn forget(&self, item: &ItemId, context: &CaptureContext) {
+        kept::forget(&self.path, item, context, None);
     }
 }
 

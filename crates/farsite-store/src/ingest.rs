@@ -5,6 +5,7 @@
 //! [`IngestOptions`] says and not what the volume is.
 
 mod blocks;
+mod claims;
 mod reading;
 mod tree;
 mod upload;
@@ -20,6 +21,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
 use self::blocks::{Blocks, Outcome, Sent};
+pub use self::claims::Claims;
 use self::reading::{Batch, Buffers, Reading};
 use self::tree::{Tree, TreeError};
 use self::upload::{Upload, open_resume_log, upload_packs};
@@ -87,6 +89,8 @@ pub struct Input<'a> {
     pub previous: Option<&'a LocalMap>,
     /// The only bytes that may differ from `previous`, when the source can tell.
     pub changed: Option<&'a [Range<u64>]>,
+    /// What the source says has changed, when everything is read all the same to see whether it is true.
+    pub claims: Option<&'a Claims>,
     /// That version itself, where the source can still read it.
     pub before: Option<&'a dyn ReadAt>,
     pub copies: Option<&'a Copies<'a>>,
@@ -95,7 +99,16 @@ pub struct Input<'a> {
 impl<'a> Input<'a> {
     /// An item of which nothing is known yet.
     pub fn first(what: &'a str, content: &'a dyn ReadAt, block_bytes: u32) -> Self {
-        Self { what, content, block_bytes, previous: None, changed: None, before: None, copies: None }
+        Self {
+            what,
+            content,
+            block_bytes,
+            previous: None,
+            changed: None,
+            claims: None,
+            before: None,
+            copies: None,
+        }
     }
     pub fn since(self, previous: Option<&'a LocalMap>) -> Self {
         Self { previous, ..self }
@@ -222,6 +235,8 @@ impl RunWriter {
             sent: &sent,
             level: &level,
             stats: &stats,
+            size_bytes,
+            claims: input.claims.filter(|_| input.previous.is_some()),
             before: input.before,
             copies: input.copies,
         };
@@ -371,6 +386,7 @@ struct Assembly<'a> {
     tree: Tree<'a>,
     map: &'a MapRoot,
     previous: Option<&'a LocalMap>,
+    claims: Option<&'a Claims>,
     /// Only what changed is read; all else stays.
     tracked: bool,
     /// What is not read stays in the tree by itself, without being put there.
@@ -392,7 +408,7 @@ impl<'a> Assembly<'a> {
         let tracked = input.changed.is_some();
         let keeps = tracked && previous.is_some_and(|p| p.map().blocks() == map.blocks());
         let tree = Tree::new(map, previous, keeps, out);
-        Self { tree, map, previous, tracked, keeps, leaf: None, next_leaf: 0 }
+        Self { tree, map, previous, claims: input.claims, tracked, keeps, leaf: None, next_leaf: 0 }
     }
 
     fn batch(
@@ -446,7 +462,7 @@ impl<'a> Assembly<'a> {
         if !self.tracked
             && let Some(old) = &old
         {
-            self.count_cleared(writer, old, &blocks);
+            self.count_cleared(writer, index, old, &blocks);
         }
         match (&old, self.previous) {
             (Some(old), Some(previous)) if old.blocks == blocks => {
@@ -466,12 +482,17 @@ impl<'a> Assembly<'a> {
     }
 
     /// Blocks that were data and lie in a hole now were never read, but they did change.
-    fn count_cleared(&self, writer: &RunWriter, old: &Leaf, blocks: &[KnownChild]) {
-        let lies_in_hole = |i: usize| blocks.get(i).is_none_or(Option::is_none);
-        let cleared =
-            old.blocks.iter().enumerate().filter(|(i, old)| old.is_some() && lies_in_hole(*i)).count();
-        let bytes = cleared as u64 * u64::from(self.map.block_bytes);
-        writer.stats.changed_bytes.fetch_add(bytes, Ordering::Relaxed);
+    fn count_cleared(&self, writer: &RunWriter, index: u64, old: &Leaf, blocks: &[KnownChild]) {
+        let block_bytes = u64::from(self.map.block_bytes);
+        for (i, old) in old.blocks.iter().enumerate() {
+            if old.is_some() && blocks.get(i).is_none_or(Option::is_none) {
+                writer.stats.changed_bytes.fetch_add(block_bytes, Ordering::Relaxed);
+                if let Some(claims) = self.claims {
+                    let start = (index * FAN_OUT + i as u64) * block_bytes;
+                    claims.found(start..start + block_bytes, self.map.size_bytes);
+                }
+            }
+        }
     }
 
     /// Leaves that were not read: as they were where the source says so, else all holes.
@@ -495,7 +516,7 @@ impl<'a> Assembly<'a> {
                 out.keep_leaf(previous, skipped);
                 self.tree.put(writer, out, 0, skipped, Some(old.node))?;
             } else {
-                self.count_cleared(writer, &old, &[]);
+                self.count_cleared(writer, skipped, &old, &[]);
             }
         }
         Ok(())

@@ -14,6 +14,7 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use farsite_model::ItemId;
+use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 pub use self::writer::LocalMapWriter;
@@ -69,6 +70,8 @@ struct Meta {
     map: MapRoot,
     /// What the source calls the version that this map describes, where it can tell what has changed since.
     token: Option<String>,
+    /// When all of the item was read last, by this host's clock.
+    read_in_full: Timestamp,
     /// Inner nodes of the tree: level, index within the level, node, depth, fingerprint.
     inner: Vec<(u8, u64, BlobRef, u8, Hex<PRINT_BYTES>)>,
     /// For each leaf the slot of its record.
@@ -180,6 +183,10 @@ impl LocalMap {
     /// What the source calls the version that the map describes.
     pub fn token(&self) -> Option<&str> {
         self.meta.token.as_deref()
+    }
+
+    pub fn read_in_full(&self) -> Timestamp {
+        self.meta.read_in_full
     }
 
     /// The slot of a leaf; none for one that is all holes.

@@ -13,6 +13,7 @@ const BLOCK_SIZES: std::ops::RangeInclusive<u64> = 4 << 10..=4 << 20;
 const DEFAULT_BLOCK_SIZE: ByteSize = ByteSize(64 << 10);
 const DEFAULT_MEMORY: ByteSize = ByteSize(256 << 20);
 const DEFAULT_CACHE: ByteSize = ByteSize(4 << 30);
+const DEFAULT_VERIFY_TRACKING: Span = Span::from_millis(7 * 24 * 3_600_000);
 /// A run holds blocks that are being read, compressed and sent at once; fewer than these leave it no work to
 /// overlap.
 const LEAST_BLOCKS_IN_MEMORY: u64 = 16;
@@ -95,6 +96,7 @@ pub(super) fn check(source: Source<'_>, file: PolicyFile) -> Result<Policy, Yaml
         memory,
         cache: file.cache.map_or(DEFAULT_CACHE, |cache| cache.value),
         compression: file.compression,
+        verify_tracking: file.verify_tracking.map_or(DEFAULT_VERIFY_TRACKING, |span| span.value),
         schedule,
         warnings,
     })

@@ -61,6 +61,10 @@ pub(super) struct PolicyFile {
     /// `auto` presses harder when the line is slow and lighter when the processor is; 1 to 19 is always that level of zstd.
     #[serde(default)]
     pub(super) compression: Compression,
+    /// How long what a source says of its changes is believed before all is read and compared once; 7d where it is not
+    /// given, 0s never believes it.
+    #[serde(default)]
+    pub(super) verify_tracking: Option<At<Span>>,
 }
 
 /// Which points are kept. A point is kept when any of these keeps it.

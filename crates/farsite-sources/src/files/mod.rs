@@ -192,6 +192,7 @@ fn tree(
         still,
         ancestor: None,
         details,
+        tracking: None,
         guard: None,
     }
 }

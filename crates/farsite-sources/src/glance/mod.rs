@@ -118,6 +118,7 @@ impl Source for Glance {
             still: consistency > Consistency::Fuzzy && is_quiet,
             ancestor: None,
             details: row.map(Row::into_details).unwrap_or_default(),
+            tracking: None,
             guard: None,
         })
     }

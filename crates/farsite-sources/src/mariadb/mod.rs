@@ -150,6 +150,7 @@ impl Source for Database {
             still: true,
             ancestor: None,
             details: backup.details,
+            tracking: None,
             guard: Some(Box::new(folder)),
         })
     }

@@ -165,6 +165,8 @@ pub fn context(folder: &Path) -> CaptureContext {
         scratch: folder.join("scratch"),
         timeout: Duration::from_mins(2),
         frozen: false,
+        kept: folder.join("kept"),
+        owner: "test".to_owned(),
     }
 }
 

@@ -8,8 +8,8 @@ use std::sync::atomic::{AtomicI32, Ordering};
 
 use farsite_model::content::ReadAt;
 
-use super::RunStats;
 use super::reading::Batch;
+use super::{Claims, RunStats};
 use crate::blob::{self, BlobRef, Location, MAX_PATCH_DEPTH};
 use crate::keys::{BlobId, BlockSecret};
 use crate::local_map::{Known, KnownChild};
@@ -67,6 +67,8 @@ pub(super) struct Blocks<'a> {
     pub(super) sent: &'a Sent,
     pub(super) level: &'a AtomicI32,
     pub(super) stats: &'a RunStats,
+    pub(super) size_bytes: u64,
+    pub(super) claims: Option<&'a Claims>,
     /// The item as it was when `previous` was written, where its source can still read that.
     pub(super) before: Option<&'a dyn ReadAt>,
     pub(super) copies: Option<&'a Copies<'a>>,
@@ -83,11 +85,16 @@ impl Blocks<'_> {
             let raw = &batch.bytes
                 [batch.bytes.len().min(start)..batch.bytes.len().min(start + self.block_bytes as usize)];
             let outcome = if raw.is_empty() { Outcome::Hole } else { self.block(raw, number, old) };
-            match &outcome {
-                Outcome::Hole if old.is_some() => changed_bytes += u64::from(self.block_bytes),
-                Outcome::Sent(_) | Outcome::New { .. } => changed_bytes += raw.len() as u64,
-                _ => {}
+            let changed = match &outcome {
+                Outcome::Hole if old.is_some() => u64::from(self.block_bytes),
+                Outcome::Sent(_) | Outcome::New { .. } => raw.len() as u64,
+                _ => 0,
+            };
+            if let Some(claims) = self.claims.filter(|_| changed > 0) {
+                let start = number * u64::from(self.block_bytes);
+                claims.found(start..start + u64::from(self.block_bytes), self.size_bytes);
             }
+            changed_bytes += changed;
             outcome
         });
         let outcomes = outcomes.collect();

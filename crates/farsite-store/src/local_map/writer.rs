@@ -8,6 +8,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use farsite_model::ItemId;
+use jiff::Timestamp;
 
 use super::{
     HASH_BYTES, Known, KnownChild, Leaf, LocalMap, Meta, NO_SLOT, RECORD_BYTES, VERSION, leaves_path,
@@ -28,6 +29,7 @@ pub struct LocalMapWriter {
     slots: BTreeMap<u64, u32>,
     inner: BTreeMap<(u8, u64), Known>,
     token: Option<String>,
+    read_in_full: Option<Timestamp>,
     map: Option<(MapRoot, Hex<16>)>,
     /// There is no old map: what is not committed leaves no file.
     is_first: bool,
@@ -57,6 +59,7 @@ impl LocalMapWriter {
             slots: BTreeMap::new(),
             inner: BTreeMap::new(),
             token: None,
+            read_in_full: None,
             map: None,
             is_first: old.is_none(),
         })
@@ -134,6 +137,11 @@ impl LocalMapWriter {
         self.token = token;
     }
 
+    /// Not everything was read by this run: when it was, for the last time.
+    pub fn read_in_full_at(&mut self, when: Timestamp) {
+        self.read_in_full = Some(when);
+    }
+
     /// Makes this the item's last map. Call it only once the point is committed.
     pub fn commit(self) -> io::Result<()> {
         let Some((map, store)) = self.map else {
@@ -146,7 +154,9 @@ impl LocalMapWriter {
         }
         let inner = self.inner.into_iter();
         let inner = inner.map(|((level, index), n)| (level, index, n.blob, n.depth, Hex(n.print))).collect();
-        let meta = Meta { version: VERSION, store, item: self.item, map, token: self.token, inner, slots };
+        let read_in_full = self.read_in_full.unwrap_or_else(Timestamp::now);
+        let (item, token) = (self.item, self.token);
+        let meta = Meta { version: VERSION, store, item, map, token, read_in_full, inner, slots };
         let path = meta_path(&self.folder, &meta.item);
         let temporary = path.with_extension("json.new");
         fs::write(&temporary, meta.to_bytes().map_err(io::Error::other)?)?;
