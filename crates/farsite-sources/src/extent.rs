@@ -6,6 +6,7 @@
 use std::fs::{File, FileTimes, Metadata};
 use std::io::{self, Seek};
 use std::ops::Range;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -19,10 +20,17 @@ use crate::SourceError;
 /// Zeros are written in pieces of this size where holes cannot be made.
 const ZEROS_BYTES: usize = 1 << 20;
 
+/// Smaller files go through the page cache, where they often are.
+const DIRECT_FROM_BYTES: u64 = 16 << 20;
+/// Of memory, length and offset: right for every disk there is.
+const DIRECT_ALIGN: usize = 4096;
+
 /// A regular file or block device as it is read.
 #[derive(Debug)]
 pub struct FileContent {
     file: File,
+    /// The same past the page cache, where the file system allows it: what is read once shall not push out what others use.
+    direct: Option<File>,
     path: PathBuf,
     size_bytes: u64,
     is_file: bool,
@@ -47,7 +55,8 @@ impl FileContent {
         let fail = |error: io::Error| SourceError::new(format!("reading {}", path.display()), error);
         let metadata = file.metadata().map_err(fail)?;
         let size_bytes = size_of(&mut file, &metadata).map_err(fail)?;
-        Ok(Self { file, path: path.to_owned(), size_bytes, is_file: metadata.is_file() })
+        let direct = if size_bytes < DIRECT_FROM_BYTES { None } else { direct(&file) };
+        Ok(Self { file, direct, path: path.to_owned(), size_bytes, is_file: metadata.is_file() })
     }
 
     /// Whether it is a regular file; a block device otherwise.
@@ -71,6 +80,13 @@ impl FileContent {
         }
         Ok(())
     }
+}
+
+/// An open file once more, to be read past the page cache.
+fn direct(file: &File) -> Option<File> {
+    let flags = rustix::fs::OFlags::DIRECT.bits().cast_signed();
+    let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+    File::options().read(true).custom_flags(flags).open(path).ok()
 }
 
 fn open_hint(error: &io::Error) -> &'static str {
@@ -100,6 +116,15 @@ impl ReadAt for FileContent {
     }
 
     fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
+        let is_aligned = buffer.as_ptr().align_offset(DIRECT_ALIGN) == 0
+            && buffer.len().is_multiple_of(DIRECT_ALIGN)
+            && offset.is_multiple_of(DIRECT_ALIGN as u64);
+        if let Some(direct) = self.direct.as_ref().filter(|_| is_aligned)
+            // What it cannot do (EINVAL on a stranger file system), the page cache can.
+            && direct.read_exact_at(buffer, offset).is_ok()
+        {
+            return Ok(());
+        }
         self.file.read_exact_at(buffer, offset).map_err(|error| self.named(error))
     }
 

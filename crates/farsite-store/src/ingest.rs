@@ -1,7 +1,7 @@
 //! From frozen bytes to durable packs: read → compare → compress → seal → pack → upload.
 //!
-//! One thread reads, some batches ahead; as many as there are cores compare, compress and seal whole batches; one puts what is
-//! new into packs, in the order of the item; uploads run beside all of it. Every channel is bounded, so memory is what
+//! One thread plans what is read; some more than there are cores read, compare, compress and seal whole batches; one puts what
+//! is new into packs, in the order of the item; uploads run beside all of it. Every channel is bounded, so memory is what
 //! [`IngestOptions`] says and not what the volume is.
 
 mod blocks;
@@ -20,9 +20,9 @@ use farsite_model::content::ReadAt;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
-use self::blocks::{Blocks, Outcome, Sent};
+use self::blocks::{Blocks, Buffer, Outcome, Sent};
 pub use self::claims::Claims;
-use self::reading::{Batch, Buffers, Reading};
+use self::reading::{Batch, Reading};
 use self::tree::{Tree, TreeError};
 use self::upload::{Upload, open_resume_log, upload_packs};
 use crate::blob::{BlobRef, Location};
@@ -36,7 +36,7 @@ use crate::seal::{BlobKind, Sealer};
 use crate::shipped::Copies;
 use crate::{Store, StoreError};
 
-/// Limits of a run. Peak memory is about `pack_bytes × (uploads + 2)`, `batch_bytes × 4 × (cores + 1)` and 120 bytes for
+/// Limits of a run. Peak memory is about `pack_bytes × (uploads + 2)`, `batch_bytes × 4 × (cores + 2)` and 120 bytes for
 /// each of `known_blocks`.
 #[derive(Debug, Clone, Copy)]
 pub struct IngestOptions {
@@ -50,6 +50,8 @@ pub struct IngestOptions {
     pub levels: (i32, i32),
 }
 
+/// Workers beyond the number of cores.
+const WAITING_WORKERS: usize = 2;
 /// Where a run that may choose begins.
 const START_LEVEL: i32 = 3;
 
@@ -124,7 +126,6 @@ pub struct RunWriter {
     options: IngestOptions,
     level: Arc<AtomicI32>,
     sent: Arc<Sent>,
-    buffers: Arc<Buffers>,
     pack: PackBuilder,
     /// How many patches deep each block of the pack is.
     depths: Vec<u8>,
@@ -136,7 +137,7 @@ pub struct RunWriter {
 
 /// A batch on its way to a worker, and where its outcome is waited for.
 type Job = (Batch, std::sync::mpsc::SyncSender<Done>);
-type Done = (Batch, Vec<Outcome>);
+type Done = std::io::Result<(Batch, Vec<Outcome>)>;
 
 impl RunWriter {
     /// `resume_log` is this run's own file: packs that an interrupted process of the same run made durable are
@@ -170,7 +171,6 @@ impl RunWriter {
             options,
             level: Arc::new(AtomicI32::new(START_LEVEL.clamp(options.levels.0, options.levels.1))),
             sent: Arc::new(Sent::new(known, options.known_blocks)),
-            buffers: Arc::default(),
             pack,
             depths: Vec::new(),
             uploads,
@@ -220,14 +220,16 @@ impl RunWriter {
         let size_bytes = input.content.size_bytes();
         let map = MapRoot { size_bytes, block_bytes: input.block_bytes, root: None };
         let batch_blocks = (self.options.batch_bytes as u64 / u64::from(input.block_bytes)).max(1);
-        let workers = std::thread::available_parallelism().map_or(1, usize::from);
+        // While some wait for the disk the others compute.
+        let workers = std::thread::available_parallelism().map_or(1, usize::from) + WAITING_WORKERS;
         // An item of one or two batches is not worth a thread for each core.
         let workers = workers.min(map.blocks().div_ceil(batch_blocks) as usize).max(1);
 
         let (secret, printer, sealer) = (self.secret.clone(), self.printer.clone(), self.sealer.clone());
         let (sent, level, stats) = (self.sent.clone(), self.level.clone(), self.stats.clone());
-        let (buffers, cancel) = (self.buffers.clone(), self.cancel.clone());
+        let cancel = self.cancel.clone();
         let blocks = Blocks {
+            content: input.content,
             block_bytes: input.block_bytes,
             secret: &secret,
             printer: &printer,
@@ -246,7 +248,6 @@ impl RunWriter {
             batch_blocks,
             previous: input.previous,
             changed: input.changed,
-            buffers: &buffers,
             cancel: &cancel,
         };
         std::thread::scope(|scope| {
@@ -255,18 +256,19 @@ impl RunWriter {
             for _ in 0..workers {
                 let (queue, blocks) = (queue.clone(), &blocks);
                 scope.spawn(move || {
+                    let mut buffer = Buffer::default();
                     loop {
                         let next = queue.lock().expect("no holder of this lock panics").recv();
                         let Ok((batch, reply)) = next else { return };
-                        let outcomes = blocks.batch(&batch);
-                        let _ = reply.send((batch, outcomes));
+                        let outcomes = blocks.batch(&batch, &mut buffer);
+                        let _ = reply.send(outcomes.map(|outcomes| (batch, outcomes)));
                     }
                 });
             }
             drop(queue);
             let (order, results) = sync_channel(2 * workers);
-            let reader = scope.spawn(move || {
-                reading.read(&mut |batch| {
+            let planner = scope.spawn(move || {
+                reading.plan(&mut |batch| {
                     let (reply, result) = sync_channel(1);
                     order.send(result).is_ok() && jobs.send((batch, reply)).is_ok()
                 })
@@ -274,19 +276,22 @@ impl RunWriter {
             let mut assembly = Assembly::new(&map, input, out);
             let mut assembled = Ok(());
             for result in results {
-                let Ok((batch, outcomes)) = result.recv() else {
-                    assembled = Err(content_error(std::io::Error::other("a worker ended in the middle")));
-                    break;
+                let done = result.recv();
+                let done =
+                    done.unwrap_or_else(|_| Err(std::io::Error::other("a worker ended in the middle")));
+                assembled = match done {
+                    Ok((batch, outcomes)) => assembly.batch(self, out, &batch, outcomes),
+                    Err(error) => Err(content_error(error)),
                 };
-                assembled = assembly.batch(self, out, &batch, outcomes);
-                self.buffers.give(batch.bytes);
                 if assembled.is_err() {
                     break;
                 }
             }
-            let read = reader.join().unwrap_or_else(|_| Err(std::io::Error::other("the reader ended")));
+            let planned = planner
+                .join()
+                .unwrap_or_else(|_| Err(std::io::Error::other("the planner ended in the middle")));
             assembled?;
-            read.map_err(content_error)?;
+            planned.map_err(content_error)?;
             if self.cancel.load(Ordering::Relaxed) {
                 return Err(StoreError::Cancelled.into());
             }

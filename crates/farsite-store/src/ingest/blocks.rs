@@ -42,6 +42,22 @@ impl Sent {
     }
 }
 
+/// Memory that begins where a page does, as reading past the page cache asks for.
+#[derive(Default)]
+pub(super) struct Buffer(Vec<u8>);
+
+impl Buffer {
+    const PAGE_BYTES: usize = 4096;
+
+    fn of(&mut self, bytes: usize) -> &mut [u8] {
+        if self.0.len() < bytes + Self::PAGE_BYTES {
+            self.0.resize(bytes + Self::PAGE_BYTES, 0);
+        }
+        let start = self.0.as_ptr().align_offset(Self::PAGE_BYTES).min(Self::PAGE_BYTES);
+        &mut self.0[start..start + bytes]
+    }
+}
+
 /// What a block turned out to be.
 pub(super) enum Outcome {
     Hole,
@@ -60,6 +76,7 @@ pub(super) enum Outcome {
 
 /// What all workers share while an item is read.
 pub(super) struct Blocks<'a> {
+    pub(super) content: &'a dyn ReadAt,
     pub(super) block_bytes: u32,
     pub(super) secret: &'a BlockSecret,
     pub(super) printer: &'a Printer,
@@ -75,15 +92,20 @@ pub(super) struct Blocks<'a> {
 }
 
 impl Blocks<'_> {
-    pub(super) fn batch(&self, batch: &Batch) -> Vec<Outcome> {
+    /// `buffer` is the worker's own, used again and again: fresh memory must be mapped and cleared by the kernel first.
+    pub(super) fn batch(&self, batch: &Batch, buffer: &mut Buffer) -> std::io::Result<Vec<Outcome>> {
+        let start = batch.first_block * u64::from(self.block_bytes);
+        let end = (start + batch.blocks as u64 * u64::from(self.block_bytes)).min(self.size_bytes);
+        let bytes = if batch.is_hole { &mut [] } else { buffer.of(end.saturating_sub(start) as usize) };
+        self.content.read_exact_at(bytes, start)?;
+        let bytes = &*bytes;
         let mut changed_bytes = 0;
         let outcomes = (0..batch.blocks).map(|i| {
             let number = batch.first_block + i as u64;
             let in_leaf = (number % crate::map::FAN_OUT) as usize;
             let old = batch.old.as_ref().and_then(|leaf| leaf.blocks.get(in_leaf).copied().flatten());
             let start = i * self.block_bytes as usize;
-            let raw = &batch.bytes
-                [batch.bytes.len().min(start)..batch.bytes.len().min(start + self.block_bytes as usize)];
+            let raw = &bytes[bytes.len().min(start)..bytes.len().min(start + self.block_bytes as usize)];
             let outcome = if raw.is_empty() { Outcome::Hole } else { self.block(raw, number, old) };
             let changed = match &outcome {
                 Outcome::Hole if old.is_some() => u64::from(self.block_bytes),
@@ -98,9 +120,9 @@ impl Blocks<'_> {
             outcome
         });
         let outcomes = outcomes.collect();
-        self.stats.read_bytes.fetch_add(batch.bytes.len() as u64, Ordering::Relaxed);
+        self.stats.read_bytes.fetch_add(bytes.len() as u64, Ordering::Relaxed);
         self.stats.changed_bytes.fetch_add(changed_bytes, Ordering::Relaxed);
-        outcomes
+        Ok(outcomes)
     }
 
     fn block(&self, raw: &[u8], number: u64, old: KnownChild) -> Outcome {

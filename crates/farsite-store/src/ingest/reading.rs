@@ -1,9 +1,9 @@
-//! Reads an item's blocks that may be new, in order, some batches ahead of those who hash them. With the extents that a
-//! source says have changed, nothing else is read. A batch never crosses from one leaf into the next.
+//! Plans what is read of an item: its blocks that may be new, in order, in batches for those who read and hash them. With the
+//! extents that a source says have changed, nothing else is read. A batch never crosses from one leaf into the next.
 
 use std::ops::Range;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
 
 use farsite_model::content::ReadAt;
 
@@ -13,29 +13,11 @@ use crate::map::FAN_OUT;
 /// Consecutive blocks of one leaf.
 pub(super) struct Batch {
     pub(super) first_block: u64,
-    /// How many blocks; more than `bytes` covers when they lie in a hole, and none when only the leaf's end has moved.
     pub(super) blocks: usize,
-    /// The last block of the item may be short; empty when all of it is a hole.
-    pub(super) bytes: Vec<u8>,
+    /// All of it lies in a hole: there is nothing to read.
+    pub(super) is_hole: bool,
     /// The leaf as it was.
     pub(super) old: Option<Arc<Leaf>>,
-}
-
-/// Buffers that are used again: fresh memory must be mapped and cleared by the kernel first.
-#[derive(Default)]
-pub(super) struct Buffers(Mutex<Vec<Vec<u8>>>);
-
-impl Buffers {
-    fn take(&self, bytes: usize) -> Vec<u8> {
-        let mut buffer = self.0.lock().expect("no holder of this lock panics").pop().unwrap_or_default();
-        buffer.resize(bytes, 0);
-        buffer
-    }
-    pub(super) fn give(&self, buffer: Vec<u8>) {
-        if buffer.capacity() > 0 {
-            self.0.lock().expect("no holder of this lock panics").push(buffer);
-        }
-    }
 }
 
 /// What is read of an item.
@@ -46,13 +28,12 @@ pub(super) struct Reading<'a> {
     pub(super) previous: Option<&'a LocalMap>,
     /// Only these bytes may differ from what `previous` describes; `None`: all of them may.
     pub(super) changed: Option<&'a [Range<u64>]>,
-    pub(super) buffers: &'a Buffers,
     pub(super) cancel: &'a AtomicBool,
 }
 
 impl Reading<'_> {
     /// Hands over batch after batch until the end, or until `hand_over` says that nobody wants more.
-    pub(super) fn read(&self, hand_over: &mut dyn FnMut(Batch) -> bool) -> std::io::Result<()> {
+    pub(super) fn plan(&self, hand_over: &mut dyn FnMut(Batch) -> bool) -> std::io::Result<()> {
         let block = u64::from(self.block_bytes);
         let size = self.content.size_bytes();
         let mut leaf = CurrentLeaf { previous: self.previous, index: None, old: None };
@@ -120,7 +101,7 @@ impl Reading<'_> {
         Ok(joined)
     }
 
-    /// Reads what is data in a range of blocks, and says what is a hole where that matters. False: nobody wants more.
+    /// Hands over what is data in a range of blocks, and says what is a hole where that matters. False: nobody wants more.
     fn data(
         &self,
         leaf: &mut CurrentLeaf<'_>,
@@ -152,7 +133,7 @@ impl Reading<'_> {
                 && !self.pieces(next..data.start, |piece| {
                     let old = leaf.at(piece.start / FAN_OUT)?;
                     let blocks = (piece.end - piece.start) as usize;
-                    Ok(hand_over(Batch { first_block: piece.start, blocks, bytes: Vec::new(), old }))
+                    Ok(hand_over(Batch { first_block: piece.start, blocks, is_hole: true, old }))
                 })?
             {
                 return Ok(false);
@@ -161,12 +142,9 @@ impl Reading<'_> {
                 if self.cancel.load(Ordering::Relaxed) {
                     return Ok(false);
                 }
-                let start = piece.start * block;
-                let mut bytes = self.buffers.take(((piece.end * block).min(size) - start) as usize);
-                self.content.read_exact_at(&mut bytes, start)?;
                 let old = leaf.at(piece.start / FAN_OUT)?;
                 let blocks = (piece.end - piece.start) as usize;
-                Ok(hand_over(Batch { first_block: piece.start, blocks, bytes, old }))
+                Ok(hand_over(Batch { first_block: piece.start, blocks, is_hole: false, old }))
             })?;
             if !goes_on {
                 return Ok(false);
