@@ -324,7 +324,7 @@ impl RunWriter {
                 return Err(self.upload_error());
             }
         }
-        let at = self.pack.push(kind, id, sealed);
+        let at = self.pack.push(kind, id, sealed, None);
         if self.known.len() < self.options.known_blocks {
             self.known.insert(id, at);
         }
