@@ -17,7 +17,7 @@ use super::mark::{LiveSet, MarkOptions, mark, reached};
 use crate::blob::{BlobRef, Location};
 use crate::hex::Hex;
 use crate::ledger::{CommittedPoint, GroupState, Ledger};
-use crate::logs;
+use crate::logs::{self, SegmentName, TimelineId};
 use crate::manifest::Manifest;
 use crate::pack::{self, PackId, object_key};
 use crate::read::Reader;
@@ -127,6 +127,7 @@ pub async fn check(
             None => break,
         }
     }
+    let gaps = log_gaps(reader, state).await?;
     if depth != Depth::Structure {
         for timeline in timelines {
             progress.says(&format!("{}: log timeline {timeline}", state.group));
@@ -143,11 +144,45 @@ pub async fn check(
             }
         }
     }
-    if !spots.is_empty() {
+    if !spots.is_empty() || !gaps.is_empty() {
         progress.says(&format!("{}: whom the damage touches", state.group));
     }
-    whom(reader, state, spots, options, &mut checked).await?;
+    whom(reader, state, spots, gaps, options, &mut checked).await?;
     Ok(checked)
+}
+
+/// Logs that do not reach from a point's base to its second position without a gap.
+async fn log_gaps(reader: &Reader, state: &GroupState) -> Result<Vec<(Damage, PointId, ItemId)>, StoreError> {
+    let mut gaps = Vec::new();
+    // Points that follow each other mostly share a timeline.
+    let mut last: Option<(TimelineId, Vec<SegmentName>)> = None;
+    for point in state.live_points() {
+        let manifest =
+            match Manifest::read(&reader.store, &state.group, point.id(), &point.said.manifest).await {
+                Ok(manifest) => manifest,
+                // It is named by whoever marks.
+                Err(StoreError::Damaged(_)) => continue,
+                Err(other) => return Err(other),
+            };
+        for item in &manifest.items {
+            let Some(log) = &item.log else { continue };
+            if last.as_ref().is_none_or(|(timeline, _)| *timeline != log.timeline) {
+                let (group, site) = (&state.group, &manifest.site);
+                let segments = logs::list_of_site(&reader.store, group, &log.timeline, None, site).await?;
+                last = Some((log.timeline, segments));
+            }
+            let segments = last.as_ref().map_or(&[][..], |(_, segments)| segments.as_slice());
+            if !logs::covers(segments, &log.base, &log.p2) {
+                let why = format!(
+                    "the log does not reach from {}:{} to {}:{} without a gap",
+                    log.base.file, log.base.offset, log.p2.file, log.p2.offset
+                );
+                let object = format!("logs/{}/{}/", state.group, log.timeline);
+                gaps.push((Damage::new(object, why), point.id(), item.id.clone()));
+            }
+        }
+    }
+    Ok(gaps)
 }
 
 #[derive(Default)]
@@ -216,6 +251,7 @@ async fn whom(
     reader: &Reader,
     state: &GroupState,
     spots: Vec<Spot>,
+    gaps: Vec<(Damage, PointId, ItemId)>,
     options: &MarkOptions,
     checked: &mut Checked,
 ) -> Result<(), StoreError> {
@@ -263,6 +299,12 @@ async fn whom(
                 }
             }
         }
+    }
+    for (damage, point, item) in gaps {
+        let name = (damage.object.clone(), damage.why.clone());
+        let one = found.entry(name).or_insert(Found { damage, touches: Vec::new() });
+        one.touches.push((point, Some(item)));
+        touched.insert(point);
     }
     checked.damage = found.into_values().collect();
     checked.untouched =

@@ -239,11 +239,10 @@ impl<'a> Marker<'a> {
         self.known.insert(pack, depth);
         let now = self.state.now_in(pack);
         if now != [pack] {
-            // Compaction has emptied it: what it held is needed where it is now.
+            // Compaction has copied what is live in it. Block maps still name the old pack, so both stay.
             for moved in now {
                 self.pack(moved, None, depth);
             }
-            return;
         }
         self.insert(pack);
         if depth > 0 {
