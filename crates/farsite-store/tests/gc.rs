@@ -175,7 +175,7 @@ async fn a_collection_that_is_cut_off_anywhere_harms_nothing_and_the_next_one_fi
             // Reads fail as well as writes; a deletion may happen and its answer be lost.
             let number = counted.fetch_add(1, Ordering::SeqCst) + 1;
             match (number > cut, operation.name) {
-                (true, "delete") if number % 2 == 0 => Fate::LoseAnswer,
+                (true, "delete") if number.is_multiple_of(2) => Fate::LoseAnswer,
                 (true, _) => Fate::Unreachable,
                 (false, _) => Fate::Pass,
             }

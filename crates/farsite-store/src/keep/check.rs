@@ -85,8 +85,12 @@ impl Checked {
     }
 }
 
-/// Something that is damaged: the object, where in it (`None`: all of it), and why.
-type Spot = (Damage, Option<(PackId, u32)>);
+/// A blob's place: its pack, and its offset there.
+type Place = (PackId, u32);
+/// Something that is damaged: the object and why, and where in it (`None`: all of it).
+type Spot = (Damage, Option<Place>);
+/// Object and sentence: what is said once.
+type Name = (String, String);
 
 /// Checks one group's live points.
 pub async fn check(
@@ -255,8 +259,8 @@ async fn whom(
     options: &MarkOptions,
     checked: &mut Checked,
 ) -> Result<(), StoreError> {
-    let mut found: BTreeMap<(String, String), Found> = BTreeMap::new();
-    let mut places: BTreeMap<(String, String), BTreeSet<Option<(PackId, u32)>>> = BTreeMap::new();
+    let mut found: BTreeMap<Name, Found> = BTreeMap::new();
+    let mut places: BTreeMap<Name, BTreeSet<Option<Place>>> = BTreeMap::new();
     for (damage, place) in spots {
         let name = (damage.object.clone(), damage.why.clone());
         places.entry(name.clone()).or_default().insert(place);
@@ -281,7 +285,7 @@ async fn whom(
                     Err(other) => return Err(other),
                 };
             for item in &manifest.items {
-                let whose: Vec<Option<(PackId, u32)>> = places.values().flatten().copied().collect();
+                let whose: Vec<Option<Place>> = places.values().flatten().copied().collect();
                 let reach = reached(reader, state, item, &whose, options).await?;
                 let log = item.log.as_ref().map(|log| format!("logs/{}/{}/", state.group, log.timeline));
                 for (name, one) in &mut found {

@@ -123,7 +123,7 @@ pub async fn run(args: Args, context: &Context) -> Ended {
     if context.out.json {
         context.out.json(&report);
     } else {
-        show(&report, &probe, damage.is_empty(), context);
+        show(&report, probe, damage.is_empty(), context);
     }
     if !report.contents.values().all(Checked::is_ok) {
         return Ok(FAILED);
@@ -131,7 +131,7 @@ pub async fn run(args: Args, context: &Context) -> Ended {
     if damage.is_empty() { Ok(DONE) } else { Err(StoreError::Damaged(damage).into()) }
 }
 
-fn show(report: &Report, probe: &TamperProbe, unbroken: bool, context: &Context) {
+fn show(report: &Report, probe: TamperProbe, unbroken: bool, context: &Context) {
     let out = context.out;
     let good = out.paint(Tone::Good, "✓");
     out.line(format!("{good} {} (id {}, format version {})", report.store, report.id, report.version));
