@@ -12,6 +12,7 @@ pub mod level;
 pub mod nearest;
 pub mod policy;
 pub mod quantity;
+pub mod retention;
 pub mod rpo;
 pub mod schedule;
 pub mod secret;

@@ -91,9 +91,6 @@ impl Policy {
     /// What the policy asks for and this version does not do yet, one sentence each: nobody may count on it.
     pub fn not_yet(&self) -> Vec<String> {
         let mut missing = Vec::new();
-        if self.retention != Retention::default() {
-            missing.push("`retention` is not applied yet: every point is kept".to_owned());
-        }
         if self.drill.is_some() {
             missing.push("`drill` is not run by its schedule yet: `farsite drill run` runs one".to_owned());
         }
@@ -129,7 +126,8 @@ impl Policy {
     }
 }
 
-/// Which points are kept. A point is kept when any of these keeps it; never all zero.
+/// Which points are kept. A point is kept when any of these keeps it; never all zero. Applied by `farsite store gc`,
+/// see [`crate::retention`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct Retention {

@@ -64,6 +64,11 @@ pub struct Schedule {
 }
 
 impl Schedule {
+    /// The time zone that it is read in.
+    pub fn zone(&self) -> &TimeZone {
+        &self.zone
+    }
+
     /// Reads five fields, six with leading seconds, or a nickname such as `@daily`. `tz` is a name of the IANA
     /// database; without it the machine's own zone counts, as for cron.
     pub fn parse(text: &str, tz: Option<&str>) -> Result<Self, ScheduleError> {

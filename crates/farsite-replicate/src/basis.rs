@@ -46,6 +46,13 @@ impl Basis {
         Ok(Self { manifests, epoch: Some(state.epoch()) })
     }
 
+    /// Without the points that are not among these: a run that goes on builds on what its pin holds and on nothing else, or
+    /// collection could remove under it what it refers to.
+    pub(crate) fn only(mut self, pinned: &[PointId]) -> Self {
+        self.manifests.retain(|manifest| pinned.contains(&manifest.point));
+        self
+    }
+
     pub(crate) fn points(&self) -> Vec<PointId> {
         self.manifests.iter().map(|m| m.point).collect()
     }

@@ -12,7 +12,7 @@ use farsite_sources::{Capture, CaptureContext, Content, LogPosition, LoggedDatab
 use farsite_store::hex::Hex;
 use farsite_store::logs::TimelineId;
 use farsite_store::manifest::{ItemLog, LogPoint, ManifestItem};
-use farsite_store::seal::Sealer;
+use farsite_store::seal::{Sealer, Seals};
 use jiff::Timestamp;
 
 use crate::ReplicateError;
@@ -272,9 +272,15 @@ async fn start(
         }
         _ => {}
     }
-    let sealer =
-        Sealer::begin(&group.store, &group.signer, &group.config.site, &group.policy.group, intake.run)
-            .await?;
+    let sealer = Sealer::begin_for(
+        &group.store,
+        &group.signer,
+        &group.config.site,
+        &group.policy.group,
+        intake.run,
+        Seals::Log(timeline.id),
+    )
+    .await?;
     let work = Work {
         store: group.store.clone(),
         signer: group.signer.clone(),

@@ -142,12 +142,18 @@ async fn attempt(
     let clock = Arc::new(RunClock::anchored(&group.store, &*group.clock).await?);
     let mut skews = vec![clock.skew()];
     let started = CaptureTime(farsite_model::clock::Clock::now(&*clock));
-    let basis = Basis::of(group, ledger.state()).await?;
+    let mut basis = Basis::of(group, ledger.state()).await?;
     if !ledger.state().pins.contains_key(&run) {
         let points = basis.points();
         let pin = |_: &_| Ok(Statement::PinBegun { run, points: points.clone() });
         ledger.append(&group.signer, pin).await?;
     }
+    // Collection may have ended it meanwhile: then the commit is refused, so nothing is built on it.
+    let Some(pinned) = ledger.state().pins.get(&run) else {
+        run_state.end();
+        return Err(Refusal::PinReleased { run }.into());
+    };
+    basis = basis.only(pinned);
     let scratch = group.folder.join("scratch");
     fresh_folder(&scratch)?;
     LocalMap::sweep(&group.maps()).map_err(ReplicateError::io("sweeping old block maps"))?;

@@ -30,7 +30,7 @@ use crate::hex::Hex;
 use crate::keys::{BlobId, BlockSecret};
 use crate::local_map::{Known, KnownChild, Leaf, LocalMap, LocalMapWriter};
 use crate::map::{FAN_OUT, MapRoot};
-use crate::pack::PackBuilder;
+use crate::pack::{PackBuilder, PatchBase};
 use crate::print::Printer;
 use crate::seal::{BlobKind, Sealer};
 use crate::shipped::Copies;
@@ -331,7 +331,8 @@ impl RunWriter {
         if kind == BlobKind::Block {
             self.depths.push(stands_on.map_or(0, |base| base.depth + 1));
         }
-        Ok(self.pack.push(kind, id, sealed))
+        let base = stands_on.map(|base| PatchBase::new(&base.blob, base.depth + 1));
+        Ok(self.pack.push(kind, id, sealed, base))
     }
 
     /// A pack that finds the queue full waits for the line: the next ones are pressed harder. One that finds it empty was

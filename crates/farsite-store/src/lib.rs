@@ -9,10 +9,12 @@
 pub mod backend;
 pub mod blob;
 pub mod chain;
+pub mod diff;
 pub mod format;
 pub mod hex;
 pub mod ingest;
 pub mod journal;
+pub mod keep;
 pub mod keys;
 pub mod ledger;
 pub mod local_map;
@@ -127,6 +129,9 @@ impl Store {
     /// An object that must be there: one that is missing is damage, and named.
     pub(crate) async fn get(&self, key: &str) -> Result<Object, StoreError> {
         self.backend.get(key).await.map_err(|error| named(key, error))
+    }
+    pub(crate) async fn size(&self, key: &str) -> Result<u64, StoreError> {
+        self.backend.size(key).await.map_err(|error| named(key, error))
     }
     pub(crate) async fn get_range(
         &self,

@@ -220,6 +220,16 @@ pub async fn read_header(store: &Store, segment: &SegmentName) -> Result<(Segmen
     Ok((header, body.slice(line + 1..)))
 }
 
+/// The content key of the segment under this name. `None`: it is gone, or is none.
+pub(crate) async fn key_of(store: &Store, key: &str) -> Result<Option<ContentKeyId>, StoreError> {
+    let Some(name) = parse_name(key, StoreTime(jiff::Timestamp::UNIX_EPOCH)) else { return Ok(None) };
+    match read_header(store, &name).await {
+        Ok((header, _)) => Ok(Some(header.content_key)),
+        Err(StoreError::Damaged(_)) => Ok(None),
+        Err(other) => Err(other),
+    }
+}
+
 /// The bytes of one segment, opened.
 pub async fn read(
     store: &Store,

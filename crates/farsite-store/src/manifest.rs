@@ -144,6 +144,23 @@ impl Manifest {
         }
     }
 
+    /// The run that wrote the manifest under this key, whether a ledger names it or not. `None`: it is gone.
+    pub(crate) async fn run_of(store: &Store, key: &str) -> Result<Option<RunId>, StoreError> {
+        #[derive(Deserialize)]
+        struct OfRun {
+            run: RunId,
+        }
+        let damaged = |why: String| StoreError::Damaged(vec![Damage::new(key, why)]);
+        let object = match store.backend.get(key).await {
+            Err(error) if error.is_missing() => return Ok(None),
+            other => other.map_err(|error| crate::named(key, error))?,
+        };
+        let (body, _) = signed::open(&store.format, Kind::Manifest, key, &object.bytes)
+            .map_err(|e| damaged(e.to_string()))?;
+        let of: OfRun = serde_json::from_slice(&body).map_err(|e| damaged(e.to_string()))?;
+        Ok(Some(of.run))
+    }
+
     /// Reads the manifest that a ledger entry names, by its hash.
     pub async fn read(
         store: &Store,

@@ -260,6 +260,26 @@ impl Reader {
         Ok(parsed)
     }
 
+    /// Opens a blob whose sealed bytes may be at hand, and hashes it again; returns its raw length.
+    pub(crate) async fn verify_blob(
+        &self,
+        kind: BlobKind,
+        blob: &BlobRef,
+        sealed: Option<Bytes>,
+    ) -> Result<u64, StoreError> {
+        if kind == BlobKind::Block {
+            if let Some(sealed) = sealed {
+                return Ok(self.open_block(blob, sealed).await?.len() as u64);
+            }
+            return Err(wrong_hash(blob));
+        }
+        let raw = self.open_blob(kind, blob, sealed, blob::MAX_PATCH_DEPTH).await?;
+        match Node::parse(&raw) {
+            Some((logical, _)) if self.opener.secret.node_id(logical) == blob.id => Ok(raw.len() as u64),
+            _ => Err(wrong_hash(blob)),
+        }
+    }
+
     /// Opens a blob, through its patch bases if it has any.
     async fn open_blob(
         &self,

@@ -41,11 +41,41 @@ pub struct ContentKeyObject {
     pub run: RunId,
     pub created: Timestamp,
     pub recipients: Vec<String>,
+    /// What is sealed with it. `None` in keys of programs that did not say so yet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub seals: Option<Seals>,
     /// The 32 bytes of the key, encrypted with age for all recipients.
     pub wrapped: HexBytes,
 }
 
-fn object_key(id: &ContentKeyId) -> String {
+impl ContentKeyObject {
+    /// Reads a content key's object: signed by an agent that may speak for its site. Needs no identity.
+    pub async fn read(store: &Store, id: ContentKeyId) -> Result<Self, StoreError> {
+        let name = object_key(&id);
+        let damaged = |why: String| StoreError::Damaged(vec![Damage::new(&name, why)]);
+        let object = store.get(&name).await?;
+        let (body, role) = signed::open(&store.format, Kind::ContentKey, &name, &object.bytes)
+            .map_err(|e| damaged(e.to_string()))?;
+        let body: Self = serde_json::from_slice(&body).map_err(|e| damaged(e.to_string()))?;
+        if role.role != Role::SourceAgent || role.site.as_ref() != Some(&body.site) || body.id != id {
+            return Err(damaged("it is signed by a key that may not speak for its site".into()));
+        }
+        Ok(body)
+    }
+}
+
+/// What a content key is for: collection keeps a key for as long as something can still be sealed with it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Seals {
+    /// The packs of its run.
+    Packs,
+    /// Segments of this timeline, for as long as it is shipped: long after its run has ended.
+    Log(crate::logs::TimelineId),
+}
+
+/// The key of a content key's object.
+pub(crate) fn object_key(id: &ContentKeyId) -> String {
     format!("keys/{id}")
 }
 
@@ -76,13 +106,25 @@ impl std::fmt::Debug for Sealer {
 }
 
 impl Sealer {
-    /// Draws a content key and makes it durable, wrapped, before anything is sealed with it.
+    /// Draws a content key for a run's packs and makes it durable, wrapped, before anything is sealed with it.
     pub async fn begin(
         store: &Store,
         signer: &Signer,
         site: &SiteName,
         group: &GroupName,
         run: RunId,
+    ) -> Result<Self, StoreError> {
+        Self::begin_for(store, signer, site, group, run, Seals::Packs).await
+    }
+
+    /// The same for what `seals` says.
+    pub async fn begin_for(
+        store: &Store,
+        signer: &Signer,
+        site: &SiteName,
+        group: &GroupName,
+        run: RunId,
+        seals: Seals,
     ) -> Result<Self, StoreError> {
         let key = Hex::<32>::random();
         let id = ContentKeyId::random();
@@ -93,6 +135,7 @@ impl Sealer {
             run,
             created: Timestamp::now(),
             recipients: store.format.recipients.clone(),
+            seals: Some(seals),
             wrapped: HexBytes(keys::wrap(&key.0, &store.format.recipients)?),
         };
         let name = object_key(&id);
@@ -172,14 +215,8 @@ impl Opener {
             return Ok(key.clone());
         }
         let name = object_key(&id);
-        let object = store.get(&name).await?;
         let damaged = |why: String| StoreError::Damaged(vec![Damage::new(&name, why)]);
-        let (body, role) = signed::open(&store.format, Kind::ContentKey, &name, &object.bytes)
-            .map_err(|e| damaged(e.to_string()))?;
-        let body: ContentKeyObject = serde_json::from_slice(&body).map_err(|e| damaged(e.to_string()))?;
-        if role.role != Role::SourceAgent || role.site.as_ref() != Some(&body.site) || body.id != id {
-            return Err(damaged("it is signed by a key that may not speak for its site".into()));
-        }
+        let body = ContentKeyObject::read(store, id).await?;
         // These identities are among the store's recipients, or there would be no opener: a key that is not wrapped
         // for them is damage.
         let plain = keys::unwrap(&body.wrapped.0, &self.identities)
@@ -198,6 +235,11 @@ pub struct ContentKey {
 }
 
 impl ContentKey {
+    #[cfg(test)]
+    pub(crate) fn known(id: ContentKeyId, key: &[u8; 32]) -> Self {
+        Self { id, cipher: cipher(key) }
+    }
+
     /// `None` when the bytes are not what was sealed under this kind and id.
     pub fn open(&self, kind: BlobKind, id: &[u8; 32], sealed: &[u8]) -> Option<Vec<u8>> {
         if sealed.len() < SEAL_OVERHEAD {

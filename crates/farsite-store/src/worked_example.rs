@@ -41,7 +41,7 @@ fn parts() -> Vec<(&'static str, String)> {
     let sealer = Sealer::known(CONTENT_KEY_ID, &[0x11; 32]);
     let sealed = sealer.seal(BlobKind::Block, &id.0, &blob);
     let mut builder = PackBuilder::with_id(PACK, CONTENT_KEY_ID, 0);
-    let at = builder.push(BlobKind::Block, id, &sealed);
+    let at = builder.push(BlobKind::Block, id, &sealed, None);
     let finished = builder.finish(&sealer);
 
     let time = "2026-11-24T03:00:00Z".parse().unwrap();

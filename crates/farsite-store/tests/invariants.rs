@@ -189,7 +189,10 @@ async fn invariant_4_every_byte_is_authenticated_and_damage_is_named_and_another
     assert_eq!(ledger.state().default_point().unwrap().id(), older);
     assert_eq!(restore(&world, ledger.state().point(older).unwrap()).await.unwrap(), noise(1, 300_000));
     // Collection cannot take it either: the newest whole point is damaged, so this is the one that is left.
-    ledger.append(&world.standby, |_| Ok(Statement::GcBegun { released: vec![older] })).await.unwrap();
+    ledger
+        .append(&world.standby, |_| Ok(Statement::GcBegun { released: vec![older], runs: vec![] }))
+        .await
+        .unwrap();
     assert_eq!(ledger.state().default_point().unwrap().id(), older);
 }
 

@@ -72,7 +72,10 @@ async fn a_pin_that_collection_ended_voids_the_commit_that_built_on_it() {
     let first = PointId::from_random(1);
     let run = RunId::from_random(3);
     ledger.append(&world.source, |_| Ok(Statement::PinBegun { run, points: vec![first] })).await.unwrap();
-    ledger.append(&world.standby, |_| Ok(Statement::GcBegun { released: vec![first] })).await.unwrap();
+    ledger
+        .append(&world.standby, |_| Ok(Statement::GcBegun { released: vec![first], runs: vec![] }))
+        .await
+        .unwrap();
     let commit = point(&world, 3, 1).await;
     let refused = ledger.append(&world.source, |_| Ok(commit.clone())).await;
     assert!(matches!(refused, Err(StoreError::Refused(Refusal::PinReleased { .. }))));
@@ -93,7 +96,7 @@ async fn the_last_whole_point_and_a_held_one_are_never_expired() {
     let hold = Statement::Hold { point: held, who: "ann".into(), reason: "audit".into() };
     ledger.append(&world.operator, |_| Ok(hold.clone())).await.unwrap();
     ledger
-        .append(&world.standby, |_| Ok(Statement::GcBegun { released: vec![held, gone, last] }))
+        .append(&world.standby, |_| Ok(Statement::GcBegun { released: vec![held, gone, last], runs: vec![] }))
         .await
         .unwrap();
     let expired: Vec<bool> = ledger.state().points.iter().map(|p| p.expired).collect();

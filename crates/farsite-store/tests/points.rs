@@ -46,7 +46,10 @@ async fn an_expired_point_can_be_neither_held_nor_gone_back_to() {
     let world = World::in_folder().await;
     let mut ledger = with_points(&world, 3).await;
     let [gone, kept] = [1, 2].map(PointId::from_random);
-    ledger.append(&world.standby, |_| Ok(Statement::GcBegun { released: vec![gone] })).await.unwrap();
+    ledger
+        .append(&world.standby, |_| Ok(Statement::GcBegun { released: vec![gone], runs: vec![] }))
+        .await
+        .unwrap();
     let begun = |point| Statement::EpochBegun {
         epoch: Epoch(2),
         primary: common::site("south"),
@@ -71,7 +74,10 @@ async fn an_expired_point_can_be_neither_held_nor_gone_back_to() {
     ledger.append(&world.operator, |_| Ok(begun(kept))).await.unwrap();
     assert!(ledger.append(&world.operator, |_| Ok(rechosen(gone))).await.is_err());
     // And what a promotion restores cannot expire under it.
-    ledger.append(&world.standby, |_| Ok(Statement::GcBegun { released: vec![kept] })).await.unwrap();
+    ledger
+        .append(&world.standby, |_| Ok(Statement::GcBegun { released: vec![kept], runs: vec![] }))
+        .await
+        .unwrap();
     assert!(!ledger.state().point(kept).unwrap().expired);
 }
 

@@ -37,8 +37,13 @@ async fn a_stolen_agent_key_can_add_points_for_its_site_and_nothing_else() {
             Statement::PointDamaged { point: id, objects: vec!["x".into()] },
             Statement::Hold { point: id, who: who(), reason: who() },
             Statement::Release { point: id, who: who() },
-            Statement::GcBegun { released: vec![id] },
-            Statement::PointRemapped { points: vec![id], from: vec![], to: vec![] },
+            Statement::GcBegun { released: vec![id], runs: vec![] },
+            Statement::PointRemapped {
+                run: RunId::from_random(9),
+                points: vec![id],
+                from: vec![],
+                to: vec![],
+            },
             Statement::AuthorityMoved { store: Hex([1; 16]) },
         ];
         let before = ledger.state().clone();

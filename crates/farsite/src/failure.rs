@@ -91,6 +91,7 @@ impl From<StoreError> for Failure {
                 Refusal::Fenced { .. }
                 | Refusal::PromotionOpen { .. }
                 | Refusal::Role { .. }
+                | Refusal::Incomplete { .. }
                 | Refusal::Damaged { .. } => UNSAFE,
             },
             StoreError::Key(_) | StoreError::NotInitialised { .. } | StoreError::UnknownVersion { .. } => {

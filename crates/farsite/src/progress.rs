@@ -40,6 +40,12 @@ impl Progress {
     }
 }
 
+impl farsite_store::keep::Progress for Progress {
+    fn says(&self, words: &str) {
+        Progress::says(self, words);
+    }
+}
+
 impl Drop for RunProgress {
     fn drop(&mut self) {
         self.progress.clear();

@@ -2,6 +2,7 @@
 //! entry exists; a failover begins with its `epoch-begun` entry; both compete for the same next number, so an old
 //! primary's late commit either came before the epoch or fails. State is always a fold over the entries.
 
+mod keeping;
 mod site;
 mod state;
 mod statement;
@@ -40,6 +41,10 @@ pub enum Refusal {
     Role { what: &'static str, role: String },
     #[error("the ledger of {group} is damaged ({}); an agent writes nothing behind damage\n  hint: `farsite points verify {group}` says what is still whole; a failover can go on", list(.damage))]
     Damaged { group: GroupName, damage: Vec<Damage> },
+    #[error(
+        "what the points {points} of {group} need cannot be told ({damage}); nothing of {group} was removed\n  hint: `farsite store check` names what is damaged; `farsite points expire {group} POINT` lets a point go that cannot be mended"
+    )]
+    Incomplete { group: GroupName, points: String, damage: String },
     #[error("point {point} is not in the ledger of {group}")]
     UnknownPoint { group: GroupName, point: PointId },
     #[error("{0}")]

@@ -10,6 +10,7 @@ use super::{AcceptedLog, Committed, Refusal, Statement};
 use crate::Damage;
 use crate::chain::{Entry, Void};
 use crate::keys::{KeyRole, Role};
+use crate::pack::PackId;
 
 /// A recovery point.
 #[derive(Debug, Clone, PartialEq)]
@@ -110,7 +111,13 @@ pub struct GroupState {
     /// In order of commit, of all epochs.
     pub points: Vec<CommittedPoint>,
     pub pins: BTreeMap<RunId, Vec<PointId>>,
+    /// The store's time when each of them was begun.
+    pub(super) pinned_at: BTreeMap<RunId, StoreTime>,
     voided_pins: BTreeSet<RunId>,
+    /// Collection has begun at least once: packs of runs without a living pin may be gone.
+    collected: bool,
+    /// Packs that compaction has emptied, and where their blobs are now.
+    pub remapped: BTreeMap<PackId, Vec<PackId>>,
     /// Entries without effect: number and why.
     pub void: Vec<(u64, String)>,
     /// Entries whose bytes are not what was written.
@@ -128,7 +135,10 @@ impl GroupState {
             epochs: Vec::new(),
             points: Vec::new(),
             pins: BTreeMap::new(),
+            pinned_at: BTreeMap::new(),
             voided_pins: BTreeSet::new(),
+            collected: false,
+            remapped: BTreeMap::new(),
             void: Vec::new(),
             damage: Vec::new(),
             newest: None,
@@ -144,6 +154,10 @@ impl GroupState {
     }
     pub fn primary(&self) -> Option<&SiteName> {
         self.current().map(|e| &e.primary)
+    }
+    /// From the first `gc-begun` on, no run without a living pin can commit.
+    pub fn has_been_collected(&self) -> bool {
+        self.collected
     }
     pub fn point(&self, id: PointId) -> Option<&CommittedPoint> {
         self.points.iter().find(|p| p.id() == id)
@@ -179,6 +193,8 @@ impl GroupState {
                     Err(role("the primary site's agent or an operator"))
                 }
             }
+            // A compaction pins as well: its new packs must stay until its entry is written.
+            Statement::PinBegun { .. } if by.role != Role::SourceAgent => Ok(()),
             Statement::PinBegun { .. } => {
                 self.source_agent(by).map_err(|()| role("the primary site's source agent"))
             }
@@ -199,7 +215,8 @@ impl GroupState {
                 if self.point(committed.point).is_some() {
                     return Err(Refusal::Other(format!("point {} is committed already", committed.point)));
                 }
-                if self.voided_pins.contains(&committed.run) {
+                let lost = self.collected && !self.pins.contains_key(&committed.run);
+                if lost || self.voided_pins.contains(&committed.run) {
                     return Err(Refusal::PinReleased { run: committed.run });
                 }
                 Ok(())
@@ -255,12 +272,26 @@ impl GroupState {
                 }
                 self.known(*point)
             }
-            Statement::GcBegun { .. } | Statement::PointRemapped { .. } => {
+            Statement::GcBegun { .. } => {
                 if by.role == Role::SourceAgent {
-                    Err(role("a standby agent or an operator"))
-                } else {
-                    Ok(())
+                    return Err(role("a standby agent or an operator"));
                 }
+                Ok(())
+            }
+            Statement::PointRemapped { run, from, to, .. } => {
+                if by.role == Role::SourceAgent {
+                    return Err(role("a standby agent or an operator"));
+                }
+                if !self.pins.contains_key(run) {
+                    return Err(Refusal::PinReleased { run: *run });
+                }
+                // Where blobs are now must be a pack, and not again a pack that was emptied.
+                if to.iter().any(|pack| self.remapped.contains_key(pack) || from.contains(pack)) {
+                    return Err(Refusal::Other(
+                        "the packs that it names have been compacted themselves".into(),
+                    ));
+                }
+                Ok(())
             }
             Statement::AuthorityMoved { .. } => {
                 if by.role == Role::Operator {
@@ -363,14 +394,20 @@ impl GroupState {
                 accepted: true,
             }),
             Statement::PinBegun { run, points } => {
-                if points.iter().all(|p| self.point(*p).is_some_and(|p| !p.expired)) {
-                    self.pins.insert(run, points);
+                let lives = points.iter().all(|p| self.point(*p).is_some_and(|p| !p.expired));
+                if lives && !self.voided_pins.contains(&run) {
+                    // What a run has pinned before stays pinned.
+                    let pinned = self.pins.entry(run).or_default();
+                    pinned.extend(
+                        points.iter().filter(|point| !pinned.contains(point)).copied().collect::<Vec<_>>(),
+                    );
+                    self.pinned_at.insert(run, entry.written);
                 } else {
                     self.voided_pins.insert(run);
                 }
             }
             Statement::PointCommitted(said) => {
-                self.pins.remove(&said.run);
+                self.unpin(said.run);
                 self.points.push(CommittedPoint {
                     said,
                     number: entry.number,
@@ -388,6 +425,7 @@ impl GroupState {
                     old.superseded = true;
                 }
                 self.pins.clear();
+                self.pinned_at.clear();
                 self.epoch_in_doubt = false;
                 self.epochs.push(EpochStart {
                     epoch,
@@ -421,9 +459,22 @@ impl GroupState {
             Statement::PointExpired { point } => self.expire(&[point]),
             Statement::Hold { point, .. } => self.with(point, |p| p.held = true),
             Statement::Release { point, .. } => self.with(point, |p| p.held = false),
-            Statement::GcBegun { released } => self.expire(&released),
-            // Where blobs lie now and which store leads are questions for readers, not for this state.
-            Statement::PointRemapped { .. } | Statement::AuthorityMoved { .. } => {}
+            Statement::GcBegun { released, runs } => {
+                self.collected = true;
+                self.expire(&released);
+                for run in runs {
+                    self.unpin(run);
+                    self.voided_pins.insert(run);
+                }
+            }
+            Statement::PointRemapped { run, from, to, .. } => {
+                self.unpin(run);
+                for pack in from {
+                    self.remapped.insert(pack, to.clone());
+                }
+            }
+            // Which store leads is a question for readers, not for this state.
+            Statement::AuthorityMoved { .. } => {}
         }
     }
 
@@ -442,7 +493,7 @@ impl GroupState {
 
     /// Never expired, whoever says so: a held point, the last whole one, the last one without a flaw (the last whole one
     /// may be damaged), and what a promotion that is not accepted yet restores.
-    fn expire(&mut self, points: &[PointId]) {
+    pub(super) fn expire(&mut self, points: &[PointId]) {
         for id in points {
             let last = |good: fn(&CommittedPoint) -> bool| {
                 self.points.iter().rev().find(|p| !p.expired && good(p)).map(CommittedPoint::id)
@@ -463,8 +514,13 @@ impl GroupState {
             .map(|(run, _)| *run)
             .collect();
         for run in voided {
-            self.pins.remove(&run);
+            self.unpin(run);
             self.voided_pins.insert(run);
         }
+    }
+
+    fn unpin(&mut self, run: RunId) {
+        self.pins.remove(&run);
+        self.pinned_at.remove(&run);
     }
 }

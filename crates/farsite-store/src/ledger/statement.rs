@@ -19,7 +19,8 @@ pub enum Statement {
         group: GroupName,
         primary: SiteName,
     },
-    /// A run builds on these points: collection must not release them before it commits.
+    /// A run (or a compaction) builds on these points: collection keeps them, and its packs, until it commits. Collection
+    /// may end the pin; then the run cannot commit.
     PinBegun {
         run: RunId,
         points: Vec<PointId>,
@@ -76,12 +77,18 @@ pub enum Statement {
         point: PointId,
         who: String,
     },
-    /// Collection begins: these points are gone, and pins that name them are void.
+    /// Collection begins: these points are gone, and pins that name them are void. From the first such entry on, nothing is
+    /// committed by a run whose pin does not live.
     GcBegun {
         released: Vec<PointId>,
+        /// Runs that were given up: their pins are void as well.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        runs: Vec<RunId>,
     },
-    /// Compaction moved blobs: readers look for `from` in `to`.
+    /// Compaction moved blobs: readers look for what lay in `from` in `to`.
     PointRemapped {
+        /// Its pin kept the new packs from collection until now; without one the entry has no effect.
+        run: RunId,
         points: Vec<PointId>,
         from: Vec<PackId>,
         to: Vec<PackId>,

@@ -1,5 +1,6 @@
-//! `farsite points list|show|verify|hold|release`: the recovery points of a store, as its ledgers tell.
+//! `farsite points list|show|diff|verify|hold|release|expire`: the recovery points of a store, as its ledgers tell.
 
+mod diff;
 mod verify;
 
 use farsite_model::SiteName;
@@ -53,6 +54,11 @@ pub enum Action {
     },
     /// Let the retention decide about a held point again.
     Release(Named),
+    /// Let a point go now, whatever the retention says; `farsite store gc` then removes what only it needs. The last whole
+    /// point, a held one and the one of an open promotion do not go.
+    Expire(Named),
+    /// Items that came, went and changed between two points, and by how many bytes.
+    Diff(diff::Args),
 }
 
 #[derive(Debug, clap::Args)]
@@ -137,7 +143,50 @@ pub async fn run(action: Action, context: &Context) -> Ended {
             found.ledger.append(&signer, |_| Ok(Statement::Release { point, who: who() })).await?;
             said(context, &found, "released: the retention decides about it")
         }
+        Action::Expire(named) => {
+            let (_, store) = stores::open(&config, named.at.store.as_ref()).await?;
+            expire(&named, &store, &config, context).await
+        }
+        Action::Diff(args) => diff::run(args, &config, context).await,
     }
+}
+
+async fn expire(
+    named: &Named,
+    store: &Store,
+    config: &farsite_model::config::Config,
+    context: &Context,
+) -> Ended {
+    let mut found = named.find(store).await?;
+    let point = found.point;
+    let group = found.ledger.group().clone();
+    if found.committed()?.expired {
+        context.out.say(format!("Point {point} of group {group} has expired already."));
+        return Ok(DONE);
+    }
+    let signer = connect::standby_agent(config).or_else(|_| connect::operator(config))?;
+    let kept = || {
+        Failure::refused(format!("point {point} of group {group} stays; nothing was changed")).hint(
+            "the last whole point, the last one without a flaw, a held one (`farsite points release`) and the one of an open promotion do not expire",
+        )
+    };
+    if found.ledger.state().would_expire(&[point]).is_empty() {
+        return Err(kept());
+    }
+    context.confirm(&format!("Let point {point} of group {group} go for good?"))?;
+    found.ledger.append(&signer, |_| Ok(Statement::PointExpired { point })).await?;
+    // What came before the entry may have made it the last one.
+    if !found.committed()?.expired {
+        return Err(kept());
+    }
+    if context.out.json {
+        context.out.json(&serde_json::json!({ "group": group, "point": point, "expired": true }));
+    } else {
+        context.out.line(format!(
+            "Point {point} of group {group} has expired: `farsite store gc` removes what only it needs."
+        ));
+    }
+    Ok(DONE)
 }
 
 fn said(context: &Context, found: &stores::Found, words: &str) -> Ended {

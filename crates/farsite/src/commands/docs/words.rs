@@ -23,7 +23,9 @@ column, when it runs next, and what is allowed but hardly meant. `farsite policy
 `${env:NAME}` may stand in paths, names and commands. A secret never stands in the file: `${env:NAME}`, `file:/path` or `credential:NAME`
 (systemd) say where it is. An unknown key is an error.
 
-**Read, and not acted on yet:** `retention` (no point is removed), `drill` (the agent starts no drill; let cron run `farsite drill run`),
+`retention` is applied by `farsite store gc`, which cron runs at the standby; a copy of the policy must lie there.
+
+**Read, and not acted on yet:** `drill` (the agent starts no drill; let cron run `farsite drill run`),
 `alerts` (nobody is told; use exit code 3 of `farsite status`, or the metrics). **Not there yet:** `select.metadata` of `cinder`, a `cinder` entry without `path`,
 and `databases:` other than `all` are accepted by `policy check` and refused by `farsite check` and by the run.
 ";

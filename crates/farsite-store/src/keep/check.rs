@@ -1,0 +1,319 @@
+//! Checks what live points need, where it lies. Three depths come in; damage, with the items and points that it touches
+//! and those that it does not, goes out.
+//!
+//! *Structure*: every manifest, block-map node, content key and pack that a live point needs is there; a pack's index opens
+//! and ends where the object ends, so a pack that was cut is found. *Sample* and *full*: packs are read from
+//! end to end; every blob is opened and hashed again, once for all points that share it, and log segments are opened.
+//! Memory: marks as in collection, and two packs at a time.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use farsite_model::{ItemId, PointId};
+use futures::stream::{self, StreamExt};
+use serde::Serialize;
+
+use super::gc::Progress;
+use super::mark::{LiveSet, MarkOptions, mark, reached};
+use crate::blob::{BlobRef, Location};
+use crate::hex::Hex;
+use crate::ledger::{CommittedPoint, GroupState, Ledger};
+use crate::logs::{self, SegmentName, TimelineId};
+use crate::manifest::Manifest;
+use crate::pack::{self, PackId, object_key};
+use crate::read::Reader;
+use crate::seal::BlobKind;
+use crate::{Damage, StoreError};
+
+/// Packs in memory at once.
+const PACKS: usize = 2;
+
+/// How deep to look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Depth {
+    Structure,
+    /// So many percent of the packs and log segments, chosen by the seed.
+    Sample {
+        percent: u8,
+        seed: u64,
+    },
+    Full,
+}
+
+impl Depth {
+    /// Whether an object is looked into. The same seed chooses the same objects.
+    fn chooses(self, name: &str) -> bool {
+        match self {
+            Self::Structure => false,
+            Self::Full => true,
+            Self::Sample { percent, seed } => {
+                let hash = blake3::hash(format!("{seed} {name}").as_bytes());
+                let drawn = u64::from_le_bytes(hash.as_bytes()[..8].try_into().expect("8 bytes"));
+                drawn % 100 < u64::from(percent)
+            }
+        }
+    }
+}
+
+/// A damaged object and whom it harms.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Found {
+    #[serde(flatten)]
+    pub damage: Damage,
+    /// Items of live points that need it: the point, and the item in it. Without an item the point itself (its manifest)
+    /// is damaged.
+    pub touches: Vec<(PointId, Option<ItemId>)>,
+}
+
+/// What was looked at in one group, and what was found.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct Checked {
+    pub points: usize,
+    pub packs: u64,
+    pub blobs_opened: u64,
+    pub bytes_opened: u64,
+    pub log_segments_opened: u64,
+    pub damage: Vec<Found>,
+    /// Live points that no damage touches, newest first.
+    pub untouched: Vec<PointId>,
+    /// Of those, the newest that a failover would take by itself.
+    pub newest_good: Option<PointId>,
+}
+
+impl Checked {
+    pub fn is_ok(&self) -> bool {
+        self.damage.is_empty()
+    }
+}
+
+/// A blob's place: its pack, and its offset there.
+type Place = (PackId, u32);
+/// Something that is damaged: the object and why, and where in it (`None`: all of it).
+type Spot = (Damage, Option<Place>);
+/// Object and sentence: what is said once.
+type Name = (String, String);
+
+/// Checks one group's live points.
+pub async fn check(
+    reader: &Reader,
+    ledger: &Ledger,
+    depth: Depth,
+    options: &MarkOptions,
+    progress: &dyn Progress,
+) -> Result<Checked, StoreError> {
+    let state = ledger.state();
+    let mut checked = Checked { points: state.live_points().count(), ..Checked::default() };
+    let mut spots: Vec<Spot> = state.damage.iter().map(|damage| (damage.clone(), None)).collect();
+    let mut timelines = BTreeSet::new();
+    let mut from = 0;
+    loop {
+        progress.says(&format!("{}: reading block maps", state.group));
+        let mut live = LiveSet::from(from);
+        let marked = mark(reader, state, 0, &mut live, options).await?;
+        timelines.extend(marked.timelines);
+        spots.extend(marked.damage.into_iter().map(|(_, damage)| (damage, None)));
+        let mut packs: Vec<PackId> = live.packs.into_keys().collect();
+        packs.sort_unstable();
+        let count = packs.len();
+        checked.packs += count as u64;
+        let mut read = stream::iter(packs.into_iter().enumerate())
+            .filter(|(_, pack)| std::future::ready(depth.chooses(&object_key(pack))))
+            .map(|(number, pack)| async move { (number, whole_pack(reader, pack).await) })
+            .buffered(PACKS);
+        while let Some((number, result)) = read.next().await {
+            progress.says(&format!("{}: pack {} of {count}", state.group, number + 1));
+            let result = result?;
+            checked.blobs_opened += result.blobs;
+            checked.bytes_opened += result.bytes;
+            spots.extend(result.damage);
+        }
+        match live.range.end().checked_add(1) {
+            Some(next) => from = next,
+            None => break,
+        }
+    }
+    let gaps = log_gaps(reader, state).await?;
+    if depth != Depth::Structure {
+        for timeline in timelines {
+            progress.says(&format!("{}: log timeline {timeline}", state.group));
+            for segment in logs::list(&reader.store, &state.group, &timeline, None).await? {
+                if !depth.chooses(&segment.key) {
+                    continue;
+                }
+                checked.log_segments_opened += 1;
+                match logs::read(&reader.store, &reader.opener, &segment).await {
+                    Ok((_, bytes)) => checked.bytes_opened += bytes.len() as u64,
+                    Err(StoreError::Damaged(found)) => spots.extend(found.into_iter().map(|d| (d, None))),
+                    Err(other) => return Err(other),
+                }
+            }
+        }
+    }
+    if !spots.is_empty() || !gaps.is_empty() {
+        progress.says(&format!("{}: whom the damage touches", state.group));
+    }
+    whom(reader, state, spots, gaps, options, &mut checked).await?;
+    Ok(checked)
+}
+
+/// Logs that do not reach from a point's base to its second position without a gap.
+async fn log_gaps(reader: &Reader, state: &GroupState) -> Result<Vec<(Damage, PointId, ItemId)>, StoreError> {
+    let mut gaps = Vec::new();
+    // Points that follow each other mostly share a timeline.
+    let mut last: Option<(TimelineId, Vec<SegmentName>)> = None;
+    for point in state.live_points() {
+        let manifest =
+            match Manifest::read(&reader.store, &state.group, point.id(), &point.said.manifest).await {
+                Ok(manifest) => manifest,
+                // It is named by whoever marks.
+                Err(StoreError::Damaged(_)) => continue,
+                Err(other) => return Err(other),
+            };
+        for item in &manifest.items {
+            let Some(log) = &item.log else { continue };
+            if last.as_ref().is_none_or(|(timeline, _)| *timeline != log.timeline) {
+                let (group, site) = (&state.group, &manifest.site);
+                let segments = logs::list_of_site(&reader.store, group, &log.timeline, None, site).await?;
+                last = Some((log.timeline, segments));
+            }
+            let segments = last.as_ref().map_or(&[][..], |(_, segments)| segments.as_slice());
+            if !logs::covers(segments, &log.base, &log.p2) {
+                let why = format!(
+                    "the log does not reach from {}:{} to {}:{} without a gap",
+                    log.base.file, log.base.offset, log.p2.file, log.p2.offset
+                );
+                let object = format!("logs/{}/{}/", state.group, log.timeline);
+                gaps.push((Damage::new(object, why), point.id(), item.id.clone()));
+            }
+        }
+    }
+    Ok(gaps)
+}
+
+#[derive(Default)]
+struct PackRead {
+    blobs: u64,
+    bytes: u64,
+    damage: Vec<Spot>,
+}
+
+/// Reads a pack from end to end, and opens and hashes everything in it.
+async fn whole_pack(reader: &Reader, id: PackId) -> Result<PackRead, StoreError> {
+    let name = object_key(&id);
+    let mut read = PackRead::default();
+    let object = match reader.store.get(&name).await {
+        Ok(object) => object,
+        Err(StoreError::Damaged(found)) => {
+            read.damage.extend(found.into_iter().map(|damage| (damage, None)));
+            return Ok(read);
+        }
+        Err(other) => return Err(other),
+    };
+    if let Err(why) = pack::check_whole(&id, &object.bytes) {
+        // Which blobs are hit is told below, if the index still opens; the hash alone says that something is.
+        read.damage.push((Damage::new(&name, why), None));
+    }
+    let key: Option<[u8; 16]> = object.bytes.get(32..48).and_then(|key| key.try_into().ok());
+    let Some(key) = key.map(Hex) else { return Ok(read) };
+    let index = match pack::fetch_index(&reader.store, &reader.opener, &id, key).await {
+        Ok((index, _)) => index,
+        Err(StoreError::Damaged(found)) => {
+            read.damage.extend(found.into_iter().map(|damage| (damage, None)));
+            return Ok(read);
+        }
+        Err(other) => return Err(other),
+    };
+    let mut hit = Vec::new();
+    for entry in index.entries {
+        let at = Location { pack: id, key, offset: entry.offset, len: entry.len };
+        let blob = BlobRef { id: entry.id, at };
+        let kind = if entry.kind == BlobKind::Node as u8 { BlobKind::Node } else { BlobKind::Block };
+        let from = entry.offset as usize;
+        let sealed = object
+            .bytes
+            .get(from..from.saturating_add(entry.len as usize))
+            .map(|_| object.bytes.slice(from..from + entry.len as usize));
+        match reader.verify_blob(kind, &blob, sealed).await {
+            Ok(raw_bytes) => {
+                read.blobs += 1;
+                read.bytes += raw_bytes;
+            }
+            Err(StoreError::Damaged(found)) => {
+                hit.extend(found.into_iter().map(|damage| (damage, Some((id, entry.offset)))));
+            }
+            Err(other) => return Err(other),
+        }
+    }
+    if !hit.is_empty() {
+        // Now it is known exactly where.
+        read.damage = hit;
+    }
+    Ok(read)
+}
+
+/// Attributes damage to the points and items that reach it: each item is walked once more, by itself.
+async fn whom(
+    reader: &Reader,
+    state: &GroupState,
+    spots: Vec<Spot>,
+    gaps: Vec<(Damage, PointId, ItemId)>,
+    options: &MarkOptions,
+    checked: &mut Checked,
+) -> Result<(), StoreError> {
+    let mut found: BTreeMap<Name, Found> = BTreeMap::new();
+    let mut places: BTreeMap<Name, BTreeSet<Option<Place>>> = BTreeMap::new();
+    for (damage, place) in spots {
+        let name = (damage.object.clone(), damage.why.clone());
+        places.entry(name.clone()).or_default().insert(place);
+        found.entry(name).or_insert(Found { damage, touches: Vec::new() });
+    }
+    let mut touched: BTreeSet<PointId> = BTreeSet::new();
+    if !found.is_empty() {
+        let points: Vec<&CommittedPoint> = state.live_points().collect();
+        for point in points {
+            let manifest =
+                match Manifest::read(&reader.store, &state.group, point.id(), &point.said.manifest).await {
+                    Ok(manifest) => manifest,
+                    Err(StoreError::Damaged(damage)) => {
+                        touched.insert(point.id());
+                        for damage in damage {
+                            let name = (damage.object.clone(), damage.why.clone());
+                            let one = found.entry(name).or_insert(Found { damage, touches: Vec::new() });
+                            one.touches.push((point.id(), None));
+                        }
+                        continue;
+                    }
+                    Err(other) => return Err(other),
+                };
+            for item in &manifest.items {
+                let whose: Vec<Option<Place>> = places.values().flatten().copied().collect();
+                let reach = reached(reader, state, item, &whose, options).await?;
+                let log = item.log.as_ref().map(|log| format!("logs/{}/{}/", state.group, log.timeline));
+                for (name, one) in &mut found {
+                    let hit = reach.objects.contains(&name.0) && {
+                        // A place that is known exactly has to be reached exactly.
+                        let places = places.get(name);
+                        places.is_none_or(|places| {
+                            places.iter().any(|place| place.is_none_or(|place| reach.places.contains(&place)))
+                        })
+                    };
+                    if hit || log.as_ref().is_some_and(|log| name.0.starts_with(log)) {
+                        one.touches.push((point.id(), Some(item.id.clone())));
+                        touched.insert(point.id());
+                    }
+                }
+            }
+        }
+    }
+    for (damage, point, item) in gaps {
+        let name = (damage.object.clone(), damage.why.clone());
+        let one = found.entry(name).or_insert(Found { damage, touches: Vec::new() });
+        one.touches.push((point, Some(item)));
+        touched.insert(point);
+    }
+    checked.damage = found.into_values().collect();
+    checked.untouched =
+        state.live_points().map(CommittedPoint::id).filter(|id| !touched.contains(id)).collect::<Vec<_>>();
+    checked.untouched.reverse();
+    checked.newest_good = state.default_points().map(CommittedPoint::id).find(|id| !touched.contains(id));
+    Ok(())
+}

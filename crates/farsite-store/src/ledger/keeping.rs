@@ -1,0 +1,89 @@
+//! What collection asks a group's state: what retention has to know of each point, which points would really go, and
+//! which runs were given up. Pure: state in, answers out.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use farsite_model::retention::PointFacts;
+use farsite_model::{PointId, RunId, StoreTime};
+use jiff::SignedDuration;
+
+use super::{CommittedPoint, GroupState};
+use crate::pack::PackId;
+
+impl GroupState {
+    /// Points whose data must be there, in order of commit.
+    pub fn live_points(&self) -> impl Iterator<Item = &CommittedPoint> {
+        self.points.iter().filter(|point| !point.expired)
+    }
+
+    /// Every live point as retention judges it, in order of commit.
+    pub fn facts(&self) -> Vec<PointFacts> {
+        let pinned: BTreeSet<PointId> = self.pins.values().flatten().copied().collect();
+        let promoted = self.current().filter(|epoch| !epoch.accepted).and_then(|epoch| epoch.point);
+        let facts = |point: &CommittedPoint| PointFacts {
+            id: point.id(),
+            committed: point.committed,
+            whole: point.said.whole,
+            damaged: !point.damaged.is_empty(),
+            flawless: point.flaws().is_empty(),
+            proven: point.proven.is_some(),
+            held: point.held,
+            pinned: pinned.contains(&point.id()),
+            promoted: promoted == Some(point.id()),
+        };
+        self.live_points().map(facts).collect()
+    }
+
+    /// Which of these points would expire if somebody said so now: what the fold protects does not.
+    pub fn would_expire(&self, points: &[PointId]) -> Vec<PointId> {
+        let after = self.expired(points);
+        let gone = |id: &PointId| after.point(*id).is_some_and(|point| point.expired);
+        self.live_points().map(CommittedPoint::id).filter(gone).collect()
+    }
+
+    /// The state as it would be without these points.
+    pub fn expired(&self, points: &[PointId]) -> GroupState {
+        let mut after = self.clone();
+        after.expire(points);
+        after
+    }
+
+    /// The state as it would be behind a `gc-begun` of these points and runs.
+    pub(crate) fn collected_as(&self, points: &[PointId], runs: &[RunId]) -> GroupState {
+        let mut after = self.expired(points);
+        for run in runs {
+            after.pins.remove(run);
+        }
+        after
+    }
+
+    /// Runs whose pin is older than `age`: their agents are gone, or stuck. Ending a pin is always safe, because a run
+    /// without one cannot commit; so a clock may decide this.
+    pub fn abandoned(&self, now: StoreTime, age: SignedDuration) -> Vec<RunId> {
+        let old = self.pinned_at.iter().filter(|(_, begun)| now.since(**begun) > age);
+        old.map(|(run, _)| *run).collect()
+    }
+
+    /// Where the blobs of a pack are now, through all compactions: the pack itself when it was never emptied.
+    pub fn now_in(&self, pack: PackId) -> Vec<PackId> {
+        resolve(&self.remapped, pack)
+    }
+}
+
+/// Follows emptied packs to those that hold their blobs now. Every `to` was a pack of its own when its entry was written,
+/// so this ends; a set guards against entries that say otherwise.
+pub(crate) fn resolve(remapped: &BTreeMap<PackId, Vec<PackId>>, pack: PackId) -> Vec<PackId> {
+    let mut seen = BTreeSet::new();
+    let mut open = vec![pack];
+    let mut found = Vec::new();
+    while let Some(pack) = open.pop() {
+        if !seen.insert(pack) {
+            continue;
+        }
+        match remapped.get(&pack) {
+            Some(to) => open.extend(to.iter().copied()),
+            None => found.push(pack),
+        }
+    }
+    found
+}

@@ -1,0 +1,163 @@
+//! Keeping the store from the command line: retention and collection, expiry, differences, checks and figures.
+
+mod common;
+
+use common::World;
+
+/// Keeps two points.
+const LAST_TWO: &str = "rto: 10m\nretention: { last: 2, keep: none }\n";
+
+fn with_retention() -> World {
+    let world = World::new();
+    for site in ["north", "south"] {
+        world.edit(&format!("{site}/policies/cloud.yaml"), |text| text.replace("rto: 10m\n", LAST_TWO));
+    }
+    world
+}
+
+fn changed(world: &World, round: u8) -> String {
+    let bytes: Vec<u8> =
+        (0..300_000u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 24) as u8 ^ round).collect();
+    std::fs::write(world.at("cloud/volumes/volume-2"), bytes).unwrap();
+    world.replicate()
+}
+
+#[test]
+fn retention_lets_points_go_and_collection_removes_what_only_they_needed() {
+    let world = with_retention();
+    let points: Vec<String> = (0..4).map(|round| changed(&world, round)).collect();
+    let before = world.store_files();
+    let dry = world.south(&["store", "gc", "--dry-run", "--json"]).expect(0).json();
+    assert_eq!(world.store_files(), before, "a dry run changes nothing");
+    let group = &dry["groups"]["cloud"];
+    assert_eq!(group["released"].as_array().unwrap().len(), 2, "{dry}");
+    assert_eq!(dry["retention"]["cloud"][3]["kept"][0], "last-whole", "{dry}");
+    world.south(&["store", "gc"]).expect(4).says(&["Release 2 points", "--yes"]);
+    assert_eq!(world.store_files(), before, "nobody could be asked");
+    let done = world.south(&["store", "gc", "--yes", "--json"]).expect(0).json();
+    assert_eq!(done["groups"]["cloud"]["packs"], group["packs"], "what was foreseen");
+    assert!(world.store_files().len() < before.len());
+    let listed = world.south(&["points", "list", "--json"]).expect(0).json();
+    let ids: Vec<&str> = listed.as_array().unwrap().iter().map(|p| p["id"].as_str().unwrap()).collect();
+    assert_eq!(ids, [points[3].as_str(), points[2].as_str()]);
+    world.south(&["points", "verify", "--all", "cloud"]).expect(0);
+    world.south(&["store", "gc"]).expect(0).says(&["0 packs"]);
+    // Replication goes on behind it.
+    changed(&world, 9);
+    world.south(&["points", "verify", "latest"]).expect(0);
+}
+
+#[test]
+fn a_host_without_the_policy_releases_nothing() {
+    let world = with_retention();
+    for round in 0..3 {
+        changed(&world, round);
+    }
+    std::fs::remove_file(world.at("south/policies/cloud.yaml")).unwrap();
+    world.south(&["store", "gc", "--yes"]).expect(0).says(&["no policy for cloud", "3 points stay"]);
+}
+
+#[test]
+fn a_person_lets_a_point_go_but_never_the_last_one() {
+    let world = World::new();
+    let first = changed(&world, 1);
+    let second = changed(&world, 2);
+    world.south(&["points", "hold", &first, "--reason", "audit"]).expect(0);
+    world.south(&["points", "expire", &first, "--yes"]).expect(4).says(&["stays", "points release"]);
+    world.south(&["points", "release", &first]).expect(0);
+    world.south(&["points", "expire", &first]).expect(4).says(&["not confirmed"]);
+    world.south(&["points", "expire", &first, "--yes"]).expect(0);
+    world.south(&["points", "expire", &second, "--yes"]).expect(4).says(&["stays"]);
+    let listed = world.south(&["points", "list", "--json"]).expect(0).json();
+    assert_eq!(listed.as_array().unwrap().len(), 1);
+}
+
+#[test]
+fn differences_between_two_points_are_told_by_item() {
+    let world = World::new();
+    changed(&world, 1);
+    std::fs::write(world.at("cloud/volumes/volume-3"), vec![7; 10_000]).unwrap();
+    std::fs::remove_file(world.at("cloud/volumes/volume-1")).unwrap();
+    let second = changed(&world, 2);
+    let first =
+        world.south(&["points", "list", "--json"]).expect(0).json()[1]["id"].as_str().unwrap().to_owned();
+    let diff = world.south(&["points", "diff", &first, &second, "--json"]).expect(0).json();
+    let of = |name: &str| {
+        let items = diff["items"].as_array().unwrap();
+        items.iter().find(|line| line["item"] == name).unwrap_or_else(|| panic!("{name}: {diff}")).clone()
+    };
+    assert_eq!(of("cinder/volume-1")["change"], "removed");
+    assert_eq!(of("cinder/volume-3")["change"], "added");
+    assert_eq!(of("cinder/volume-2")["change"], "changed");
+    assert_eq!(of("cinder/volume-2")["changed_bytes"], 300_000);
+    assert_eq!(of("files/keystone")["change"], "same");
+    world
+        .south(&["points", "diff", &first, &second])
+        .expect(0)
+        .says(&["+ cinder/volume-3", "- cinder/volume-1"]);
+}
+
+#[test]
+fn a_check_names_what_is_damaged_whom_it_touches_and_whom_not() {
+    let world = World::new();
+    let first = changed(&world, 1);
+    let before = world.store_files();
+    let second = changed(&world, 2);
+    for depth in ["structure", "sample", "full"] {
+        let checked = world
+            .south(&["store", "check", "--rounds", "5", "--depth", depth, "--sample", "100", "--json"])
+            .expect(0)
+            .json();
+        let group = &checked["contents"]["cloud"];
+        assert_eq!(
+            (group["points"].as_u64(), group["damage"].as_array().unwrap().len()),
+            (Some(2), 0),
+            "{depth}"
+        );
+        assert_eq!(group["bytes_opened"].as_u64().unwrap() > 0, depth != "structure", "{depth}: {checked}");
+    }
+    let pack = world
+        .store_files()
+        .into_iter()
+        .find(|file| !before.contains(file) && file.to_str().unwrap().contains("pack"))
+        .unwrap();
+    let bytes = std::fs::read(&pack).unwrap();
+    let mut flipped = bytes.clone();
+    flipped[100] ^= 1;
+    std::fs::remove_file(&pack).unwrap();
+    std::fs::write(&pack, flipped).unwrap();
+    let name = pack.file_name().unwrap().to_str().unwrap();
+    let ended = world.south(&["store", "check", "--rounds", "5", "--depth", "full"]).expect(1);
+    ended.says(&["is damaged", name, "needed by cinder/volume-2", &second[..8]]);
+    ended.says(&[&format!("Untouched points: {}", &first[..8])]);
+    // Cut short, it is found without reading it.
+    std::fs::remove_file(&pack).unwrap();
+    std::fs::write(&pack, &bytes[..bytes.len() - 7]).unwrap();
+    world.south(&["store", "check", "--rounds", "5", "--depth", "structure"]).expect(1).says(&[name]);
+    world.south(&["store", "gc", "--yes"]).expect(4).says(&["nothing of cloud was removed"]);
+}
+
+#[test]
+fn figures_of_the_store_add_up() {
+    let world = with_retention();
+    for round in 0..3 {
+        changed(&world, round);
+    }
+    let stats = |world: &World| {
+        world.south(&["store", "stats", "--json"]).expect(0).json()["groups"]["cloud"].clone()
+    };
+    let before = stats(&world);
+    assert_eq!(
+        (before["points"].as_u64(), before["garbage_packs"]["objects"].as_u64()),
+        (Some(3), Some(0)),
+        "{before}"
+    );
+    assert!(before["ratio"].as_f64().unwrap() > 1.0, "{before}");
+    let middle =
+        world.south(&["points", "list", "--json"]).expect(0).json()[1]["id"].as_str().unwrap().to_owned();
+    world.south(&["points", "expire", &middle, "--yes"]).expect(0);
+    let after = stats(&world);
+    assert_eq!(after["expired_points"], 1);
+    assert!(after["garbage_packs"]["bytes"].as_u64().unwrap() > 0, "{after}");
+    world.south(&["store", "stats"]).expect(0).says(&["GARBAGE", "cloud"]);
+}
