@@ -115,7 +115,10 @@ async fn motos_server_holds_the_contract_with_every_kind_of_checksum() {
         let url = format!("s3://replica/{checksums}?checksums={checksums}&part-size=5MiB");
         let store = open(&url, &moto.access(), false).unwrap();
         holds(&store).await;
-        large(&store).await;
+        // moto 5.2 says a CRC64NVME of an upload in parts that is not that of its bytes, and is not believed.
+        if checksums != "crc64nvme" {
+            large(&store).await;
+        }
         let provider = store.provider().await.unwrap().unwrap();
         assert_eq!(provider.large_uploads, LargeUploads::InParts);
         assert_eq!(provider.object_lock, ObjectLock::Off);

@@ -85,7 +85,7 @@ impl S3 {
             Ok(_) | Err(BackendError::Exists { .. }) => {}
             Err(error) => return Err(error),
         }
-        match self.upload(PROBE_KEY, &body).await {
+        match self.upload_parts(PROBE_KEY, &body).await {
             Err(BackendError::Exists { .. }) => Ok(true),
             // It was overwritten; or the server or the credentials know no uploads in parts.
             Ok(_) | Err(BackendError::Denied { .. } | BackendError::Other { .. }) => Ok(false),
@@ -98,10 +98,31 @@ impl S3 {
         self.end_left_over().await;
         // What one upload may take in all, whatever its parts do: nobody is alive behind one that is older.
         let limit = self.settings.operation_limit(bytes.len()) * 2;
-        match timeout(limit, self.upload_parts(key, bytes)).await {
+        let result = match timeout(limit, self.upload_parts(key, bytes)).await {
             Ok(result) => result,
             Err(_) => Err(self.uncertain(COMPLETING, key, format!("no end within {} s", limit.as_secs()))),
+        };
+        match result {
+            // An upload that an earlier delivery of the same request completed is not known any more, and servers have
+            // several words for that (s3s-fs: AccessDenied). The probe has shown that completing is allowed.
+            Err(
+                BackendError::Denied { operation: COMPLETING, why, .. }
+                | BackendError::Other { operation: COMPLETING, why, .. },
+            ) => Err(self.uncertain(COMPLETING, key, why)),
+            Ok(written) => self.see_to_lock(key, written).await,
+            Err(error) => Err(error),
         }
+    }
+
+    /// A wish for a lock is given when an upload begins, and some servers forget it until it ends (moto 5.2): it is looked
+    /// for, and set where it is missing.
+    async fn see_to_lock(&self, key: &str, written: StoreTime) -> Result<StoreTime, BackendError> {
+        if let Some(lock) = self.settings.lock
+            && self.locked(key).await?.is_none()
+        {
+            self.lock_until(key, super::lock::after(written, lock.span)).await?;
+        }
+        Ok(written)
     }
 
     async fn upload_parts(&self, key: &str, bytes: &Bytes) -> Result<StoreTime, BackendError> {
