@@ -4,6 +4,7 @@ use std::path::Path;
 use std::process::Command;
 
 use crate::failure::Failure;
+use crate::moto::ensure_moto;
 use crate::programs::{ensure_cargo_tool, ensure_test_programs};
 use crate::step::{minutes, run};
 
@@ -18,6 +19,7 @@ pub enum Advisories {
 pub fn test(root: &Path, nextest_args: &[&str]) -> Result<(), Failure> {
     let path = ensure_test_programs(&root.join("xtask"))?;
     ensure_cargo_tool("cargo-nextest")?;
+    ensure_moto(root)?;
 
     let mut tests = cargo(root, &["nextest", "run", "--workspace"]);
     tests.args(nextest_args).env("PATH", &path);

@@ -7,6 +7,7 @@ mod check;
 mod demos;
 mod failure;
 mod loc;
+mod moto;
 mod programs;
 mod step;
 

@@ -71,7 +71,7 @@ pub fn ensure_cargo_program(name: &str, package: &str) -> Result<(), Failure> {
     run(install, minutes(40), &format!("install {name} by hand, then run this again"))
 }
 
-fn install_debian(xtask_folder: &Path, missing: &[&Program]) -> Result<(), Failure> {
+pub fn install_debian(xtask_folder: &Path, missing: &[&Program]) -> Result<(), Failure> {
     let mut packages: Vec<&str> = missing.iter().map(|p| p.package).collect();
     packages.sort_unstable();
     packages.dedup();
@@ -107,7 +107,7 @@ fn install_debian(xtask_folder: &Path, missing: &[&Program]) -> Result<(), Failu
 }
 
 /// Whether a quick question to the system (who am I, may I use sudo) is answered with yes.
-fn succeeds(program: &str, args: &[&str]) -> bool {
+pub fn succeeds(program: &str, args: &[&str]) -> bool {
     // `timeout` because sudo may ask a directory server that is away.
     Command::new("timeout")
         .arg("15")

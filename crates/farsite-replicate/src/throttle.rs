@@ -9,6 +9,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use farsite_model::StoreTime;
 use farsite_model::policy::Bandwidth;
+use farsite_store::backend::provider::Provider;
 use farsite_store::backend::{Backend, BackendError, Listed, Object, SharedBackend};
 use jiff::Timestamp;
 use tokio::sync::Mutex;
@@ -84,6 +85,18 @@ impl Backend for Throttled {
     }
     async fn try_overwrite(&self, key: &str, bytes: Bytes) -> Result<(), BackendError> {
         self.inner.try_overwrite(key, bytes).await
+    }
+    async fn provider(&self) -> Result<Option<Provider>, BackendError> {
+        self.inner.provider().await
+    }
+    async fn locked_until(&self, key: &str) -> Result<Option<StoreTime>, BackendError> {
+        self.inner.locked_until(key).await
+    }
+    async fn extend_lock(&self, key: &str, until: StoreTime) -> Result<(), BackendError> {
+        self.inner.extend_lock(key, until).await
+    }
+    async fn end_abandoned_uploads(&self, older_than: Duration) -> Result<usize, BackendError> {
+        self.inner.end_abandoned_uploads(older_than).await
     }
 }
 

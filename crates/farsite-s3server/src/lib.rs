@@ -5,6 +5,8 @@
 //!
 //! Not a server for production: one folder, no redundancy.
 
+mod bodies;
+
 use std::collections::HashMap;
 use std::future::Future;
 use std::net::SocketAddr;
@@ -27,7 +29,8 @@ use tokio::task::JoinHandle;
 pub struct Credentials {
     pub access_key: String,
     pub secret_key: String,
-    /// DELETE and writes without `If-None-Match: *` answer 403: what a bucket policy does for agents.
+    /// DELETE and writes without `If-None-Match: *` answer 403: what a bucket policy does for agents. Uploads in parts
+    /// are writes when they are completed; one's own may be ended.
     pub may_only_add: bool,
 }
 
@@ -37,6 +40,8 @@ pub struct Call {
     pub method: String,
     /// `/bucket/key`
     pub path: String,
+    /// Without the `?`; empty when there is none.
+    pub query: String,
     /// Counts all calls from 1.
     pub number: u64,
 }
@@ -51,6 +56,12 @@ pub enum Fault {
     LoseAnswer(u16),
     /// The work is done, and the connection is closed without an answer.
     HangUp,
+    /// Half of the request is read, nothing is done, and the connection is closed.
+    CutRequest,
+    /// The work is done, and the connection is cut in the middle of the answer's body. An answer without one is lost.
+    CutAnswer,
+    /// The request is delivered twice, one after the other; the second one's answer is given.
+    Twice,
     Delay(Duration),
 }
 
@@ -88,6 +99,7 @@ impl Server {
                 faults: Mutex::new(Arc::new(|_| Fault::None)),
                 calls: Mutex::new(0),
                 careless: std::sync::atomic::AtomicBool::new(false),
+                blind_completions: std::sync::atomic::AtomicBool::new(false),
             }),
         };
         let listener = TcpListener::bind(("127.0.0.1", port)).await?;
@@ -123,10 +135,20 @@ impl Server {
         *self.front.state.faults.lock().expect("no holder of this lock panics") = faults;
     }
 
+    /// How many calls there were.
+    pub fn calls(&self) -> u64 {
+        *self.front.state.calls.lock().expect("no holder of this lock panics")
+    }
+
     /// Takes the lock per key away: what is left is s3s-fs as it is, which looks first and writes afterwards. For tests of
     /// the race that must find this out.
     pub fn write_carelessly(&self) {
         self.front.state.careless.store(true, std::sync::atomic::Ordering::SeqCst);
+    }
+
+    /// Completions of uploads in parts ignore `If-None-Match` from now on, as some providers do.
+    pub fn complete_blindly(&self) {
+        self.front.state.blind_completions.store(true, std::sync::atomic::Ordering::SeqCst);
     }
 
     /// Makes a bucket without asking over the network.
@@ -147,6 +169,7 @@ struct State {
     faults: Mutex<Faults>,
     calls: Mutex<u64>,
     careless: std::sync::atomic::AtomicBool,
+    blind_completions: std::sync::atomic::AtomicBool,
 }
 
 #[derive(Clone)]
@@ -176,46 +199,96 @@ impl Front {
                 *calls
             };
             let faults = self.state.faults.lock().expect("no holder of this lock panics").clone();
-            faults(&Call { method: method.to_string(), path: path.clone(), number })
+            let query = request.uri().query().unwrap_or_default().to_owned();
+            faults(&Call { method: method.to_string(), path: path.clone(), query, number })
         };
+        if self.refuses(&request) {
+            return Ok(plain(403));
+        }
+        let (head, body) = request.into_parts();
+        let mut body = Body::from(body);
         match fault {
             Fault::Refuse(status) => return Ok(plain(status)),
             Fault::Delay(delay) => tokio::time::sleep(delay).await,
-            Fault::None | Fault::LoseAnswer(_) | Fault::HangUp => {}
-        }
-        let creates = request.headers().get("if-none-match").is_some_and(|v| v == "*");
-        if (method == Method::DELETE || (method == Method::PUT && !creates)) && self.only_adds(&request) {
-            return Ok(plain(403));
-        }
-        let careless = self.state.careless.load(std::sync::atomic::Ordering::SeqCst);
-        let answer = if careless {
-            self.inner.call(request.map(Body::from)).await
-        } else if method == Method::PUT || method == Method::DELETE || method == Method::POST {
-            let lock = self
-                .state
-                .locks
-                .lock()
-                .expect("no holder of this lock panics")
-                .entry(path.clone())
-                .or_default()
-                .clone();
-            let held = lock.lock().await;
-            let answer = self.inner.call(request.map(Body::from)).await;
-            drop(held);
-            let mut locks = self.state.locks.lock().expect("no holder of this lock panics");
-            // Two holders: the map and this call. Nobody waits for it any more.
-            if Arc::strong_count(&lock) == 2 {
-                locks.remove(&path);
+            Fault::CutRequest => {
+                use hyper::body::Body as _;
+                // One frame at most: the rest of it never arrives.
+                let mut body = std::pin::pin!(body);
+                let _ = std::future::poll_fn(|context| body.as_mut().poll_frame(context)).await;
+                return Err(hung_up());
             }
-            answer
-        } else {
-            self.inner.call(request.map(Body::from)).await
-        };
+            Fault::Twice => {
+                let Some(bytes) = bodies::whole(body).await else { return Err(hung_up()) };
+                let first = Request::from_parts(head.clone(), Body::from(bytes.clone()));
+                let answer = self.act(&path, &method, first).await?;
+                // The first answer is read, as a network would deliver it, and thrown away.
+                let _ = bodies::whole(answer.into_body()).await;
+                body = Body::from(bytes);
+            }
+            Fault::None | Fault::LoseAnswer(_) | Fault::HangUp | Fault::CutAnswer => {}
+        }
+        let answer = self.act(&path, &method, Request::from_parts(head, body)).await;
         match fault {
             Fault::LoseAnswer(status) => Ok(plain(status)),
-            Fault::HangUp => Err(HttpError::new(Box::new(std::io::Error::other("hung up on purpose")))),
+            Fault::HangUp => Err(hung_up()),
+            Fault::CutAnswer => {
+                let (head, body) = answer?.into_parts();
+                match bodies::whole(body).await {
+                    Some(bytes) if !bytes.is_empty() => {
+                        Ok(HttpResponse::from_parts(head, Body::http_body(bodies::Broken::half(&bytes))))
+                    }
+                    _ => Err(hung_up()),
+                }
+            }
             _ => answer,
         }
+    }
+
+    /// Does the work; what changes a key has it to itself meanwhile.
+    async fn act(
+        &self,
+        path: &str,
+        method: &Method,
+        mut request: Request<Body>,
+    ) -> Result<HttpResponse, HttpError> {
+        if *method == Method::POST && self.state.blind_completions.load(std::sync::atomic::Ordering::SeqCst) {
+            request.headers_mut().remove("if-none-match");
+        }
+        let careless = self.state.careless.load(std::sync::atomic::Ordering::SeqCst);
+        if careless || ![Method::PUT, Method::DELETE, Method::POST].contains(method) {
+            return self.inner.call(request).await;
+        }
+        let lock = self
+            .state
+            .locks
+            .lock()
+            .expect("no holder of this lock panics")
+            .entry(path.to_owned())
+            .or_default()
+            .clone();
+        let held = lock.lock().await;
+        let answer = self.inner.call(request).await;
+        drop(held);
+        let mut locks = self.state.locks.lock().expect("no holder of this lock panics");
+        // Two holders: the map and this call. Nobody waits for it any more.
+        if Arc::strong_count(&lock) == 2 {
+            locks.remove(path);
+        }
+        answer
+    }
+
+    /// What credentials that may only add must not do.
+    fn refuses(&self, request: &Request<Incoming>) -> bool {
+        let creates = request.headers().get("if-none-match").is_some_and(|v| v == "*");
+        let upload = request.uri().query().is_some_and(|query| query.contains("uploadId="));
+        let changes = match *request.method() {
+            // A part is no object yet; ending an upload deletes none.
+            Method::PUT => !creates && !upload,
+            Method::DELETE => !upload,
+            Method::POST => upload && !creates,
+            _ => false,
+        };
+        changes && self.only_adds(request)
     }
 
     /// Reads the access key out of the signature's credential scope.
@@ -224,6 +297,10 @@ impl Front {
         let key = header.split("Credential=").nth(1).and_then(|rest| rest.split('/').next()).unwrap_or("");
         self.state.may_only_add.iter().any(|k| k == key)
     }
+}
+
+fn hung_up() -> HttpError {
+    HttpError::new(Box::new(std::io::Error::other("hung up on purpose")))
 }
 
 fn plain(status: u16) -> HttpResponse {

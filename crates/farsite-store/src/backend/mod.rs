@@ -4,12 +4,14 @@
 //! atomicity is what the ledger stands on; [`race`] proves it before a store is used.
 
 pub mod folder;
+pub mod provider;
 pub mod race;
 pub mod s3;
 mod url;
 
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -89,7 +91,35 @@ pub trait Backend: Send + Sync + 'static {
     /// Tries to overwrite an object without any condition: only `farsite check` does this, on a probe of its
     /// own, to learn whether a thief with these credentials could.
     async fn try_overwrite(&self, key: &str, bytes: Bytes) -> Result<(), BackendError>;
+
+    // What only some stores have. A backend that wraps another one passes these on.
+
+    /// What the provider offers beyond this interface; `None` where there is no provider (a folder).
+    async fn provider(&self) -> Result<Option<provider::Provider>, BackendError> {
+        Ok(None)
+    }
+    /// Until when the store itself refuses to destroy an object; `None`: it does not refuse.
+    async fn locked_until(&self, _key: &str) -> Result<Option<StoreTime>, BackendError> {
+        Ok(None)
+    }
+    /// Has the store refuse to destroy an object until `until` at least. Never shortens a lock that is there.
+    async fn extend_lock(&self, key: &str, _until: StoreTime) -> Result<(), BackendError> {
+        Err(BackendError::Other {
+            store: self.describe(),
+            operation: "lengthening the lock of",
+            key: key.to_owned(),
+            why: "this kind of store has no Object Lock; nothing was locked".into(),
+        })
+    }
+    /// Ends uploads that killed agents left behind, begun longer ago than `older_than` by the store's clock; says how many.
+    /// Nothing that is visible is touched. An upload that lives is never older than [`UPLOAD_LIVES_AT_MOST`].
+    async fn end_abandoned_uploads(&self, _older_than: Duration) -> Result<usize, BackendError> {
+        Ok(0)
+    }
 }
+
+/// No upload goes on for longer than this: what is older was left behind.
+pub const UPLOAD_LIVES_AT_MOST: Duration = Duration::from_hours(24);
 
 /// Creates an object, and recognises its own write when the answer was lost: after `Exists` or no answer the object is
 /// read back, and equal bytes mean success (every signed object carries a nonce, every pack a random id).

@@ -1,10 +1,11 @@
-//! `./folder` or `s3://bucket/prefix?endpoint=…&region=…` to a backend.
+//! `./folder` or `s3://bucket/prefix?endpoint=…&region=…&checksums=…&lock=30d` to a backend.
 
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::folder::Folder;
 use super::s3::S3;
+use super::s3::settings::{self, Settings};
 use super::{BackendError, SharedBackend};
 
 /// How to reach an S3 server. Secrets are resolved by the caller.
@@ -37,6 +38,13 @@ pub fn open(url: &str, access: &S3Access, create: bool) -> Result<SharedBackend,
     let (place, query) = rest.split_once('?').unwrap_or((rest, ""));
     let (bucket, prefix) = place.split_once('/').unwrap_or((place, ""));
     let mut access = access.clone();
+    let mut settings = Settings::default();
+    let wrong = |why: String| BackendError::Other {
+        store: url.to_owned(),
+        operation: "opening",
+        key: String::new(),
+        why,
+    };
     for pair in query.split('&').filter(|pair| !pair.is_empty()) {
         let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
         match key {
@@ -48,20 +56,16 @@ pub fn open(url: &str, access: &S3Access, create: bool) -> Result<SharedBackend,
             "region" => value.clone_into(&mut access.region),
             "path-style" => access.path_style = value == "true",
             other => {
-                return Err(BackendError::Other {
-                    store: url.to_owned(),
-                    operation: "opening",
-                    key: String::new(),
-                    why: format!(
-                        "unknown setting {other:?}{}",
-                        farsite_model::nearest::did_you_mean(other, ["endpoint", "region", "path-style"])
-                    ),
-                });
+                if !settings.set(other, value).map_err(wrong)? {
+                    let known = ["endpoint", "region", "path-style"].into_iter().chain(settings::NAMES);
+                    let meant = farsite_model::nearest::did_you_mean(other, known);
+                    return Err(wrong(format!("unknown setting {other:?}{meant}")));
+                }
             }
         }
     }
     if access.region.is_empty() {
         "us-east-1".clone_into(&mut access.region);
     }
-    Ok(Arc::new(S3::new(bucket, prefix, &access)))
+    Ok(Arc::new(S3::with(bucket, prefix, &access, settings)))
 }

@@ -3,10 +3,12 @@
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use farsite_model::StoreTime;
+use farsite_store::backend::provider::Provider;
 use farsite_store::backend::{Backend, BackendError, Listed, Object, SharedBackend};
 
 /// An operation as a rule sees it.
@@ -114,5 +116,17 @@ impl Backend for FaultyBackend {
     }
     async fn try_overwrite(&self, key: &str, bytes: Bytes) -> Result<(), BackendError> {
         self.meet("overwrite", key, self.inner.try_overwrite(key, bytes)).await
+    }
+    async fn provider(&self) -> Result<Option<Provider>, BackendError> {
+        self.inner.provider().await
+    }
+    async fn locked_until(&self, key: &str) -> Result<Option<StoreTime>, BackendError> {
+        self.inner.locked_until(key).await
+    }
+    async fn extend_lock(&self, key: &str, until: StoreTime) -> Result<(), BackendError> {
+        self.meet("lock", key, self.inner.extend_lock(key, until)).await
+    }
+    async fn end_abandoned_uploads(&self, older_than: Duration) -> Result<usize, BackendError> {
+        self.inner.end_abandoned_uploads(older_than).await
     }
 }

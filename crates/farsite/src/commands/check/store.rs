@@ -7,6 +7,7 @@ use std::time::Duration;
 use farsite_model::SiteName;
 use farsite_model::config::Config;
 use farsite_replicate::connect;
+use farsite_store::backend::provider::Weight;
 use farsite_store::backend::race;
 use farsite_store::hex::Hex;
 use farsite_store::keys::{BlockSecret, Role, Signer, describe};
@@ -90,6 +91,20 @@ async fn trust(store: &Store, area: &str, lines: &mut Lines) {
         Ok(probe) if probe.is_tamper_resistant() => lines.ok(area, "tampering", probe.in_words()),
         Ok(probe) => lines.warn(area, "tampering", probe.in_words()),
         Err(error) => lines.wrong(area, "tampering", error.to_string()),
+    }
+    match store.backend.provider().await {
+        // A folder.
+        Ok(None) => {}
+        Ok(Some(provider)) => {
+            for finding in provider.findings() {
+                match finding.weight {
+                    Weight::Fine => lines.ok(area, finding.subject, finding.says),
+                    Weight::Warning => lines.warn(area, finding.subject, finding.says),
+                    Weight::Wrong => lines.wrong(area, finding.subject, finding.says),
+                }
+            }
+        }
+        Err(error) => lines.wrong(area, "provider", error.to_string()),
     }
 }
 
