@@ -126,16 +126,9 @@ impl Store {
     pub(crate) async fn get(&self, key: &str) -> Result<Object, StoreError> {
         self.backend.get(key).await.map_err(|error| named(key, error))
     }
-    pub(crate) async fn get_range(
-        &self,
-        key: &str,
-        range: std::ops::Range<u64>,
-    ) -> Result<bytes::Bytes, StoreError> {
-        self.backend.get_range(key, range).await.map_err(|error| named(key, error))
-    }
 }
 
-fn named(key: &str, error: BackendError) -> StoreError {
+pub(crate) fn named(key: &str, error: BackendError) -> StoreError {
     match error {
         BackendError::Missing { .. } => StoreError::Damaged(vec![Damage::new(key, "missing")]),
         BackendError::Unreadable { why, .. } => StoreError::Damaged(vec![Damage::new(key, why)]),
