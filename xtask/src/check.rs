@@ -4,7 +4,7 @@ use std::path::Path;
 use std::process::Command;
 
 use crate::failure::Failure;
-use crate::programs::{ensure_cargo_tool, ensure_databases};
+use crate::programs::{ensure_cargo_tool, ensure_test_programs};
 use crate::step::{minutes, run};
 
 /// Whether known vulnerabilities of dependencies are looked up; their database comes over the network.
@@ -16,7 +16,7 @@ pub enum Advisories {
 
 /// All tests, then the examples in the documentation, which nextest does not run.
 pub fn test(root: &Path, nextest_args: &[&str]) -> Result<(), Failure> {
-    let path = ensure_databases(&root.join("xtask"))?;
+    let path = ensure_test_programs(&root.join("xtask"))?;
     ensure_cargo_tool("cargo-nextest")?;
 
     let mut tests = cargo(root, &["nextest", "run", "--workspace"]);

@@ -16,22 +16,27 @@ pub struct Program {
     pub package: &'static str,
 }
 
-pub const DATABASE_PROGRAMS: [Program; 5] = [
+pub const TEST_PROGRAMS: [Program; 9] = [
     Program { name: "mariadbd", package: "mariadb-server" },
     Program { name: "mariadb-install-db", package: "mariadb-server" },
     Program { name: "mariabackup", package: "mariadb-backup" },
     Program { name: "mariadb", package: "mariadb-client" },
     Program { name: "mariadb-binlog", package: "mariadb-client" },
+    // Clients of the read-only NBD export.
+    Program { name: "qemu-img", package: "qemu-utils" },
+    Program { name: "qemu-io", package: "qemu-utils" },
+    Program { name: "nbdinfo", package: "libnbd-bin" },
+    Program { name: "nbdcopy", package: "libnbd-bin" },
 ];
 
-/// Installs the packages of those database programs that are missing. Returns the PATH for the tests: this process's
+/// Installs the packages of those programs that are missing. Returns the PATH for the tests: this process's
 /// own and the folders for servers, which an ordinary user's PATH leaves out on Debian.
-pub fn ensure_databases(xtask_folder: &Path) -> Result<OsString, Failure> {
+pub fn ensure_test_programs(xtask_folder: &Path) -> Result<OsString, Failure> {
     let folders = search_path();
-    let missing = missing_from(&folders, &DATABASE_PROGRAMS);
+    let missing = missing_from(&folders, &TEST_PROGRAMS);
     if !missing.is_empty() {
         install_debian(xtask_folder, &missing)?;
-        let still = missing_from(&folders, &DATABASE_PROGRAMS);
+        let still = missing_from(&folders, &TEST_PROGRAMS);
         if !still.is_empty() {
             return Err(Failure::new(
                 format!("still missing after the installation: {}", names(&still)),
@@ -65,7 +70,7 @@ fn install_debian(xtask_folder: &Path, missing: &[&Program]) -> Result<(), Failu
         return Err(Failure::new(
             format!("the tests need these programs, which are missing: {names}"),
             format!(
-                "install MariaDB 10.11 or newer (on Debian: {}), then run this again",
+                "install them, MariaDB as 10.11 or newer (on Debian: {}), then run this again",
                 packages.join(" ")
             ),
         ));

@@ -12,6 +12,7 @@ pub mod databases;
 mod frozen;
 pub mod group;
 mod hooks;
+pub mod hydrate;
 pub mod logship;
 pub mod record;
 pub mod restore;
@@ -22,6 +23,7 @@ mod run_state;
 pub mod status;
 mod throttle;
 pub mod tree;
+pub mod unfinished;
 
 use farsite_model::yaml::YamlError;
 use farsite_sources::SourceError;

@@ -17,6 +17,7 @@ pub mod mariadb;
 mod random;
 mod snapshot;
 pub mod sqlite;
+mod target;
 #[cfg(test)]
 mod tests;
 mod volume;

@@ -3,9 +3,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use crate::Damage;
 use crate::blob::BlobRef;
 use crate::pack::object_key;
-use crate::Damage;
 
 /// Different sentences that are kept for one object.
 const SENTENCES: usize = 8;

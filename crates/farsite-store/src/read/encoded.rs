@@ -69,8 +69,7 @@ pub(crate) fn patch(base: &[u8], payload: &[u8], raw_len: usize, out: &mut Vec<u
     make_room(out, raw_len);
     // A context that holds a prefix borrows it, so it cannot be kept.
     let mut context = DCtx::create();
-    context.ref_prefix(base).is_ok()
-        && context.decompress(out, payload).is_ok_and(|len| len == raw_len)
+    context.ref_prefix(base).is_ok() && context.decompress(out, payload).is_ok_and(|len| len == raw_len)
 }
 
 fn make_room(out: &mut Vec<u8>, raw_len: usize) {

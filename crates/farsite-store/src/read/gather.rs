@@ -231,9 +231,7 @@ impl Batch {
         let start = (u64::from(blob.at.offset) - self.slabs[slab].start) as usize;
         let sealed = &mut self.slabs[slab].bytes[start..start + blob.at.len as usize];
         match key.open_in_place(self.kind, &blob.id.0, sealed) {
-            Some(plain) => {
-                Ok(Opened { blob: *blob, slab, plain: start + plain.start..start + plain.end })
-            }
+            Some(plain) => Ok(Opened { blob: *blob, slab, plain: start + plain.start..start + plain.end }),
             None => Err(damage::of(blob, format!("{} does not open: its bytes were changed", at(blob)))),
         }
     }

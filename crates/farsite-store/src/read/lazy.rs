@@ -84,7 +84,9 @@ impl LazyItem {
         let number = range.start / block_bytes;
         let (first, node) = match self.leaf(number).await? {
             Found::Leaf(node) => (number / FAN_OUT * FAN_OUT, node),
-            Found::Hole { end_block } => return Ok((end_block.saturating_mul(block_bytes).min(range.end), true)),
+            Found::Hole { end_block } => {
+                return Ok((end_block.saturating_mul(block_bytes).min(range.end), true));
+            }
         };
         let within = &node.children[((number - first) as usize).min(node.children.len())..];
         let is_hole = within.first().is_none_or(Option::is_none);

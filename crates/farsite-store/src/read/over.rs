@@ -35,9 +35,7 @@ impl Reader {
     ) -> Result<(), StoreError> {
         refuse_impossible(map)?;
         let walk = Walk::difference(self, map, known, stats).await?;
-        let damage = self
-            .run(map, walk, |job| self.put_right(map, job, copy.clone(), stats))
-            .await?;
+        let damage = self.run(map, walk, |job| self.put_right(map, job, copy.clone(), stats)).await?;
         if !damage.is_empty() {
             return Err(StoreError::Damaged(damage));
         }

@@ -33,18 +33,12 @@ impl WriteAt for MemoryTarget {
     fn write_all_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
         let mut memory = self.0.lock().expect("no holder of this lock panics");
         let start = offset as usize;
-        memory
-            .get_mut(start..start + bytes.len())
-            .ok_or(io::ErrorKind::WriteZero)?
-            .copy_from_slice(bytes);
+        memory.get_mut(start..start + bytes.len()).ok_or(io::ErrorKind::WriteZero)?.copy_from_slice(bytes);
         Ok(())
     }
     fn punch_hole(&self, range: Range<u64>) -> io::Result<()> {
         let mut memory = self.0.lock().expect("no holder of this lock panics");
-        memory
-            .get_mut(range.start as usize..range.end as usize)
-            .ok_or(io::ErrorKind::WriteZero)?
-            .fill(0);
+        memory.get_mut(range.start as usize..range.end as usize).ok_or(io::ErrorKind::WriteZero)?.fill(0);
         Ok(())
     }
     fn finish(&self, _: u64) -> io::Result<()> {

@@ -107,13 +107,7 @@ impl<'a> Walk<'a> {
         Ok(walk)
     }
 
-    fn new(
-        reader: &'a Reader,
-        map: &'a MapRoot,
-        stats: &'a ReadStats,
-        old: Old,
-        with_holes: bool,
-    ) -> Self {
+    fn new(reader: &'a Reader, map: &'a MapRoot, stats: &'a ReadStats, old: Old, with_holes: bool) -> Self {
         let root = Entry { level: map.root_level(), index: 0, new: map.root, old };
         Self { reader, map, stats, stack: vec![root], old_root: None, with_holes }
     }
@@ -246,7 +240,9 @@ impl<'a> Walk<'a> {
         part: &mut Part,
     ) -> Option<Node> {
         match node {
-            Some(Ok(node)) if node.children.len() as u64 == self.map.children_at(entry.level, entry.index) => {
+            Some(Ok(node))
+                if node.children.len() as u64 == self.map.children_at(entry.level, entry.index) =>
+            {
                 Some(node)
             }
             Some(Ok(_)) => {
