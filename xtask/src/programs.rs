@@ -25,6 +25,11 @@ pub const TEST_PROGRAMS: &[Program] = &[
     Program { name: "mariadb-binlog", package: "mariadb-client" },
     // A file system with reflinks, in an image file.
     Program { name: "mkfs.xfs", package: "xfsprogs" },
+    // Clients of the read-only NBD export.
+    Program { name: "qemu-img", package: "qemu-utils" },
+    Program { name: "qemu-io", package: "qemu-utils" },
+    Program { name: "nbdinfo", package: "libnbd-bin" },
+    Program { name: "nbdcopy", package: "libnbd-bin" },
 ];
 
 /// Installs the packages of those programs that are missing.
@@ -80,7 +85,7 @@ pub fn install_debian(xtask_folder: &Path, missing: &[&Program]) -> Result<(), F
         return Err(Failure::new(
             format!("the tests need these programs, which are missing: {names}"),
             format!(
-                "install MariaDB 10.11 or newer (on Debian: {}), then run this again",
+                "install them, MariaDB as 10.11 or newer (on Debian: {}), then run this again",
                 packages.join(" ")
             ),
         ));

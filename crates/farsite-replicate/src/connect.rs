@@ -151,7 +151,7 @@ pub async fn reader(config: &Config, site: &SiteName, store: &Store) -> Result<R
             keys::parse_identities(&printed).map_err(|why| no_identity(site, &why))?
         }
     };
-    Ok(Reader { store: store.clone(), opener: Arc::new(Opener::new(store, identities)?) })
+    Ok(Reader::new(store.clone(), Arc::new(Opener::new(store, identities)?)))
 }
 
 fn no_identity(site: &SiteName, why: &str) -> ReplicateError {

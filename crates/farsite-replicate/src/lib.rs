@@ -12,6 +12,7 @@ pub mod databases;
 mod frozen;
 pub mod group;
 mod hooks;
+pub mod hydrate;
 pub mod logship;
 pub mod record;
 pub mod restore;
@@ -23,6 +24,7 @@ pub mod status;
 mod throttle;
 mod tracked;
 pub mod tree;
+pub mod unfinished;
 
 use farsite_model::yaml::YamlError;
 use farsite_sources::SourceError;

@@ -18,6 +18,7 @@ pub mod mariadb;
 mod random;
 mod snapshot;
 pub mod sqlite;
+mod target;
 #[cfg(test)]
 mod tests;
 pub mod tracking;

@@ -4,7 +4,7 @@
 
 use std::cell::RefCell;
 
-use zstd::zstd_safe::{CCtx, CParameter, DCtx, ResetDirective};
+use zstd::zstd_safe::{CCtx, CParameter};
 
 use crate::hex::Hex;
 use crate::keys::BlobId;
@@ -52,8 +52,6 @@ pub struct BlobRef {
 
 /// Patches may stand on patches, but not deeper than this: a read opens at most this many blobs and one more.
 pub const MAX_PATCH_DEPTH: u8 = 8;
-/// No blob is larger than the largest block; a header that claims more is damage, not an allocation.
-const MAX_RAW_BYTES: usize = 4 << 20;
 
 const RAW: u8 = 0;
 const ZSTD: u8 = 1;
@@ -63,7 +61,7 @@ const PATCH_HEADER_BYTES: usize = 1 + 32 + Location::BYTES;
 
 thread_local! {
     /// Making a context costs more than compressing a block with it.
-    static CONTEXTS: RefCell<(CCtx<'static>, DCtx<'static>)> = RefCell::new((CCtx::create(), DCtx::create()));
+    static CONTEXT: RefCell<CCtx<'static>> = RefCell::new(CCtx::create());
 }
 
 /// Compresses when that saves at least a sixteenth; otherwise the bytes are kept as they are.
@@ -85,7 +83,7 @@ pub fn encode(raw: &[u8], level: i32) -> Vec<u8> {
 /// Appends one zstd frame. `None` when zstd fails, which leaves `out` in no certain state.
 fn compress(raw: &[u8], base: Option<&[u8]>, level: i32, out: &mut Vec<u8>) -> Option<()> {
     let Some(base) = base else {
-        return CONTEXTS.with_borrow_mut(|(context, _)| {
+        return CONTEXT.with_borrow_mut(|context| {
             context.set_parameter(CParameter::CompressionLevel(level)).ok()?;
             frame(context, raw, out)
         });
@@ -106,52 +104,6 @@ fn frame(context: &mut CCtx<'_>, raw: &[u8], out: &mut Vec<u8>) -> Option<()> {
     let written = context.compress2(&mut out[start..], raw).ok()?;
     out.truncate(start + written);
     Some(())
-}
-
-/// A blob whose header was read.
-pub enum Decoded {
-    Whole(Vec<u8>),
-    /// Needs the raw bytes of `base` first.
-    Patch {
-        base: BlobRef,
-        depth: u8,
-        raw_len: usize,
-        payload: Vec<u8>,
-    },
-}
-
-/// Reads what [`encode`] or a patch writer wrote. `None` when the bytes make no sense.
-pub fn decode(plain: &[u8]) -> Option<Decoded> {
-    let (codec, rest) = plain.split_first()?;
-    let raw_len = u32::from_le_bytes(rest.get(..4)?.try_into().ok()?) as usize;
-    let payload = rest.get(4..)?;
-    if raw_len > MAX_RAW_BYTES {
-        return None;
-    }
-    match *codec {
-        RAW => (payload.len() == raw_len).then(|| Decoded::Whole(payload.to_vec())),
-        ZSTD => {
-            let mut raw = Vec::with_capacity(raw_len);
-            CONTEXTS.with_borrow_mut(|(_, context)| {
-                context.reset(ResetDirective::SessionOnly).ok()?;
-                context.decompress(&mut raw, payload).ok()
-            })?;
-            (raw.len() == raw_len).then_some(Decoded::Whole(raw))
-        }
-        PATCH => {
-            let depth = *payload.first()?;
-            let id = Hex(payload.get(1..33)?.try_into().ok()?);
-            let at = Location::from_bytes(payload.get(33..33 + Location::BYTES)?)?;
-            let payload = payload.get(33 + Location::BYTES..)?.to_vec();
-            (1..=MAX_PATCH_DEPTH).contains(&depth).then_some(Decoded::Patch {
-                base: BlobRef { id, at },
-                depth,
-                raw_len,
-                payload,
-            })
-        }
-        _ => None,
-    }
 }
 
 /// Encodes `raw` against the raw bytes of `base`.
@@ -182,19 +134,10 @@ pub fn encode_best(raw: &[u8], base: Option<(&BlobRef, &[u8], u8)>, level: i32) 
     }
 }
 
-/// The raw bytes of a patch, given those of its base.
-pub fn apply_patch(base: &[u8], payload: &[u8], raw_len: usize) -> Option<Vec<u8>> {
-    // A context borrows its prefix for as long as it lives, so this one lives no longer.
-    let mut context = DCtx::create();
-    context.ref_prefix(base).ok()?;
-    let mut raw = Vec::with_capacity(raw_len);
-    context.decompress(&mut raw, payload).ok()?;
-    (raw.len() == raw_len).then_some(raw)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::read::encoded::{self, Encoded};
 
     fn noise(len: usize) -> Vec<u8> {
         let mut state = 1u64;
@@ -210,7 +153,7 @@ mod tests {
     fn blocks_survive_encoding_whether_they_compress_or_not() {
         for raw in [vec![7u8; 65536], noise(65536), noise(1), Vec::new()] {
             let encoded = encode(&raw, 3);
-            assert!(matches!(decode(&encoded), Some(Decoded::Whole(back)) if back == raw));
+            assert_eq!(encoded::whole(&encoded), Some(raw.clone()));
             assert!(encoded.len() <= raw.len() + HEADER_BYTES);
         }
     }
@@ -221,20 +164,15 @@ mod tests {
         let mut raw = base.clone();
         raw[1000..1100].fill(0);
         let at = Location { pack: Hex([1; 16]), key: Hex([2; 16]), offset: 3, len: 4 };
-        let patch = encode_patch(&raw, &BlobRef { id: Hex([9; 32]), at }, &base, 1, 3).unwrap();
-        assert!(patch.len() < 400, "{} bytes", patch.len());
-        let Some(Decoded::Patch { base: base_ref, raw_len, payload, depth: 1 }) = decode(&patch) else {
-            panic!()
+        let blob = encode_patch(&raw, &BlobRef { id: Hex([9; 32]), at }, &base, 1, 3).unwrap();
+        assert!(blob.len() < 400, "{} bytes", blob.len());
+        let Some(Encoded::Patch { base: base_ref, raw_len, payload, depth: 1 }) = Encoded::parse(&blob)
+        else {
+            panic!("it is a patch of depth 1")
         };
         assert_eq!(base_ref.at, at);
-        assert_eq!(apply_patch(&base, &payload, raw_len).unwrap(), raw);
-    }
-
-    #[test]
-    fn a_header_that_claims_too_much_is_refused() {
-        let mut encoded = encode(b"abc", 3);
-        encoded[1..5].copy_from_slice(&u32::MAX.to_le_bytes());
-        assert!(decode(&encoded).is_none());
-        assert!(decode(&[]).is_none() && decode(&[9, 0, 0, 0, 0]).is_none());
+        let mut back = Vec::new();
+        assert!(encoded::patch(&base, payload, raw_len, &mut back));
+        assert_eq!(back, raw);
     }
 }

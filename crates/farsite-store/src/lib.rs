@@ -142,7 +142,7 @@ impl Store {
     }
 }
 
-fn named(key: &str, error: BackendError) -> StoreError {
+pub(crate) fn named(key: &str, error: BackendError) -> StoreError {
     match error {
         BackendError::Missing { .. } => StoreError::Damaged(vec![Damage::new(key, "missing")]),
         BackendError::Unreadable { why, .. } => StoreError::Damaged(vec![Damage::new(key, why)]),

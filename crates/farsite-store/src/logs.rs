@@ -12,10 +12,11 @@ use farsite_model::{Epoch, GroupName, ItemId, SiteName, StoreTime};
 use serde::{Deserialize, Serialize};
 
 use crate::backend::create_or_recognise;
-use crate::blob::{self, Decoded};
+use crate::blob;
 use crate::hex::Hex;
 use crate::keys::{Role, Signer};
 use crate::manifest::LogPoint;
+use crate::read::encoded;
 use crate::seal::{BlobKind, ContentKeyId, Opener, Sealer};
 use crate::signed::{self, Kind};
 use crate::{Damage, Store, StoreError};
@@ -242,10 +243,8 @@ pub async fn read(
     let plain = key
         .open(BlobKind::LogSegment, &segment_id(&header), &sealed)
         .ok_or_else(|| damaged("it does not open: its bytes were changed"))?;
-    match blob::decode(&plain) {
-        Some(Decoded::Whole(bytes)) if bytes.len() as u64 == header.last - header.first => {
-            Ok((header, bytes))
-        }
+    match encoded::whole(&plain) {
+        Some(bytes) if bytes.len() as u64 == header.last - header.first => Ok((header, bytes)),
         _ => Err(damaged("it opens, but its length is wrong")),
     }
 }

@@ -2,6 +2,7 @@
 //! known only in the agent's memory: the agent can seal, and after a restart not even read what it sealed.
 
 use std::collections::HashMap;
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -20,7 +21,8 @@ use crate::{Damage, Store, StoreError};
 pub type ContentKeyId = Hex<16>;
 
 /// Bytes that sealing adds: nonce and tag.
-pub const SEAL_OVERHEAD: usize = 12 + 16;
+pub const SEAL_OVERHEAD: usize = NONCE_BYTES + 16;
+const NONCE_BYTES: usize = 12;
 
 /// What a sealed blob is; part of what is authenticated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -242,21 +244,22 @@ impl ContentKey {
 
     /// `None` when the bytes are not what was sealed under this kind and id.
     pub fn open(&self, kind: BlobKind, id: &[u8; 32], sealed: &[u8]) -> Option<Vec<u8>> {
+        let mut bytes = sealed.to_vec();
+        let plain = self.open_in_place(kind, id, &mut bytes)?;
+        bytes.truncate(plain.end);
+        bytes.drain(..plain.start);
+        Some(bytes)
+    }
+
+    /// The same without a copy: where in `sealed` the plaintext stands now. After `None` its bytes are of no use.
+    pub fn open_in_place(&self, kind: BlobKind, id: &[u8; 32], sealed: &mut [u8]) -> Option<Range<usize>> {
         if sealed.len() < SEAL_OVERHEAD {
             return None;
         }
-        let nonce: [u8; 12] = sealed[..12].try_into().ok()?;
-        let mut bytes = sealed[12..].to_vec();
-        let length = self
-            .cipher
-            .open_in_place(
-                Nonce::assume_unique_for_key(nonce),
-                Aad::from(aad(kind, &self.id, id)),
-                &mut bytes,
-            )
-            .ok()?
-            .len();
-        bytes.truncate(length);
-        Some(bytes)
+        let nonce: [u8; NONCE_BYTES] = sealed[..NONCE_BYTES].try_into().ok()?;
+        let nonce = Nonce::assume_unique_for_key(nonce);
+        let aad = Aad::from(aad(kind, &self.id, id));
+        let length = self.cipher.open_in_place(nonce, aad, &mut sealed[NONCE_BYTES..]).ok()?.len();
+        Some(NONCE_BYTES..NONCE_BYTES + length)
     }
 }

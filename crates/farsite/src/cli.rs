@@ -56,6 +56,8 @@ pub enum Command {
     /// Recovery points: list, show, verify, hold, release.
     #[command(subcommand)]
     Points(commands::points::Action),
+    /// Read one item of a point over NBD, without a restore.
+    Mount(commands::mount::Args),
     /// Write one item of a point to a place.
     Restore(commands::restore::Args),
     /// Promote the standby of a site that is lost.

@@ -9,6 +9,7 @@ pub mod drill;
 pub mod failover;
 pub mod init;
 pub mod man;
+pub mod mount;
 pub mod points;
 pub mod policy;
 pub mod promotion;
@@ -54,6 +55,7 @@ async fn run(command: Command, context: &Context) -> Ended {
         #[cfg(feature = "demo")]
         Command::DemoStore(args) => crate::demo::store::run(args, context).await,
         Command::Agent(args) => agent::run(args, context).await,
+        Command::Mount(args) => mount::run(args, context).await,
         Command::Replicate(args) => replicate::run(args, context).await,
         Command::Failover(args) => failover::run(args, context).await,
         Command::Rollback(args) => rollback::run(args, context).await,

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use farsite_model::ItemKind;
+use farsite_replicate::hydrate::{self, Copy};
 use farsite_replicate::restore;
 use farsite_runbook::action::{Action, ActionContext, ActionError, Done, Outcome};
 use farsite_store::manifest::ManifestItem;
@@ -35,6 +36,8 @@ pub(super) struct RestoreItems {
 /// How one item came to be in its place.
 enum Came {
     Restored,
+    /// Out of a hydrated copy: only what differed was written.
+    Hydrated,
     Already,
     /// The very same contents stood there.
     Same,
@@ -158,7 +161,14 @@ impl RestoreItems {
             })
             .await?;
         }
-        restore::item(&run.standby.reader, item, &place, &guard(context), &run.stats)
+        // What the standby agent hydrated goes into the place; only what differs from the point is written.
+        let hydrated = if item.directory.is_none() && !is_device(&place) {
+            hydrate::hand_over(item, &place).await.map_err(|e| failed(context, format!("{id}: {e}")))?
+        } else {
+            None
+        };
+        let known = hydrated.clone().flatten();
+        restore::item_from(&run.standby.reader, item, &place, known.as_ref(), &guard(context), &run.stats)
             .await
             .map_err(|e| failed(context, format!("{id}: {e}")))?;
         context.lease.check()?;
@@ -168,7 +178,7 @@ impl RestoreItems {
             })
             .await?;
         }
-        Ok(Came::Restored)
+        Ok(if hydrated.is_some() { Came::Hydrated } else { Came::Restored })
     }
 
     /// Costs a read of the file, and saves a fetch of the item and a second copy of it.
@@ -300,12 +310,14 @@ impl Action for RestoreItems {
     }
     async fn dry_run(&self, _: &ActionContext, _: &Value) -> Result<String, ActionError> {
         let run = self.held.run()?;
-        let (mut items, mut bytes, mut standing, mut room) = (0u64, 0u64, 0u64, None);
+        let (mut items, mut bytes, mut standing, mut hydrated, mut room) = (0u64, 0u64, 0u64, 0u64, None);
         for item in run.items(self.kinds) {
             let place = run.path(item)?;
             items += 1;
             bytes += item.data.size_bytes;
             standing += u64::from(exists(&place));
+            let copy = Copy::of(&item.id, &place).untouched().ok().flatten();
+            hydrated += u64::from(copy.is_some_and(|version| version.is_same_content(&item.data)));
             room = room.or_else(|| free_bytes(&place));
         }
         if items == 0 {
@@ -318,7 +330,11 @@ impl Action for RestoreItems {
             }
             _ => String::new(),
         };
-        Ok(format!("{items} items, {bytes} bytes; {standing} places hold something now{room}"))
+        let hydrated = match hydrated {
+            0 => String::new(),
+            some => format!("; {some} are hydrated to this very point"),
+        };
+        Ok(format!("{items} items, {bytes} bytes; {standing} places hold something now{hydrated}{room}"))
     }
 }
 

@@ -223,24 +223,20 @@ async fn whole_pack(reader: &Reader, id: PackId) -> Result<PackRead, StoreError>
         Err(other) => return Err(other),
     };
     let mut hit = Vec::new();
-    for entry in index.entries {
-        let at = Location { pack: id, key, offset: entry.offset, len: entry.len };
-        let blob = BlobRef { id: entry.id, at };
-        let kind = if entry.kind == BlobKind::Node as u8 { BlobKind::Node } else { BlobKind::Block };
-        let from = entry.offset as usize;
-        let sealed = object
-            .bytes
-            .get(from..from.saturating_add(entry.len as usize))
-            .map(|_| object.bytes.slice(from..from + entry.len as usize));
-        match reader.verify_blob(kind, &blob, sealed).await {
-            Ok(raw_bytes) => {
-                read.blobs += 1;
-                read.bytes += raw_bytes;
+    for kind in [BlobKind::Block, BlobKind::Node] {
+        let of_kind = index.entries.iter().filter(|entry| entry.kind == kind as u8);
+        let blobs = of_kind.map(|entry| {
+            let at = Location { pack: id, key, offset: entry.offset, len: entry.len };
+            BlobRef { id: entry.id, at }
+        });
+        for (blob, looked) in reader.verify_blobs(kind, id, object.bytes.clone(), blobs.collect()).await? {
+            match looked {
+                Ok(raw_bytes) => {
+                    read.blobs += 1;
+                    read.bytes += raw_bytes;
+                }
+                Err(damage) => hit.push((damage, Some((id, blob.at.offset)))),
             }
-            Err(StoreError::Damaged(found)) => {
-                hit.extend(found.into_iter().map(|damage| (damage, Some((id, entry.offset)))));
-            }
-            Err(other) => return Err(other),
         }
     }
     if !hit.is_empty() {

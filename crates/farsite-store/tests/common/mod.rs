@@ -3,6 +3,7 @@
 
 pub mod faulty;
 pub mod moto;
+pub mod patched;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -162,7 +163,7 @@ impl World {
 
     pub fn reader(&self) -> Reader {
         let opener = Opener::new(&self.store, vec![self.identity.clone()]).unwrap();
-        Reader { store: self.store.clone(), opener: Arc::new(opener) }
+        Reader::new(self.store.clone(), Arc::new(opener))
     }
 
     pub fn maps(&self) -> PathBuf {

@@ -6,12 +6,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use farsite_model::SiteName;
 use farsite_model::clock::SystemClock;
 use farsite_model::config::Config;
 use farsite_model::policy::Policy;
 use farsite_model::status::GroupStatus;
+use farsite_model::{GroupName, Level, PromotionId, SiteName};
+use farsite_promote::place::Targets;
 use farsite_replicate::agent::{self, AgentOptions, Board};
+use farsite_replicate::hydrate::{Keeper, Place};
 use farsite_replicate::status::StatusReader;
 use farsite_web::{Server, StateSource};
 use sd_notify::NotifyState;
@@ -35,10 +37,13 @@ pub async fn run(_: Args, context: &Context) -> Ended {
     let reload = Arc::new(Notify::new());
     let (path, cancel) = (context.config_path.clone(), context.cancel.clone());
     let newest = policies.clone();
+    let current = Arc::new(std::sync::Mutex::new(config.clone()));
+    let newest_config = current.clone();
     let load = Arc::new(move || {
         let config = Config::discover(path.as_deref())?;
         let policies: Vec<Policy> = config.load_policies()?.into_iter().map(|(_, policy)| policy).collect();
         newest.lock().expect("no holder of this lock panics").clone_from(&policies);
+        *newest_config.lock().expect("no holder of this lock panics") = Arc::new(config.clone());
         Ok((config, policies))
     });
 
@@ -47,7 +52,7 @@ pub async fn run(_: Args, context: &Context) -> Ended {
         Some(address) => {
             let server = Server::bind(address).await.map_err(|error| Failure::usage(error.to_string()))?;
             tracing::info!("dashboard at http://{}", server.local_addr());
-            let watch = Watch::start(config.clone(), policies, board.clone(), cancel.clone());
+            let watch = Watch::start(config.clone(), policies.clone(), board.clone(), cancel.clone());
             let cancelled = cancel.clone();
             Some(tokio::spawn(async move {
                 if let Err(error) = server.run(watch, cancelled.cancelled_owned()).await {
@@ -67,14 +72,40 @@ pub async fn run(_: Args, context: &Context) -> Ended {
             tell(&[NotifyState::Stopping]);
         }
     });
+    let keeper = tokio::spawn(keeper(current, policies, cancel.clone()).keep());
     agent::run(AgentOptions { load, clock: Arc::new(SystemClock), cancel: cancel.clone(), reload, board })
         .await?;
     cancel.cancel();
+    // It stops between two blocks.
+    let _ = keeper.await;
     if let Some(web) = web {
         let _ = web.await;
     }
     tracing::info!("stopped");
     Ok(DONE)
+}
+
+/// Hydrates the groups that have places at this host, but for those whose policy promises no more than the data.
+fn keeper(
+    config: Arc<std::sync::Mutex<Arc<Config>>>,
+    policies: Arc<std::sync::Mutex<Vec<Policy>>>,
+    cancel: CancellationToken,
+) -> Keeper {
+    let now = move || {
+        let config = config.lock().expect("no holder of this lock panics").clone();
+        let policies = policies.lock().expect("no holder of this lock panics").clone();
+        let data_only = |group: &GroupName| {
+            policies.iter().any(|policy| policy.group == *group && policy.level == Level::Data)
+        };
+        let groups = config.places.keys().filter(|group| !data_only(group)).cloned().collect();
+        (config, groups)
+    };
+    let place: Place = Arc::new(|config, group, manifest, item| {
+        // No promotion yet: the places of the configuration do not depend on which one it will be.
+        let targets = Targets::real(config, group, PromotionId::from_random(0)).map_err(|e| e.to_string())?;
+        targets.item(manifest, item)
+    });
+    Keeper { now: Arc::new(now), place, cancel }
 }
 
 /// Where no service manager listens this does nothing.

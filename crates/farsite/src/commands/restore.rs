@@ -8,8 +8,11 @@ use farsite_model::nearest::did_you_mean;
 use farsite_model::quantity::ByteSize;
 use farsite_model::time::parse_moment;
 use farsite_model::{ItemId, ItemKind};
+use farsite_replicate::restore::Compared;
 use farsite_replicate::{connect, restore};
+use farsite_store::Store;
 use farsite_store::manifest::{Manifest, ManifestItem};
+use farsite_store::map::MapRoot;
 use farsite_store::read::ReadStats;
 use jiff::Timestamp;
 
@@ -39,6 +42,14 @@ pub struct Args {
     /// Write over what stands at DEST.
     #[arg(long)]
     pub force: bool,
+    /// DEST is an older copy of the item (a file or block device): write only what differs, into it. An interrupted one
+    /// is gone on with by running it again.
+    #[arg(long, conflicts_with_all = ["force", "at"])]
+    pub in_place: bool,
+    /// With --in-place: DEST holds the item as it is in this point, and nobody has written to it since. Then it is not
+    /// read, only the difference of the two points is written. Without it DEST is read and compared.
+    #[arg(long, value_name = "POINT", requires = "in_place")]
+    pub holds: Option<String>,
     #[command(flatten)]
     pub store: super::points::At,
 }
@@ -67,6 +78,10 @@ pub async fn run(args: Args, context: &Context) -> Ended {
     let to = std::path::absolute(&args.to)
         .map_err(Failure::io(format!("making {} absolute", args.to.display())))?;
     may_write(&to, item, &args)?;
+    let known = match &args.holds {
+        Some(text) => Some(known(&store, &args, text, item).await?),
+        None => None,
+    };
     let reader = connect::reader(&config, &site, &store).await?;
     for flaw in point.flaws() {
         context.out.warn(&format!("point {} is {flaw}", point.id().short()));
@@ -76,7 +91,20 @@ pub async fn run(args: Args, context: &Context) -> Ended {
     progress.says(format!("restoring {} to {}", item.id, to.display()));
     let stats = ReadStats::default();
     let began = std::time::Instant::now();
-    restore::item(&reader, item, &to, &restore::unguarded(), &stats).await?;
+    let compared = if args.in_place {
+        let guard = restore::unguarded();
+        let compared = restore::over(&reader, item, point.id(), &to, known.as_ref(), &guard, &stats).await?;
+        if known.is_some() && compared == Compared::Contents {
+            context.out.warn(&format!(
+                "{} was compared by reading all of it: it is a device, has another size, or an earlier restore into it was interrupted",
+                to.display()
+            ));
+        }
+        Some(compared)
+    } else {
+        restore::item(&reader, item, &to, &restore::unguarded(), &stats).await?;
+        None
+    };
     if item.log.is_some() {
         progress.says(format!("replaying the log of {}", item.id));
         if let Err(failure) =
@@ -96,6 +124,14 @@ pub async fn run(args: Args, context: &Context) -> Ended {
             "to": to,
             "size_bytes": item.data.size_bytes,
             "written_bytes": written,
+            "fetched_bytes": stats.fetched_bytes.load(Ordering::Relaxed),
+            "in_place": args.in_place,
+            "compared": compared.map(|compared| match compared {
+                Compared::Maps => "maps",
+                Compared::Contents => "contents",
+            }),
+            "unchanged_bytes": stats.unchanged_bytes.load(Ordering::Relaxed),
+            "punched_bytes": stats.punched_bytes.load(Ordering::Relaxed),
             "consistency": item.consistency,
             "captured": item.stamp.captured,
             "log_until": until,
@@ -104,13 +140,14 @@ pub async fn run(args: Args, context: &Context) -> Ended {
     } else {
         let out = context.out;
         out.line(format!(
-            "{} {} of point {} is at {}: {} ({} written, the rest are holes), {}, captured {}",
+            "{} {} of point {} is at {}: {} ({} written, the rest {}), {}, captured {}",
             out.paint(Tone::Good, "✓"),
             item.id,
             point.id().short(),
             to.display(),
             ByteSize(item.data.size_bytes),
             ByteSize(written),
+            if args.in_place { "stood there already" } else { "are holes" },
             item.consistency,
             item.stamp.captured
         ));
@@ -118,7 +155,22 @@ pub async fn run(args: Args, context: &Context) -> Ended {
     Ok(DONE)
 }
 
-fn item<'m>(manifest: &'m Manifest, text: &str) -> Result<&'m ManifestItem, Failure> {
+/// The block map of what DEST is said to hold.
+async fn known(store: &Store, args: &Args, text: &str, item: &ManifestItem) -> Result<MapRoot, Failure> {
+    let named = Named {
+        words: args.group.iter().cloned().chain(std::iter::once(text.to_owned())).collect(),
+        at: super::points::At { store: args.store.store.clone() },
+    };
+    let found = named.find(store).await?;
+    let point = found.committed()?;
+    let manifest = Manifest::read(store, found.ledger.group(), point.id(), &point.said.manifest).await?;
+    manifest.item(&item.id).map(|item| item.data.clone()).ok_or_else(|| {
+        Failure::usage(format!("point {} has no item {}", point.id().short(), item.id))
+            .hint("leave --holds away: DEST is then read and compared")
+    })
+}
+
+pub(super) fn item<'m>(manifest: &'m Manifest, text: &str) -> Result<&'m ManifestItem, Failure> {
     if let Some(item) = manifest.item(&ItemId::parse(text)) {
         return Ok(item);
     }
@@ -147,7 +199,27 @@ fn item<'m>(manifest: &'m Manifest, text: &str) -> Result<&'m ManifestItem, Fail
 /// What stands at the destination is not overwritten by mistake.
 fn may_write(to: &std::path::Path, item: &ManifestItem, args: &Args) -> Result<(), Failure> {
     use std::os::unix::fs::FileTypeExt;
-    let Ok(there) = std::fs::symlink_metadata(to) else { return Ok(()) };
+    let Ok(there) = std::fs::symlink_metadata(to) else {
+        return if args.in_place {
+            Err(Failure::usage(format!("{} is not there, so nothing can be written into it", to.display()))
+                .hint("leave --in-place away"))
+        } else {
+            Ok(())
+        };
+    };
+    if args.in_place {
+        let plain = there.is_file() || there.file_type().is_block_device();
+        return if plain && item.directory.is_none() {
+            Ok(())
+        } else {
+            Err(Failure::usage(format!(
+                "--in-place is for one file or block device; {} or {} is neither",
+                to.display(),
+                item.id
+            ))
+            .hint("restore it into an empty folder"))
+        };
+    }
     let refuse = |what: &str| {
         Err(Failure::refused(format!("{} {what}; nothing was written", to.display()))
             .hint("give another --to, or --force to write over it"))

@@ -1,0 +1,179 @@
+//! What the standby agent does all the time: the configuration of this site comes in; the newest whole point of each group
+//! that has places here is kept hydrated, item by item. What must hold: a group that this site is primary of is left alone;
+//! one item that cannot be hydrated keeps no other from it.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use farsite_model::config::Config;
+use farsite_model::{GroupName, ItemId, ItemKind, PointId, SiteName};
+use farsite_store::Store;
+use farsite_store::ledger::Ledger;
+use farsite_store::manifest::{Manifest, ManifestItem};
+use farsite_store::read::{ReadStats, Reader};
+use tokio_util::sync::CancellationToken;
+
+use super::copy::{Applied, Copy, How};
+use crate::restore::Guard;
+use crate::{ReplicateError, connect};
+
+/// How often the ledgers are looked at.
+const LOOK: Duration = Duration::from_secs(5);
+/// A group that could not be hydrated is tried again after this, doubled up to the limit.
+const RETRY_FIRST: Duration = Duration::from_secs(15);
+const RETRY_LIMIT: Duration = Duration::from_mins(10);
+
+/// Where a promotion would put an item; the error says why nowhere.
+pub type Place =
+    Arc<dyn Fn(&Config, &GroupName, &Manifest, &ManifestItem) -> Result<PathBuf, String> + Send + Sync>;
+
+/// What one look at a group did.
+#[derive(Debug, Default)]
+pub struct Hydrated {
+    /// The point that all hydrated items are of now; `None` when there is none, or not of this site to hydrate.
+    pub point: Option<PointId>,
+    pub items: Vec<(ItemId, Applied)>,
+    /// Items that were not hydrated, and why.
+    pub failed: Vec<(ItemId, String)>,
+}
+
+/// Single files are hydrated; a tree is small, or a database whose log a promotion replays anyway. A device is no file
+/// that could be moved into its place: a restore writes only what differs of it.
+fn is_hydrated(item: &ManifestItem, place: &std::path::Path) -> bool {
+    use std::os::unix::fs::FileTypeExt;
+    let device = std::fs::metadata(place).is_ok_and(|m| m.file_type().is_block_device());
+    matches!(item.kind, ItemKind::Glance | ItemKind::Cinder | ItemKind::Volume)
+        && item.directory.is_none()
+        && !device
+}
+
+/// Brings the copies of one group to its newest whole point.
+pub async fn hydrate_group(
+    config: &Config,
+    store: &Store,
+    reader: &Reader,
+    group: &GroupName,
+    place: &Place,
+    guard: &Guard,
+) -> Result<Hydrated, ReplicateError> {
+    let ledger = Ledger::open(store, group).await?;
+    let state = ledger.state();
+    let mut hydrated = Hydrated::default();
+    // Here the places hold what services write to.
+    if state.primary().is_none_or(|primary| *primary == config.site) {
+        return Ok(hydrated);
+    }
+    let Some(point) = state.default_point() else { return Ok(hydrated) };
+    let manifest = Manifest::read(store, group, point.id(), &point.said.manifest).await?;
+    for item in &manifest.items {
+        let path = match place(config, group, &manifest, item) {
+            Ok(path) => path,
+            Err(why) => {
+                hydrated.failed.push((item.id.clone(), why));
+                continue;
+            }
+        };
+        if !is_hydrated(item, &path) {
+            continue;
+        }
+        let stats = ReadStats::default();
+        match Copy::of(&item.id, &path).apply(reader, item, point.id(), guard, &stats).await {
+            Ok(Some(applied)) => hydrated.items.push((item.id.clone(), applied)),
+            Ok(None) => hydrated.failed.push((item.id.clone(), "another process works on its copy".into())),
+            Err(error) => hydrated.failed.push((item.id.clone(), error.to_string())),
+        }
+        guard().map_err(ReplicateError::io("hydrating"))?;
+    }
+    if hydrated.failed.is_empty() {
+        hydrated.point = Some(point.id());
+    }
+    Ok(hydrated)
+}
+
+/// Keeps all groups of this site hydrated until it is cancelled.
+pub struct Keeper {
+    /// The configuration as it is now, and the groups that are to be hydrated.
+    pub now: Arc<dyn Fn() -> (Arc<Config>, Vec<GroupName>) + Send + Sync>,
+    pub place: Place,
+    pub cancel: CancellationToken,
+}
+
+impl Keeper {
+    pub async fn keep(self) {
+        let mut open: Option<(SiteName, Store, Reader)> = None;
+        let mut waits: BTreeMap<GroupName, (tokio::time::Instant, Duration)> = BTreeMap::new();
+        let cancelled = self.cancel.clone();
+        let guard: Guard = Arc::new(move || {
+            if cancelled.is_cancelled() {
+                return Err(std::io::Error::new(std::io::ErrorKind::Interrupted, "the agent stops"));
+            }
+            Ok(())
+        });
+        while !self.cancel.is_cancelled() {
+            let (config, groups) = (self.now)();
+            if !groups.is_empty() && open.is_none() {
+                open = match connect_here(&config).await {
+                    Ok(opened) => opened,
+                    Err(error) => {
+                        tracing::warn!("nothing can be hydrated now: {error}");
+                        None
+                    }
+                };
+            }
+            for group in &groups {
+                let Some((site, store, reader)) = open.as_ref().filter(|(site, ..)| *site == config.site)
+                else {
+                    break;
+                };
+                let now = tokio::time::Instant::now();
+                if self.cancel.is_cancelled() || waits.get(group).is_some_and(|(until, _)| now < *until) {
+                    continue;
+                }
+                let looked = hydrate_group(&config, store, reader, group, &self.place, &guard).await;
+                let good = said(group, site, &looked);
+                if good || self.cancel.is_cancelled() {
+                    waits.remove(group);
+                } else {
+                    let pause = waits.get(group).map_or(RETRY_FIRST, |(_, p)| (*p * 2).min(RETRY_LIMIT));
+                    waits.insert(group.clone(), (now + pause, pause));
+                }
+            }
+            tokio::select! {
+                () = tokio::time::sleep(LOOK) => {}
+                () = self.cancel.cancelled() => return,
+            }
+        }
+    }
+}
+
+/// The store of this site, where this host can open it.
+async fn connect_here(config: &Config) -> Result<Option<(SiteName, Store, Reader)>, ReplicateError> {
+    let site = config.site.clone();
+    if !config.stores.contains_key(&site) {
+        return Ok(None);
+    }
+    let store = connect::store(config, &site).await?;
+    let reader = connect::reader(config, &site, &store).await?;
+    Ok(Some((site, store, reader)))
+}
+
+/// Writes what was done into the log. False when something is to be tried again.
+fn said(group: &GroupName, site: &SiteName, looked: &Result<Hydrated, ReplicateError>) -> bool {
+    match looked {
+        Err(error) => {
+            tracing::warn!(%group, %site, "not hydrated: {error}");
+            false
+        }
+        Ok(hydrated) => {
+            for (item, why) in &hydrated.failed {
+                tracing::warn!(%group, %item, "not hydrated: {why}");
+            }
+            for (item, applied) in hydrated.items.iter().filter(|(_, applied)| applied.how != How::Already) {
+                tracing::info!(%group, %item, how = ?applied.how, written_bytes = applied.written_bytes, "hydrated");
+            }
+            hydrated.failed.is_empty()
+        }
+    }
+}

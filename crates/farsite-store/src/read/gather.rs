@@ -1,0 +1,323 @@
+//! References of blobs come in; their raw bytes go to the caller, each authenticated by its seal. Patches are resolved
+//! here: the bases that a batch needs are gathered in waves, one for each depth, each wave with few large requests.
+//!
+//! What must hold: a blob that cannot be had is named and spoils no other; memory is that of one batch: its sealed bytes
+//! once (opened in place), the gaps between them, and its bases.
+
+use std::collections::{HashMap, HashSet};
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use bytes::Bytes;
+use futures::FutureExt;
+use futures::stream::{self, StreamExt};
+
+use super::damage;
+use super::encoded::{self, Encoded};
+use super::ranges::{self, Request};
+use super::{ReadStats, Reader};
+use crate::backend::BackendError;
+use crate::blob::{BlobRef, MAX_PATCH_DEPTH};
+use crate::pack::{PackId, object_key};
+use crate::seal::{BlobKind, ContentKey, ContentKeyId};
+use crate::{Damage, StoreError, named};
+
+/// Requests of one batch that are under way at once.
+const REQUESTS: usize = 8;
+
+/// Where a blob lies, as far as it names the blob's bytes.
+type Place = (PackId, u32, u32);
+
+fn place(blob: &BlobRef) -> Place {
+    (blob.at.pack, blob.at.offset, blob.at.len)
+}
+
+/// Bytes that one request brought.
+struct Slab {
+    pack: PackId,
+    start: u64,
+    bytes: Vec<u8>,
+}
+
+/// A blob that was opened in place.
+struct Opened {
+    blob: BlobRef,
+    slab: usize,
+    plain: Range<usize>,
+}
+
+/// All that a batch has gathered.
+pub(super) struct Batch {
+    kind: BlobKind,
+    slabs: Vec<Slab>,
+    opened: HashMap<Place, Opened>,
+    failed: HashMap<Place, Damage>,
+    keys: HashMap<ContentKeyId, Result<Arc<ContentKey>, Damage>>,
+}
+
+impl Reader {
+    /// Fetches and opens these blobs, and every base below them. `work` runs on a thread for blocking work, and asks the
+    /// batch for the raw bytes of each.
+    pub(super) async fn gather<T: Send + 'static>(
+        &self,
+        kind: BlobKind,
+        wanted: Vec<BlobRef>,
+        stats: &ReadStats,
+        work: impl FnOnce(&Batch) -> T + Send + 'static,
+    ) -> Result<T, StoreError> {
+        self.gather_with(None, kind, wanted, stats, work).await
+    }
+
+    /// The same, with the bytes of a pack that are at hand already.
+    pub(super) async fn gather_with<T: Send + 'static>(
+        &self,
+        at_hand: Option<(PackId, Bytes)>,
+        kind: BlobKind,
+        wanted: Vec<BlobRef>,
+        stats: &ReadStats,
+        work: impl FnOnce(&Batch) -> T + Send + 'static,
+    ) -> Result<T, StoreError> {
+        let at_hand = at_hand.map(|(pack, bytes)| Slab { pack, start: 0, bytes: Vec::from(bytes) });
+        let mut batch = Batch {
+            kind,
+            slabs: Vec::from_iter(at_hand),
+            opened: HashMap::new(),
+            failed: HashMap::new(),
+            keys: HashMap::new(),
+        };
+        let mut wave = wanted;
+        let mut work = Some(work);
+        // One wave for the blobs themselves, one for each depth of patches.
+        for depth in 0..=MAX_PATCH_DEPTH {
+            // Boxed: the compiler does not see through the streams in it that it can be sent to other threads.
+            self.fetch(&mut batch, &wave, stats).boxed().await?;
+            let last = depth == MAX_PATCH_DEPTH;
+            let opening = std::mem::take(&mut wave);
+            let this_work = work.take();
+            let (same, next, unused, done) = tokio::task::spawn_blocking(move || {
+                let next = batch.open(opening);
+                // The last wave's bases are beyond every chain: `raw` says so of the blobs that need them.
+                if next.is_empty() || last {
+                    let done = this_work.map(|work| work(&batch));
+                    (batch, next, None, done)
+                } else {
+                    (batch, next, this_work, None)
+                }
+            })
+            .await
+            .map_err(|_| StoreError::Cancelled)?;
+            if let Some(done) = done {
+                return Ok(done);
+            }
+            (batch, wave, work) = (same, next, unused);
+        }
+        Err(StoreError::Cancelled)
+    }
+
+    /// Brings what is not there yet: bytes and content keys.
+    async fn fetch(&self, batch: &mut Batch, blobs: &[BlobRef], stats: &ReadStats) -> Result<(), StoreError> {
+        let mut seen = HashSet::new();
+        let mut missing = Vec::new();
+        for blob in blobs {
+            if !seen.insert(place(blob)) || batch.is_known(blob) {
+                continue;
+            }
+            if !ranges::is_possible(blob) {
+                batch.failed.insert(place(blob), damage::impossible(blob));
+                continue;
+            }
+            if let std::collections::hash_map::Entry::Vacant(entry) = batch.keys.entry(blob.at.key) {
+                let key = match self.opener.content_key(&self.store, blob.at.key).await {
+                    Ok(key) => Ok(key),
+                    Err(StoreError::Damaged(mut found)) if !found.is_empty() => Err(found.swap_remove(0)),
+                    Err(other) => return Err(other),
+                };
+                entry.insert(key);
+            }
+            if batch.slab_of(blob).is_none() {
+                missing.push(*blob);
+            }
+        }
+        let requests = ranges::requests(missing, self.limits.request_bytes);
+        let mut answers = stream::iter(requests)
+            .map(|request| async move { (self.ask(&request, stats).await, request) })
+            .buffer_unordered(REQUESTS);
+        let mut cut = Vec::new();
+        while let Some((answer, request)) = answers.next().await {
+            match answer {
+                Ok(bytes) => batch.add(request.pack, request.start, bytes),
+                // What lies before the cut is still there: each blob is asked for by itself.
+                Err(BackendError::Unreadable { .. }) if request.blobs.len() > 1 => cut.extend(request.blobs),
+                Err(error) => batch.fail(&request, error)?,
+            }
+        }
+        drop(answers);
+        let mut answers = stream::iter(cut)
+            .map(|blob| async move {
+                let (start, len) = (u64::from(blob.at.offset), u64::from(blob.at.len));
+                let request = Request { pack: blob.at.pack, start, end: start + len, blobs: vec![blob] };
+                (self.ask(&request, stats).await, request)
+            })
+            .buffer_unordered(REQUESTS);
+        while let Some((answer, request)) = answers.next().await {
+            match answer {
+                Ok(bytes) => batch.add(request.pack, request.start, bytes),
+                Err(error) => batch.fail(&request, error)?,
+            }
+        }
+        Ok(())
+    }
+
+    async fn ask(&self, request: &Request, stats: &ReadStats) -> Result<Bytes, BackendError> {
+        let bytes =
+            self.store.backend.get_range(&object_key(&request.pack), request.start..request.end).await?;
+        stats.requests.fetch_add(1, Ordering::Relaxed);
+        stats.fetched_bytes.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+        Ok(bytes)
+    }
+}
+
+impl Batch {
+    fn add(&mut self, pack: PackId, start: u64, bytes: Bytes) {
+        // No copy where these bytes are nobody else's.
+        self.slabs.push(Slab { pack, start, bytes: Vec::from(bytes) });
+    }
+
+    /// Damage is kept with the blobs that it touches; a store that cannot be reached is an error.
+    fn fail(&mut self, request: &Request, error: BackendError) -> Result<(), StoreError> {
+        match named(&object_key(&request.pack), error) {
+            StoreError::Damaged(found) => {
+                for (blob, why) in request.blobs.iter().zip(found.iter().cycle()) {
+                    self.failed.insert(place(blob), why.clone());
+                }
+                Ok(())
+            }
+            other => Err(other),
+        }
+    }
+
+    fn is_known(&self, blob: &BlobRef) -> bool {
+        self.opened.contains_key(&place(blob)) || self.failed.contains_key(&place(blob))
+    }
+
+    fn slab_of(&self, blob: &BlobRef) -> Option<usize> {
+        let (start, len) = (u64::from(blob.at.offset), u64::from(blob.at.len));
+        self.slabs.iter().position(|slab| {
+            slab.pack == blob.at.pack
+                && slab.start <= start
+                && start + len <= slab.start + slab.bytes.len() as u64
+        })
+    }
+
+    /// Opens blobs in place. Returns the bases that they need and that are not open yet.
+    fn open(&mut self, blobs: Vec<BlobRef>) -> Vec<BlobRef> {
+        let mut bases = Vec::new();
+        for blob in blobs {
+            if self.is_known(&blob) {
+                continue;
+            }
+            match self.open_one(&blob) {
+                Err(damage) => {
+                    self.failed.insert(place(&blob), damage);
+                }
+                Ok(opened) => {
+                    let plain = &self.slabs[opened.slab].bytes[opened.plain.clone()];
+                    if let Some(Encoded::Patch { base, .. }) = Encoded::parse(plain) {
+                        bases.push(base);
+                    }
+                    self.opened.insert(place(&blob), opened);
+                }
+            }
+        }
+        bases.retain(|base| !self.is_known(base));
+        bases
+    }
+
+    fn open_one(&mut self, blob: &BlobRef) -> Result<Opened, Damage> {
+        let key = match self.keys.get(&blob.at.key) {
+            Some(Ok(key)) => key.clone(),
+            Some(Err(damage)) => return Err(damage.clone()),
+            None => return Err(damage::of(blob, "the content key of a blob was not read")),
+        };
+        let Some(slab) = self.slab_of(blob) else {
+            return Err(damage::of(blob, "the bytes of a blob were not read"));
+        };
+        let start = (u64::from(blob.at.offset) - self.slabs[slab].start) as usize;
+        let sealed = &mut self.slabs[slab].bytes[start..start + blob.at.len as usize];
+        match key.open_in_place(self.kind, &blob.id.0, sealed) {
+            Some(plain) => Ok(Opened { blob: *blob, slab, plain: start + plain.start..start + plain.end }),
+            None => Err(damage::of(blob, format!("{} does not open: its bytes were changed", at(blob)))),
+        }
+    }
+
+    fn plain(&self, blob: &BlobRef) -> Result<&[u8], Damage> {
+        if let Some(damage) = self.failed.get(&place(blob)) {
+            return Err(damage.clone());
+        }
+        match self.opened.get(&place(blob)) {
+            // The same place under another id: opened as that one, which this is not.
+            Some(opened) if opened.blob.id != blob.id || opened.blob.at.key != blob.at.key => {
+                Err(damage::of(blob, format!("{} does not open: it is another blob", at(blob))))
+            }
+            Some(opened) => Ok(&self.slabs[opened.slab].bytes[opened.plain.clone()]),
+            None => Err(damage::of(blob, format!("{}: its patch chain is too long", at(blob)))),
+        }
+    }
+
+    /// The raw bytes of a blob of this batch, through its patch bases if it has any. `room` is where they are
+    /// decompressed to, and can be used again for the next.
+    pub(super) fn raw<'a>(&'a self, blob: &BlobRef, room: &'a mut Room) -> Result<&'a [u8], Damage> {
+        let nonsense = |blob: &BlobRef| damage::of(blob, format!("{} opens, but makes no sense", at(blob)));
+        // From the blob down to what stands by itself.
+        let mut patches: Vec<(BlobRef, usize, &[u8])> = Vec::new();
+        let mut below = *blob;
+        let mut depth_left = MAX_PATCH_DEPTH;
+        let whole = loop {
+            match Encoded::parse(self.plain(&below)?).ok_or_else(|| nonsense(&below))? {
+                Encoded::Patch { base, depth, raw_len, payload } => {
+                    if depth > depth_left {
+                        let why = format!("{}: its patch chain is too long", at(&below));
+                        return Err(damage::of(&below, why));
+                    }
+                    depth_left = depth - 1;
+                    patches.push((below, raw_len, payload));
+                    below = base;
+                }
+                whole => break whole,
+            }
+        };
+        let Room { now, next } = room;
+        match whole {
+            Encoded::Raw(bytes) if patches.is_empty() => return Ok(bytes),
+            Encoded::Raw(bytes) => {
+                now.clear();
+                now.extend_from_slice(bytes);
+            }
+            Encoded::Zstd { raw_len, payload } => {
+                if !encoded::inflate(payload, raw_len, now) {
+                    return Err(nonsense(&below));
+                }
+            }
+            Encoded::Patch { .. } => return Err(nonsense(&below)),
+        }
+        for (patch, raw_len, payload) in patches.into_iter().rev() {
+            if !encoded::patch(now, payload, raw_len, next) {
+                return Err(damage::of(&patch, format!("{}: its patch does not apply", at(&patch))));
+            }
+            std::mem::swap(now, next);
+        }
+        Ok(now)
+    }
+}
+
+/// Room for two blobs: a patch's base and what it makes of it.
+#[derive(Default)]
+pub(super) struct Room {
+    now: Vec<u8>,
+    next: Vec<u8>,
+}
+
+fn at(blob: &BlobRef) -> String {
+    format!("the blob at {}+{}", blob.at.offset, blob.at.len)
+}
