@@ -2,6 +2,7 @@
 //! What must hold: only this machine's users reach it (a loopback address, or a socket of mode 0600); ending it ends every
 //! connection and removes the socket.
 
+use std::fmt::Write as _;
 use std::io;
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
@@ -167,7 +168,7 @@ fn escaped(path: &str) -> String {
         if byte.is_ascii_alphanumeric() || b"/-._~".contains(&byte) {
             out.push(char::from(byte));
         } else {
-            out.push_str(&format!("%{byte:02X}"));
+            let _ = write!(out, "%{byte:02X}");
         }
     }
     out

@@ -70,7 +70,7 @@ async fn on_tcp() -> Serving {
 async fn client(program: &str, args: &[&str]) -> Output {
     let mut command = tokio::process::Command::from(Command::new(program));
     command.args(args).stdin(Stdio::null()).kill_on_drop(true);
-    let output = tokio::time::timeout(Duration::from_secs(60), command.output()).await.expect(program);
+    let output = tokio::time::timeout(Duration::from_mins(1), command.output()).await.expect(program);
     output.unwrap_or_else(|error| panic!("{program}: {error}; `cargo xtask test` installs it"))
 }
 

@@ -10,7 +10,8 @@ use common::patched::{self, Version};
 use common::{World, noise};
 use farsite_model::content::{ReadAt, WriteAt};
 use farsite_store::StoreError;
-use farsite_store::read::ReadStats;
+use farsite_store::map::MapRoot;
+use farsite_store::read::{ReadStats, Reader};
 
 const BLOCK: usize = 4096;
 
@@ -209,4 +210,30 @@ async fn holes_of_the_item_become_holes_of_the_copy() {
     assert!(empty.map.root.is_none());
     world.reader().restore_over(&empty.map, copy.clone(), Some(&version.map), &stats).await.unwrap();
     assert!(copy.bytes.lock().unwrap().iter().all(|b| *b == 0));
+}
+
+/// Compiles only while reading may be a part of a task that moves between threads.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_item_is_read_from_within_a_task() {
+    type Boxed<'a, T> = std::pin::Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+    fn both<'a>(
+        reader: &'a Reader,
+        map: &'a MapRoot,
+        copy: &'a Arc<Copy>,
+        stats: &'a ReadStats,
+    ) -> Boxed<'a, Result<(), StoreError>> {
+        Box::pin(async move {
+            reader.restore(map, copy.clone(), stats).await?;
+            reader.restore_over(map, copy.clone(), Some(map), stats).await?;
+            reader.restore_over(map, copy.clone(), None, stats).await
+        })
+    }
+    let world = World::in_folder().await;
+    let version = patched::write(&world, 1, noise(1, 100_000), BLOCK, None).await;
+    let copy = Copy::of(vec![0; 100_000]);
+    let (reader, into) = (world.reader(), copy.clone());
+    let map = version.map.clone();
+    let task = tokio::spawn(async move { both(&reader, &map, &into, &ReadStats::default()).await });
+    task.await.unwrap().unwrap();
+    assert!(*copy.bytes.lock().unwrap() == version.content);
 }

@@ -13,8 +13,11 @@ struct Agent(Child);
 
 impl Agent {
     fn start(world: &World) -> Self {
+        Self::start_at(world, "north")
+    }
+    fn start_at(world: &World, site: &str) -> Self {
         let mut command = common::program(world.path());
-        command.arg("--config").arg(world.at("north/farsite.yaml")).arg("agent");
+        command.arg("--config").arg(world.at(&format!("{site}/farsite.yaml"))).arg("agent");
         let log = std::fs::File::create(world.at("agent.log")).unwrap();
         Self(command.stdout(Stdio::null()).stderr(log).spawn().unwrap())
     }
@@ -100,4 +103,40 @@ fn a_typing_error_in_a_reload_does_not_end_protection() {
     wait_for("reload", &world, || log().contains("configuration reloaded"));
     agent.signal("INT");
     assert_eq!(agent.ends(), Some(0));
+}
+
+#[test]
+fn the_standbys_agent_hydrates_and_a_failover_copies_nothing_but_what_differs() {
+    let world = World::new();
+    world.replicate();
+    let mut agent = Agent::start_at(&world, "south");
+    let hydrated = |name: &str| std::fs::read(world.at(&format!("restored/{name}"))).unwrap_or_default();
+    let volume = "volumes/.farsite-hydrated/volume-1";
+    let image = format!("images/.farsite-hydrated/{}", common::IMAGE);
+    wait_for("hydrated volume", &world, || hydrated(volume) == vec![9; 500_000]);
+    wait_for("hydrated image", &world, || hydrated(&image) == vec![7; 300_000]);
+    assert!(!world.at("restored/volumes/volume-1").exists(), "the place is the promotion's");
+    // The next point, by what differs.
+    let mut bytes = vec![9; 500_000];
+    bytes[100_000..100_100].fill(1);
+    std::fs::write(world.at("cloud/volumes/volume-1"), &bytes).unwrap();
+    world.replicate();
+    wait_for("next point", &world, || hydrated(volume) == bytes);
+    let log = || std::fs::read_to_string(world.at("agent.log")).unwrap_or_default();
+    wait_for("word of it", &world, || log().contains("ByMaps"));
+    let plan =
+        world.south(&["failover", "--site", "north", "--assume-site-lost", "--reason", "fire", "--dry-run"]);
+    plan.expect(0).says(&["hydrated to this very point"]);
+    world
+        .south(&["failover", "--site", "north", "--assume-site-lost", "--reason", "fire", "--yes"])
+        .expect(0);
+    assert_eq!(std::fs::read(world.at("restored/volumes/volume-1")).unwrap(), bytes);
+    assert_eq!(std::fs::read(world.at("restored/images").join(common::IMAGE)).unwrap(), vec![7; 300_000]);
+    assert!(!world.at(&format!("restored/{volume}")).exists());
+    let shown = world.south(&["promotion", "report", "--json"]).expect(0);
+    shown.says(&["1 were hydrated"]);
+    agent.signal("TERM");
+    assert_eq!(agent.ends(), Some(0));
+    // South is primary now: nothing more is hydrated over what its services write.
+    assert!(!world.at(&format!("restored/{volume}")).exists());
 }

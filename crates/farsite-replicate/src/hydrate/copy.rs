@@ -163,7 +163,11 @@ impl Copy {
         if fs::symlink_metadata(folder).is_ok_and(|m| m.is_dir()) {
             return Ok(());
         }
-        fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
+        // The place's own folder is for its service; the hidden one is for nobody else.
+        if let Some(places) = folder.parent() {
+            fs::create_dir_all(places)?;
+        }
+        fs::DirBuilder::new().mode(0o700).create(folder)?;
         crate::unfinished::sync_folder(folder)
     }
 

@@ -3,7 +3,7 @@
 //! one item that cannot be hydrated keeps no other from it.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -39,14 +39,15 @@ pub struct Hydrated {
     pub failed: Vec<(ItemId, String)>,
 }
 
-/// Single files are hydrated; a tree is small, or a database whose log a promotion replays anyway. A device is no file
-/// that could be moved into its place: a restore writes only what differs of it.
-fn is_hydrated(item: &ManifestItem, place: &std::path::Path) -> bool {
+/// Single files are hydrated; a tree is small, or a database whose log a promotion replays anyway.
+fn is_hydrated(item: &ManifestItem) -> bool {
+    matches!(item.kind, ItemKind::Glance | ItemKind::Cinder | ItemKind::Volume) && item.directory.is_none()
+}
+
+/// A device is no file that could be moved into its place: a restore writes only what differs of it.
+fn is_device(place: &Path) -> bool {
     use std::os::unix::fs::FileTypeExt;
-    let device = std::fs::metadata(place).is_ok_and(|m| m.file_type().is_block_device());
-    matches!(item.kind, ItemKind::Glance | ItemKind::Cinder | ItemKind::Volume)
-        && item.directory.is_none()
-        && !device
+    std::fs::metadata(place).is_ok_and(|m| m.file_type().is_block_device())
 }
 
 /// Brings the copies of one group to its newest whole point.
@@ -67,7 +68,7 @@ pub async fn hydrate_group(
     }
     let Some(point) = state.default_point() else { return Ok(hydrated) };
     let manifest = Manifest::read(store, group, point.id(), &point.said.manifest).await?;
-    for item in &manifest.items {
+    for item in manifest.items.iter().filter(|item| is_hydrated(item)) {
         let path = match place(config, group, &manifest, item) {
             Ok(path) => path,
             Err(why) => {
@@ -75,7 +76,7 @@ pub async fn hydrate_group(
                 continue;
             }
         };
-        if !is_hydrated(item, &path) {
+        if is_device(&path) {
             continue;
         }
         let stats = ReadStats::default();
@@ -102,8 +103,9 @@ pub struct Keeper {
 
 impl Keeper {
     pub async fn keep(self) {
-        let mut open: Option<(SiteName, Store, Reader)> = None;
+        let mut open: Option<Opened> = None;
         let mut waits: BTreeMap<GroupName, (tokio::time::Instant, Duration)> = BTreeMap::new();
+        let mut connect_wait: Option<(tokio::time::Instant, Duration)> = None;
         let cancelled = self.cancel.clone();
         let guard: Guard = Arc::new(move || {
             if cancelled.is_cancelled() {
@@ -113,20 +115,24 @@ impl Keeper {
         });
         while !self.cancel.is_cancelled() {
             let (config, groups) = (self.now)();
-            if !groups.is_empty() && open.is_none() {
-                open = match connect_here(&config).await {
-                    Ok(opened) => opened,
+            // A configuration that was read again may name another store, or another key.
+            if open.as_ref().is_some_and(|opened| !Arc::ptr_eq(&opened.config, &config)) {
+                open = None;
+            }
+            let now = tokio::time::Instant::now();
+            if !groups.is_empty() && open.is_none() && connect_wait.is_none_or(|(until, _)| now >= until) {
+                match connect_here(&config).await {
+                    Ok(opened) => (open, connect_wait) = (opened, None),
                     Err(error) => {
                         tracing::warn!("nothing can be hydrated now: {error}");
-                        None
+                        let pause = connect_wait.map_or(RETRY_FIRST, |(_, p)| (p * 2).min(RETRY_LIMIT));
+                        connect_wait = Some((now + pause, pause));
                     }
-                };
+                }
             }
             for group in &groups {
-                let Some((site, store, reader)) = open.as_ref().filter(|(site, ..)| *site == config.site)
-                else {
-                    break;
-                };
+                let Some(Opened { store, reader, .. }) = &open else { break };
+                let site = &config.site;
                 let now = tokio::time::Instant::now();
                 if self.cancel.is_cancelled() || waits.get(group).is_some_and(|(until, _)| now < *until) {
                     continue;
@@ -148,15 +154,21 @@ impl Keeper {
     }
 }
 
+struct Opened {
+    config: Arc<Config>,
+    store: Store,
+    reader: Reader,
+}
+
 /// The store of this site, where this host can open it.
-async fn connect_here(config: &Config) -> Result<Option<(SiteName, Store, Reader)>, ReplicateError> {
-    let site = config.site.clone();
-    if !config.stores.contains_key(&site) {
+async fn connect_here(config: &Arc<Config>) -> Result<Option<Opened>, ReplicateError> {
+    let site = &config.site;
+    if !config.stores.contains_key(site) {
         return Ok(None);
     }
-    let store = connect::store(config, &site).await?;
-    let reader = connect::reader(config, &site, &store).await?;
-    Ok(Some((site, store, reader)))
+    let store = connect::store(config, site).await?;
+    let reader = connect::reader(config, site, &store).await?;
+    Ok(Some(Opened { config: config.clone(), store, reader }))
 }
 
 /// Writes what was done into the log. False when something is to be tried again.

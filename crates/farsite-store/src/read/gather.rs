@@ -10,8 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
-use futures::FutureExt;
-use futures::stream::{self, StreamExt};
+use futures::stream::{FuturesUnordered, StreamExt};
 
 use super::damage;
 use super::encoded::{self, Encoded};
@@ -90,8 +89,7 @@ impl Reader {
         let mut work = Some(work);
         // One wave for the blobs themselves, one for each depth of patches.
         for depth in 0..=MAX_PATCH_DEPTH {
-            // Boxed: the compiler does not see through the streams in it that it can be sent to other threads.
-            self.fetch(&mut batch, &wave, stats).boxed().await?;
+            self.fetch(&mut batch, &wave, stats).await?;
             let last = depth == MAX_PATCH_DEPTH;
             let opening = std::mem::take(&mut wave);
             let this_work = work.take();
@@ -140,41 +138,51 @@ impl Reader {
             }
         }
         let requests = ranges::requests(missing, self.limits.request_bytes);
-        let mut answers = stream::iter(requests)
-            .map(|request| async move { (self.ask(&request, stats).await, request) })
-            .buffer_unordered(REQUESTS);
-        let mut cut = Vec::new();
-        while let Some((answer, request)) = answers.next().await {
-            match answer {
-                Ok(bytes) => batch.add(request.pack, request.start, bytes),
-                // What lies before the cut is still there: each blob is asked for by itself.
-                Err(BackendError::Unreadable { .. }) if request.blobs.len() > 1 => cut.extend(request.blobs),
-                Err(error) => batch.fail(&request, error)?,
-            }
-        }
-        drop(answers);
-        let mut answers = stream::iter(cut)
-            .map(|blob| async move {
-                let (start, len) = (u64::from(blob.at.offset), u64::from(blob.at.len));
-                let request = Request { pack: blob.at.pack, start, end: start + len, blobs: vec![blob] };
-                (self.ask(&request, stats).await, request)
-            })
-            .buffer_unordered(REQUESTS);
-        while let Some((answer, request)) = answers.next().await {
-            match answer {
-                Ok(bytes) => batch.add(request.pack, request.start, bytes),
-                Err(error) => batch.fail(&request, error)?,
-            }
-        }
+        let cut = self.ask_all(batch, requests, stats).await?;
+        // What lies before the cut is still there: each blob is asked for by itself.
+        let single = |blob: BlobRef| {
+            let (start, len) = (u64::from(blob.at.offset), u64::from(blob.at.len));
+            Request { pack: blob.at.pack, start, end: start + len, blobs: vec![blob] }
+        };
+        self.ask_all(batch, cut.into_iter().map(single).collect(), stats).await?;
         Ok(())
     }
 
-    async fn ask(&self, request: &Request, stats: &ReadStats) -> Result<Bytes, BackendError> {
-        let bytes =
-            self.store.backend.get_range(&object_key(&request.pack), request.start..request.end).await?;
-        stats.requests.fetch_add(1, Ordering::Relaxed);
-        stats.fetched_bytes.fetch_add(bytes.len() as u64, Ordering::Relaxed);
-        Ok(bytes)
+    /// Returns the blobs of those requests whose object ended before them.
+    async fn ask_all(
+        &self,
+        batch: &mut Batch,
+        requests: Vec<Request>,
+        stats: &ReadStats,
+    ) -> Result<Vec<BlobRef>, StoreError> {
+        let mut waiting = requests.into_iter();
+        let mut under_way = FuturesUnordered::new();
+        let mut cut = Vec::new();
+        loop {
+            while under_way.len() < REQUESTS
+                && let Some(request) = waiting.next()
+            {
+                under_way.push(self.ask(request, stats));
+            }
+            match under_way.next().await {
+                None => return Ok(cut),
+                Some((request, Ok(bytes))) => batch.add(request.pack, request.start, bytes),
+                Some((request, Err(BackendError::Unreadable { .. }))) if request.blobs.len() > 1 => {
+                    cut.extend(request.blobs);
+                }
+                Some((request, Err(error))) => batch.fail(&request, error)?,
+            }
+        }
+    }
+
+    async fn ask(&self, request: Request, stats: &ReadStats) -> (Request, Result<Bytes, BackendError>) {
+        let key = object_key(&request.pack);
+        let answer = self.store.backend.get_range(&key, request.start..request.end).await;
+        if let Ok(bytes) = &answer {
+            stats.requests.fetch_add(1, Ordering::Relaxed);
+            stats.fetched_bytes.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+        }
+        (request, answer)
     }
 }
 

@@ -19,6 +19,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use farsite_model::content::WriteAt;
+use futures::FutureExt;
 use futures::stream::{FuturesUnordered, StreamExt};
 
 use self::damage::Found;
@@ -119,45 +120,69 @@ impl Reader {
             return Ok(Vec::new());
         }
         refuse_impossible(map)?;
-        let walk = Walk::whole(self, map, stats);
-        self.run(map, walk, |job| self.write(map, job.blocks, target.clone(), stats)).await
+        let to = target.map_or(Destination::Nowhere, Destination::Empty);
+        self.run(map, Walk::whole(self, map, stats), &to, stats).await
     }
 
-    /// Runs `work` over all jobs of a walk, several at once. Returns what is damaged.
-    async fn run<'a, F>(
-        &'a self,
-        map: &'a MapRoot,
-        mut walk: Walk<'a>,
-        mut work: impl FnMut(Job) -> F,
-    ) -> Result<Vec<Damage>, StoreError>
-    where
-        F: Future<Output = Result<Vec<Damage>, StoreError>>,
-    {
+    /// Does all jobs of a walk, several at once, while the walk goes on ahead. Returns what is damaged.
+    async fn run(
+        &self,
+        map: &MapRoot,
+        mut walk: Walk<'_>,
+        to: &Destination,
+        stats: &ReadStats,
+    ) -> Result<Vec<Damage>, StoreError> {
         let blocks = (self.limits.batch_bytes / u64::from(map.block_bytes)).max(1) as usize;
-        let mut found = Found::default();
-        let mut waiting = VecDeque::new();
-        let mut under_way = FuturesUnordered::new();
-        let mut ended = false;
-        loop {
-            while under_way.len() < self.limits.batches {
-                if let Some(mut job) = waiting.pop_front() {
-                    let Job { damage, .. } = &mut job;
-                    found.extend(std::mem::take(damage));
-                    under_way.push(work(job));
-                } else if ended {
+        // One part waits while another is worked on.
+        let (ahead, mut parts) = tokio::sync::mpsc::channel(1);
+        let walking = async move {
+            while let Some(part) = walk.next().await? {
+                if ahead.send(part).await.is_err() {
                     break;
-                } else if let Some(part) = walk.next().await? {
-                    waiting.extend(jobs(part, blocks));
-                } else {
-                    ended = true;
                 }
             }
-            match under_way.next().await {
-                Some(result) => found.extend(found_in(result)?),
-                None => break,
+            Ok::<_, StoreError>(())
+        };
+        let working = async {
+            let mut found = Found::default();
+            let mut waiting: VecDeque<Job> = VecDeque::new();
+            let mut under_way = FuturesUnordered::new();
+            let mut ended = false;
+            loop {
+                while under_way.len() < self.limits.batches
+                    && let Some(job) = waiting.pop_front()
+                {
+                    under_way.push(self.job(map, job, to, stats).boxed());
+                }
+                let is_idle = under_way.len() < self.limits.batches;
+                tokio::select! {
+                    part = parts.recv(), if is_idle && !ended => match part {
+                        Some(part) => waiting.extend(jobs(part, blocks)),
+                        None => ended = true,
+                    },
+                    Some(done) = under_way.next() => found.extend(found_in(done)?),
+                    else => return Ok(found.into_vec()),
+                }
             }
-        }
-        Ok(found.into_vec())
+        };
+        let ((), damage) = futures::future::try_join(walking, working).await?;
+        Ok(damage)
+    }
+
+    async fn job(
+        &self,
+        map: &MapRoot,
+        mut job: Job,
+        to: &Destination,
+        stats: &ReadStats,
+    ) -> Result<Vec<Damage>, StoreError> {
+        let mut damage = std::mem::take(&mut job.damage);
+        damage.extend(match to {
+            Destination::Nowhere => self.write(map, job.blocks, None, stats).await?,
+            Destination::Empty(target) => self.write(map, job.blocks, Some(target.clone()), stats).await?,
+            Destination::Copy(copy) => self.put_right(map, job, copy.clone(), stats).await?,
+        });
+        Ok(damage)
     }
 
     /// Fetches, checks and writes these blocks. Returns what is damaged.
@@ -257,6 +282,15 @@ impl Reader {
         }
         Ok(packs)
     }
+}
+
+/// Where the bytes go.
+enum Destination {
+    /// They are only checked.
+    Nowhere,
+    Empty(Arc<dyn WriteAt>),
+    /// Something stands there.
+    Copy(Arc<dyn Standing>),
 }
 
 /// What one thread does in one go.

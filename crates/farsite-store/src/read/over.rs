@@ -12,7 +12,7 @@ use std::sync::atomic::Ordering;
 use farsite_model::content::{ReadAt, WriteAt};
 
 use super::walk::{Block, Hole, Walk};
-use super::{Job, ReadStats, Reader, finish, refuse_impossible};
+use super::{Destination, Job, ReadStats, Reader, finish, refuse_impossible};
 use crate::map::MapRoot;
 use crate::{Damage, StoreError};
 
@@ -35,14 +35,14 @@ impl Reader {
     ) -> Result<(), StoreError> {
         refuse_impossible(map)?;
         let walk = Walk::difference(self, map, known, stats).await?;
-        let damage = self.run(map, walk, |job| self.put_right(map, job, copy.clone(), stats)).await?;
+        let damage = self.run(map, walk, &Destination::Copy(copy.clone()), stats).await?;
         if !damage.is_empty() {
             return Err(StoreError::Damaged(damage));
         }
         finish(copy, map.size_bytes).await
     }
 
-    async fn put_right(
+    pub(super) async fn put_right(
         &self,
         map: &MapRoot,
         job: Job,

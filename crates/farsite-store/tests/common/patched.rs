@@ -7,7 +7,7 @@ use farsite_model::RunId;
 use farsite_store::blob::{self, BlobRef, MAX_PATCH_DEPTH};
 use farsite_store::keys::BlobId;
 use farsite_store::map::{FAN_OUT, MapRoot, Node, root_level};
-use farsite_store::pack::{self, PackBuilder};
+use farsite_store::pack::{self, PackBuilder, PatchBase};
 use farsite_store::seal::{BlobKind, Sealer};
 
 use super::{World, group, site};
@@ -46,7 +46,8 @@ impl Writer {
             }
             None => (blob::encode(&raw, 3), 0),
         };
-        let at = self.pack.push(kind, id, &self.sealer.seal(kind, &id.0, &plain));
+        let stands_on = base.map(|base| PatchBase::new(&base.blob, depth));
+        let at = self.pack.push(kind, id, &self.sealer.seal(kind, &id.0, &plain), stands_on);
         Base { blob: BlobRef { id, at }, raw: Arc::new(raw), depth }
     }
 }
