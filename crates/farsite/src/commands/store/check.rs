@@ -182,7 +182,7 @@ fn contents(name: &GroupName, checked: &Checked, report: &Report, context: &Cont
     }
     let untouched: Vec<String> = checked.untouched.iter().map(PointId::short).collect();
     if untouched.is_empty() {
-        out.line("  No point is untouched. `farsite store repair` asks the source for what is missing.");
+        out.line("  No point is untouched. `farsite replicate --full` at the source sends everything anew.");
     } else {
         out.line(format!("  Untouched points: {}", untouched.join(", ")));
     }
