@@ -93,7 +93,7 @@ pub async fn run(args: Args, context: &Context) -> Ended {
     let began = std::time::Instant::now();
     let compared = if args.in_place {
         let guard = restore::unguarded();
-        let compared = restore::over(&reader, item, *point.id(), &to, known.as_ref(), &guard, &stats).await?;
+        let compared = restore::over(&reader, item, point.id(), &to, known.as_ref(), &guard, &stats).await?;
         if known.is_some() && compared == Compared::Contents {
             context.out.warn(&format!(
                 "{} was compared by reading all of it: it is a device, has another size, or an earlier restore into it was interrupted",
