@@ -161,7 +161,7 @@ impl RestoreItems {
             })
             .await?;
         }
-        // What the standby agent hydrated goes into the place; only what differs from the point is written.
+        // What the standby's agent hydrated goes into the place; only what differs from the point is written.
         let hydrated = if item.directory.is_none() && !is_device(&place) {
             hydrate::hand_over(item, &place).await.map_err(|e| failed(context, format!("{id}: {e}")))?
         } else {
@@ -245,7 +245,11 @@ impl Action for RestoreItems {
         let (already, same) = (count(|c| matches!(c, Came::Already)), count(|c| matches!(c, Came::Same)));
         let bytes: u64 =
             came.iter().filter(|(_, c)| matches!(c, Came::Restored)).map(|(bytes, _)| bytes).sum();
+        let hydrated = count(|c| matches!(c, Came::Hydrated));
         let mut detail = format!("{restored} restored");
+        if hydrated > 0 {
+            detail = format!("{detail}, {hydrated} were hydrated");
+        }
         if already > 0 {
             detail = format!("{detail}, {already} done already");
         }
