@@ -167,7 +167,7 @@ async fn a_store_that_never_answers_is_given_up_in_time() {
     let world = s3().await;
     let access = access(&world.server, "owner");
     let store = open("s3://replica/north?answer-timeout=1s", &access, false).unwrap();
-    watched(&world, |_, _| Fault::Delay(Duration::from_secs(3600)));
+    watched(&world, |_, _| Fault::Delay(Duration::from_hours(1)));
     let start = Instant::now();
     let error = store.create("silent", Bytes::from_static(b"x")).await.unwrap_err();
     assert!(matches!(error, BackendError::Uncertain { .. }), "{error:?}");
@@ -275,11 +275,7 @@ async fn an_upload_that_fails_or_is_given_up_leaves_nothing_behind() {
     assert!(store.size("packs/00/z").await.unwrap_err().is_missing());
     // Dropped in the middle.
     watched(&world, |call, _| {
-        if call.query.contains("partNumber=2") {
-            Fault::Delay(Duration::from_secs(3600))
-        } else {
-            Fault::None
-        }
+        if call.query.contains("partNumber=2") { Fault::Delay(Duration::from_hours(1)) } else { Fault::None }
     });
     let create = store.create("packs/00/z", noise(9, 11 << 20).into());
     assert!(tokio::time::timeout(Duration::from_secs(3), create).await.is_err());

@@ -94,15 +94,15 @@ impl S3 {
             .await;
         match answer.map_err(|e| self.error("asking the time of", "format", e)) {
             // A store that is not initialised yet tells the time as well.
-            Ok(_) | Err(BackendError::Missing { .. }) => self.told(heard.date(self)?),
+            Ok(_) | Err(BackendError::Missing { .. }) => Ok(self.told(heard.date(self)?)),
             Err(error) => Err(error),
         }
     }
 
     /// Notes the store's time.
-    fn told(&self, time: StoreTime) -> Result<StoreTime, BackendError> {
+    fn told(&self, time: StoreTime) -> StoreTime {
         *self.heard.lock().expect("no holder of this lock panics") = Some((Instant::now(), time));
-        Ok(time)
+        time
     }
 
     /// Writes an object with one request.
@@ -139,7 +139,7 @@ impl S3 {
         match answer.map_err(|e| self.error(operation, key, e)) {
             // The write took effect, and when is not known: the caller reads back.
             Ok(_) => match heard.date(self) {
-                Ok(time) => self.told(time),
+                Ok(time) => Ok(self.told(time)),
                 Err(_) => Err(not_known("the answer carried no valid Date".into())),
             },
             // The SDK tried more than once, and an earlier attempt may have arrived.
