@@ -99,6 +99,9 @@ impl Format {
         let store = backend.describe();
         let object = match backend.get(FORMAT_KEY).await {
             Err(BackendError::Missing { .. }) => return Err(StoreError::NotInitialised { store }),
+            Err(BackendError::Unreadable { why, .. }) => {
+                return Err(StoreError::Damaged(vec![crate::Damage::new(FORMAT_KEY, why)]));
+            }
             other => other?,
         };
         let fingerprint = Self::fingerprint(&object.bytes);

@@ -275,11 +275,7 @@ async fn an_upload_that_fails_or_is_given_up_leaves_nothing_behind() {
     assert!(store.size("packs/00/z").await.unwrap_err().is_missing());
     // Dropped in the middle.
     watched(&world, |call, _| {
-        if call.query.contains("partNumber=2") {
-            Fault::Delay(Duration::from_hours(1))
-        } else {
-            Fault::None
-        }
+        if call.query.contains("partNumber=2") { Fault::Delay(Duration::from_hours(1)) } else { Fault::None }
     });
     let create = store.create("packs/00/z", noise(9, 11 << 20).into());
     assert!(tokio::time::timeout(Duration::from_secs(3), create).await.is_err());

@@ -56,7 +56,8 @@ impl S3 {
         let mut why = String::new();
         let mut wrong = false;
         for attempt in 0..BODY_ATTEMPTS {
-            if attempt > 0 {
+            // Wrong bytes are no sign of a crowd: read again at once.
+            if attempt > 0 && !wrong {
                 // Full jitter: many readers that were cut at once must not come back at once.
                 sleep((FIRST_PAUSE * 2u32.pow(attempt)).mul_f64(fraction())).await;
             }
@@ -66,6 +67,11 @@ impl S3 {
                     return Ok(Object { bytes: partial.bytes.freeze(), written: version.written });
                 }
                 Ended::Cut(said) => (why, wrong) = (said, false),
+                // Once may have been the way; twice is what lies there.
+                Ended::Wrong(said) if wrong => {
+                    why = said;
+                    break;
+                }
                 Ended::Wrong(said) => {
                     (why, wrong) = (said, true);
                     partial.bytes.clear();
