@@ -49,11 +49,14 @@ const TAIL_BYTES: u64 = 64 << 10;
 /// No index is longer: a trailer that says so is damage, not an allocation.
 const MOST_INDEX_BYTES: u32 = 64 << 20;
 
+/// Which of the 256 folders a pack lies in: by its last byte, which is random, so that packs are spread over them.
+pub(crate) fn folder_of(id: &PackId) -> u8 {
+    id.0[15]
+}
+
 /// The pack's key in the store.
 pub fn object_key(id: &PackId) -> String {
-    let text = id.to_string();
-    // The last digits are random: packs are spread over the folders.
-    format!("packs/{}/{text}", &text[30..])
+    format!("packs/{:02x}/{id}", folder_of(id))
 }
 
 /// One line of a pack's index.

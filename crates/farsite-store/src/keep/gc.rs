@@ -279,7 +279,7 @@ impl<'a> Sweep<'a> {
         Ok(live)
     }
 
-    /// All packs whose id begins with this byte.
+    /// All packs in this folder.
     async fn packs(&mut self, first: u8, live: &LiveSet) -> Result<(), StoreError> {
         self.progress.says(&format!("looking through packs {first:02x}…"));
         let listed = self.store().backend.list(&format!("packs/{first:02x}/"), None).await?;

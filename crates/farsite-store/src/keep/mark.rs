@@ -3,7 +3,7 @@
 //!
 //! Memory is bounded by [`MarkOptions::memory_bytes`], not by the store. Shared subtrees are visited once while the set of
 //! visited nodes fits; beyond that some are read again, which costs time and nothing else. Packs are marked for a range
-//! of their ids: where they are too many, the range shrinks, and the caller marks again for the rest.
+//! of their folders: where they are too many, the range shrinks, and the caller marks again for the rest.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::ops::RangeInclusive;
@@ -16,7 +16,7 @@ use crate::ledger::{GroupState, Refusal};
 use crate::logs::TimelineId;
 use crate::manifest::{Manifest, ManifestItem};
 use crate::map::MapRoot;
-use crate::pack::{self, PackId};
+use crate::pack::{self, PackId, folder_of};
 use crate::read::Reader;
 use crate::seal::ContentKeyId;
 use crate::{Damage, StoreError};
@@ -55,7 +55,7 @@ impl Default for MarkOptions {
     }
 }
 
-/// What live points need, complete for packs whose id begins with a byte of `range`.
+/// What live points need, complete for packs in the folders of `range`.
 #[derive(Debug)]
 pub struct LiveSet {
     pub range: RangeInclusive<u8>,
@@ -251,7 +251,7 @@ impl<'a> Marker<'a> {
     }
 
     fn insert(&mut self, pack: PackId) {
-        if !self.live.range.contains(&pack.0[0]) {
+        if !self.live.range.contains(&folder_of(&pack)) {
             return;
         }
         self.live.packs.entry(pack).or_insert(self.group);
@@ -260,7 +260,7 @@ impl<'a> Marker<'a> {
             let (start, end) = (*self.live.range.start(), *self.live.range.end());
             self.live.range = start..=start + (end - start) / 2;
             let range = self.live.range.clone();
-            self.live.packs.retain(|pack, _| range.contains(&pack.0[0]));
+            self.live.packs.retain(|pack, _| range.contains(&folder_of(pack)));
         }
     }
 
