@@ -195,7 +195,7 @@ impl Copy {
             let _ = fs::remove_file(&snapshot);
             return;
         }
-        // Ids of points begin with their time, so that names sort by age.
+        // Ids of points are random: the files' own times tell their age.
         let Some(Ok(entries)) = self.path.parent().map(fs::read_dir) else { return };
         let mut snapshots: Vec<PathBuf> = entries
             .flatten()
