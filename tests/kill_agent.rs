@@ -6,7 +6,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use farsite_model::{PointId, RunId};
 use farsite_replicate::restore;
@@ -105,6 +105,26 @@ async fn a_site(random: &mut Random) -> TwoSites {
         std::fs::write(sites.data("volumes").join(name), pages.collect::<Vec<u8>>()).unwrap();
     }
     sites
+}
+
+/// All of a volume is written anew: the next run has some packs to send.
+fn write_all_of_a_volume(sites: &TwoSites, writer: &Writer, random: &mut Random) {
+    let _quiet = writer.quiet.lock().unwrap();
+    let number = writer.written.load(Ordering::Acquire);
+    let volume = std::fs::File::options().write(true).open(sites.data("volumes").join(VOLUMES[0])).unwrap();
+    for index in 0..(VOLUME_BYTES / PAGE) as u64 {
+        volume.write_all_at(&page(index, number, random), index * PAGE as u64).unwrap();
+    }
+}
+
+/// The lines, one for each complete pack, in the logs of runs under way.
+fn packs_of_runs_under_way(sites: &TwoSites) -> BTreeSet<String> {
+    let runs = sites.path("north/state/groups/cloud/south/runs");
+    let logs = std::fs::read_dir(runs).into_iter().flatten().flatten().map(|entry| entry.path());
+    let logs = logs.filter(|path| path.extension().is_some_and(|e| e == "packs"));
+    // A log goes away when its run ends.
+    let texts = logs.filter_map(|log| std::fs::read_to_string(log).ok());
+    texts.flat_map(|log| log.lines().map(str::to_owned).collect::<Vec<_>>()).collect()
 }
 
 /// What was seen of the site's points and runs so far.
@@ -258,9 +278,22 @@ async fn heavy_the_agent_killed_at_fifty_random_instants_loses_nothing_acknowled
     let mut seen = Seen::default();
     for kill in 1..=KILLS {
         let log = sites.path(&format!("agent-{kill}.log"));
+        // On a fast machine an instant between two packs is rare: every fifth kill waits for one.
+        let between_packs = kill % 5 == 0;
+        if between_packs {
+            write_all_of_a_volume(&sites, &writer, &mut random);
+        }
+        let before = packs_of_runs_under_way(&sites);
         let mut agent = Running::start(sites.command("north/farsite.yaml", &["agent"]), &log);
-        let lives = Duration::from_millis(random.between(50, 1500));
-        std::thread::sleep(lives);
+        let lives = if between_packs {
+            let began = Instant::now();
+            comes_true(Duration::from_secs(30), || !packs_of_runs_under_way(&sites).is_subset(&before));
+            began.elapsed()
+        } else {
+            let lives = Duration::from_millis(random.between(50, 1500));
+            std::thread::sleep(lives);
+            lives
+        };
         assert_eq!(agent.ended(), None, "kill {kill}: the agent ended by itself: {}", agent.said());
         agent.kill();
         let when = format!("after kill {kill}, at {lives:?}");
