@@ -11,7 +11,8 @@ use crate::keys::BlobId;
 use crate::pack::PackId;
 use crate::seal::ContentKeyId;
 
-/// Where a sealed blob lies. 40 bytes: pack id, content key id, offset and length (u32 LE each).
+/// Where a blob lies. 40 bytes: pack id, content key id, offset and length (u32 LE each) of what is sealed there: the blob
+/// itself, or the group that it is a member of, when the highest bit of the length is set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 pub struct Location {
     pub pack: PackId,
@@ -22,6 +23,15 @@ pub struct Location {
 
 impl Location {
     pub const BYTES: usize = 40;
+    pub(crate) const GROUPED: u32 = 1 << 31;
+
+    /// Bytes of what is sealed there.
+    pub fn sealed_bytes(&self) -> u32 {
+        self.len & !Self::GROUPED
+    }
+    pub fn is_grouped(&self) -> bool {
+        self.len & Self::GROUPED != 0
+    }
 
     pub fn to_bytes(self) -> [u8; Self::BYTES] {
         let mut bytes = [0; Self::BYTES];
@@ -66,11 +76,10 @@ thread_local! {
 
 /// Compresses when that saves at least a sixteenth; otherwise the bytes are kept as they are.
 pub fn encode(raw: &[u8], level: i32) -> Vec<u8> {
-    let mut out = Vec::with_capacity(HEADER_BYTES + zstd::zstd_safe::compress_bound(raw.len()));
+    let mut out = Vec::with_capacity(HEADER_BYTES + most_bytes(raw.len()));
     out.push(ZSTD);
     out.extend_from_slice(&(raw.len() as u32).to_le_bytes());
-    if compress(raw, None, level, &mut out).is_some() && out.len() - HEADER_BYTES < raw.len() - raw.len() / 16
-    {
+    if compress(raw, None, level, &mut out).is_some() && is_worth_it(out.len() - HEADER_BYTES, raw.len()) {
         return out;
     }
     out.clear();
@@ -80,8 +89,18 @@ pub fn encode(raw: &[u8], level: i32) -> Vec<u8> {
     out
 }
 
+/// Bytes kept as they are cost no time to read.
+pub(crate) fn is_worth_it(compressed: usize, raw: usize) -> bool {
+    compressed < raw - raw / 16
+}
+
+/// The most bytes that one zstd frame takes.
+pub(crate) fn most_bytes(raw: usize) -> usize {
+    zstd::zstd_safe::compress_bound(raw)
+}
+
 /// Appends one zstd frame. `None` when zstd fails, which leaves `out` in no certain state.
-fn compress(raw: &[u8], base: Option<&[u8]>, level: i32, out: &mut Vec<u8>) -> Option<()> {
+pub(crate) fn compress(raw: &[u8], base: Option<&[u8]>, level: i32, out: &mut Vec<u8>) -> Option<()> {
     let Some(base) = base else {
         return CONTEXT.with_borrow_mut(|context| {
             context.set_parameter(CParameter::CompressionLevel(level)).ok()?;
@@ -100,7 +119,7 @@ fn compress(raw: &[u8], base: Option<&[u8]>, level: i32, out: &mut Vec<u8>) -> O
 
 fn frame(context: &mut CCtx<'_>, raw: &[u8], out: &mut Vec<u8>) -> Option<()> {
     let start = out.len();
-    out.resize(start + zstd::zstd_safe::compress_bound(raw.len()), 0);
+    out.resize(start + most_bytes(raw.len()), 0);
     let written = context.compress2(&mut out[start..], raw).ok()?;
     out.truncate(start + written);
     Some(())
@@ -120,18 +139,85 @@ pub fn encode_patch(raw: &[u8], base_ref: &BlobRef, base: &[u8], depth: u8, leve
 
 /// A patch where that is smaller than the block by itself; its depth, and the blob.
 pub fn encode_best(raw: &[u8], base: Option<(&BlobRef, &[u8], u8)>, level: i32) -> (u8, Vec<u8>) {
-    let patch = base
-        .filter(|(_, _, depth)| *depth < MAX_PATCH_DEPTH)
-        .and_then(|(at, base, depth)| Some((depth + 1, encode_patch(raw, at, base, depth + 1, level)?)));
+    match base.map(|base| patch_or_whole(raw, base, None, level)) {
+        Some(Tried::Patch { depth, blob }) => (depth, blob),
+        Some(Tried::Whole(blob)) => (0, blob),
+        Some(Tried::PatchIsLarger) | None => (0, encode(raw, level)),
+    }
+}
+
+/// Whether a patch is to be preferred to `whole` bytes. What compresses may come to a quarter less among its neighbours.
+fn is_small_beside(patch: &[u8], whole: usize, raw: &[u8]) -> bool {
+    let share = if is_worth_it(whole, raw.len()) { whole - whole / 4 } else { whole };
+    patch.len() < share
+}
+
+/// What came of a block that has a last version.
+pub(crate) enum Tried {
+    Patch {
+        depth: u8,
+        blob: Vec<u8>,
+    },
+    /// No patch can be made, or it would be larger than this.
+    Whole(Vec<u8>),
+    /// A patch would be larger than what was expected of the block by itself.
+    PatchIsLarger,
+}
+
+/// `base`: where it lies, its raw bytes, how many patches deep it is. `expected` is what the block would come to by itself,
+/// when that can be told from its neighbours: then it is not tried.
+pub(crate) fn patch_or_whole(
+    raw: &[u8],
+    base: (&BlobRef, &[u8], u8),
+    expected: Option<usize>,
+    level: i32,
+) -> Tried {
+    let (at, base, depth) = base;
+    let patch = if depth < MAX_PATCH_DEPTH { encode_patch(raw, at, base, depth + 1, level) } else { None };
+    let depth = depth + 1;
     match patch {
         // So small that the block by itself need not be tried.
-        Some((depth, patch)) if patch.len() < raw.len() / 8 => (depth, patch),
-        Some((depth, patch)) => {
-            let whole = encode(raw, level);
-            if patch.len() < whole.len() { (depth, patch) } else { (0, whole) }
-        }
-        None => (0, encode(raw, level)),
+        Some(blob) if blob.len() < raw.len() / 8 => Tried::Patch { depth, blob },
+        Some(blob) => match expected {
+            Some(expected) if is_small_beside(&blob, expected, raw) => Tried::Patch { depth, blob },
+            Some(_) => Tried::PatchIsLarger,
+            None => {
+                let whole = encode(raw, level);
+                if is_small_beside(&blob, whole.len(), raw) {
+                    Tried::Patch { depth, blob }
+                } else {
+                    Tried::Whole(whole)
+                }
+            }
+        },
+        None => Tried::Whole(encode(raw, level)),
     }
+}
+
+/// Whether an encoded block is smaller than its raw bytes.
+pub(crate) fn is_compressed(blob: &[u8]) -> bool {
+    blob.first() == Some(&ZSTD)
+}
+
+/// Whether these bytes, by a look at a few of them, seem to be compressed or encrypted already.
+pub(crate) fn looks_random(raw: &[u8]) -> bool {
+    const STRETCHES: usize = 16;
+    const STRETCH_BYTES: usize = 128;
+    let step = raw.len() / STRETCHES;
+    if step < STRETCH_BYTES {
+        return false;
+    }
+    let mut counts = [0u16; 256];
+    for stretch in 0..STRETCHES {
+        for byte in &raw[stretch * step..stretch * step + STRETCH_BYTES] {
+            counts[usize::from(*byte)] += 1;
+        }
+    }
+    // Bits that a byte of them carries: 7.91 of 8 where all 2048 are drawn by chance.
+    let all = (STRETCHES * STRETCH_BYTES) as f32;
+    let bits: f32 =
+        counts.iter().filter(|n| **n > 0).map(|n| f32::from(*n) / all).map(|p| -p * p.log2()).sum();
+    bits > 7.8
 }
 
 #[cfg(test)]

@@ -20,7 +20,7 @@ use farsite_model::content::ReadAt;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
-use self::blocks::{Blocks, Buffer, Outcome, Sent};
+use self::blocks::{Blocks, Desk, Outcome, Outcomes, SealedGroup, Sent};
 pub use self::claims::Claims;
 use self::reading::{Batch, Reading};
 use self::tree::{Tree, TreeError};
@@ -137,7 +137,7 @@ pub struct RunWriter {
 
 /// A batch on its way to a worker, and where its outcome is waited for.
 type Job = (Batch, std::sync::mpsc::SyncSender<Done>);
-type Done = std::io::Result<(Batch, Vec<Outcome>)>;
+type Done = std::io::Result<(Batch, Outcomes)>;
 
 impl RunWriter {
     /// `resume_log` is this run's own file: packs that an interrupted process of the same run made durable are
@@ -256,11 +256,11 @@ impl RunWriter {
             for _ in 0..workers {
                 let (queue, blocks) = (queue.clone(), &blocks);
                 scope.spawn(move || {
-                    let mut buffer = Buffer::default();
+                    let mut desk = Desk::default();
                     loop {
                         let next = queue.lock().expect("no holder of this lock panics").recv();
                         let Ok((batch, reply)) = next else { return };
-                        let outcomes = blocks.batch(&batch, &mut buffer);
+                        let outcomes = blocks.batch(&batch, &mut desk);
                         let _ = reply.send(outcomes.map(|outcomes| (batch, outcomes)));
                     }
                 });
@@ -313,6 +313,16 @@ impl RunWriter {
         Ok(at)
     }
 
+    fn push_group(&mut self, group: &SealedGroup) -> Result<Location, StoreError> {
+        self.make_room(group.sealed.len())?;
+        self.depths.extend(std::iter::repeat_n(0, group.members.len()));
+        let at = self.pack.push_group(&group.members, &group.sealed);
+        for id in &group.members {
+            self.sent.add(*id, at, 0);
+        }
+        Ok(at)
+    }
+
     /// `stands_on` is what a patch was made against.
     fn push(
         &mut self,
@@ -321,18 +331,24 @@ impl RunWriter {
         sealed: &[u8],
         stands_on: Option<Known>,
     ) -> Result<Location, StoreError> {
-        if self.pack.len_bytes() + sealed.len() > self.options.pack_bytes && !self.pack.is_empty() {
+        self.make_room(sealed.len())?;
+        if kind == BlobKind::Block {
+            self.depths.push(stands_on.map_or(0, |base| base.depth + 1));
+        }
+        let base = stands_on.map(|base| PatchBase::new(&base.blob, base.depth + 1));
+        Ok(self.pack.push(kind, id, sealed, base))
+    }
+
+    /// Hands over the pack when this many bytes more would be too much for it.
+    fn make_room(&mut self, bytes: usize) -> Result<(), StoreError> {
+        if self.pack.len_bytes() + bytes > self.options.pack_bytes && !self.pack.is_empty() {
             let upload = self.take_pack();
             self.choose_level();
             if self.uploads.blocking_send(upload).is_err() {
                 return Err(self.upload_error());
             }
         }
-        if kind == BlobKind::Block {
-            self.depths.push(stands_on.map_or(0, |base| base.depth + 1));
-        }
-        let base = stands_on.map(|base| PatchBase::new(&base.blob, base.depth + 1));
-        Ok(self.pack.push(kind, id, sealed, base))
+        Ok(())
     }
 
     /// A pack that finds the queue full waits for the line: the next ones are pressed harder. One that finds it empty was
@@ -422,7 +438,7 @@ impl<'a> Assembly<'a> {
         writer: &mut RunWriter,
         out: &mut LocalMapWriter,
         batch: &Batch,
-        outcomes: Vec<Outcome>,
+        outcomes: Outcomes,
     ) -> Result<(), TreeError> {
         let index = batch.first_block / FAN_OUT;
         if self.leaf.as_ref().is_none_or(|leaf| leaf.index != index) {
@@ -437,7 +453,9 @@ impl<'a> Assembly<'a> {
             self.next_leaf = index + 1;
         }
         let first = (batch.first_block % FAN_OUT) as usize;
-        for (i, outcome) in outcomes.into_iter().enumerate() {
+        let Outcomes { blocks, groups } = outcomes;
+        let mut groups_at = vec![None; groups.len()];
+        for (i, outcome) in blocks.into_iter().enumerate() {
             let known = match outcome {
                 Outcome::Hole => None,
                 Outcome::Kept(known) | Outcome::Sent(known) => Some(known),
@@ -449,6 +467,18 @@ impl<'a> Assembly<'a> {
                             writer.push_block(id, &sealed, stands_on)?,
                             stands_on.map_or(0, |base| base.depth + 1),
                         ),
+                    };
+                    Some(Known { blob: BlobRef { id, at }, depth, print })
+                }
+                Outcome::Grouped { id, print, group } => {
+                    let (at, depth) = match (groups_at[group], writer.sent.get(&id)) {
+                        (Some(at), _) => (at, 0),
+                        (None, Some(sent)) => sent,
+                        (None, None) => {
+                            let at = writer.push_group(&groups[group])?;
+                            groups_at[group] = Some(at);
+                            (at, 0)
+                        }
                     };
                     Some(Known { blob: BlobRef { id, at }, depth, print })
                 }

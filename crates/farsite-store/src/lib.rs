@@ -11,6 +11,7 @@ pub mod blob;
 pub mod chain;
 pub mod diff;
 pub mod format;
+mod group;
 pub mod hex;
 pub mod ingest;
 pub mod journal;

@@ -2,9 +2,9 @@
 //! pack explains itself to whoever may open it.
 //!
 //! ```text
-//! 0   8  magic "FARSPACK"         8   4  version (u32 LE, 2)     12  4  reserved, 0
+//! 0   8  magic "FARSPACK"         8   4  version (u32 LE, 3)     12  4  reserved, 0
 //! 16 16  pack id                  32 16  content key id
-//! 48  …  sealed blobs, one after the other
+//! 48  …  sealed blobs and groups, one after the other
 //!     …  sealed index: number of blobs u32 LE, per blob  kind u8, id 32, offset u32 LE, length u32 LE;
 //!        number of base packs u32 LE, per base pack  pack id 16, content key id 16, depths u8
 //! -48 8  offset of the index (u64 LE)  -40 4  its length (u32 LE)  -36 4  version
@@ -13,7 +13,8 @@
 //!
 //! The base packs are the other packs that this pack's patches stand on; bit `d - 1` of `depths` is set when a patch of
 //! depth `d` does. A chain gets shallower by one with each base, so whoever collects follows it a bounded number of
-//! times. Version 1 has no count and no base packs: its index is the blobs alone, and none of them is a patch.
+//! times. A group has one line in the index for each of its members, all with the group's own offset and length. Version 1
+//! has no count and no base packs: its index is the blobs alone, and none of them is a patch. Version 2 has no groups.
 
 use bytes::Bytes;
 
@@ -37,7 +38,7 @@ fn new_id() -> PackId {
 }
 
 const MAGIC: &[u8; 8] = b"FARSPACK";
-const VERSION: u32 = 2;
+const VERSION: u32 = 3;
 /// Without base packs.
 const FIRST_VERSION: u32 = 1;
 pub(crate) const HEADER_BYTES: usize = 48;
@@ -59,13 +60,20 @@ pub fn object_key(id: &PackId) -> String {
     format!("packs/{:02x}/{id}", folder_of(id))
 }
 
-/// One line of a pack's index.
+/// One line of a pack's index: a blob, or a member of a group. `offset` and `len` are those of its [`Location`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct IndexEntry {
     pub kind: u8,
     pub id: BlobId,
     pub offset: u32,
     pub len: u32,
+}
+
+impl IndexEntry {
+    /// Whether this is a block, by itself or in a group.
+    pub fn is_block(&self) -> bool {
+        self.kind == BlobKind::Block as u8 || self.kind == BlobKind::Group as u8
+    }
 }
 
 /// Another pack that patches of this one stand on.
@@ -151,6 +159,15 @@ impl PackBuilder {
         Location { pack: self.id, key: self.key, offset, len }
     }
 
+    /// Adds a group. Every member lies where the group does.
+    pub fn push_group(&mut self, members: &[BlobId], sealed: &[u8]) -> Location {
+        let (offset, len) = (self.bytes.len() as u32, sealed.len() as u32 | Location::GROUPED);
+        self.bytes.extend_from_slice(sealed);
+        let kind = BlobKind::Group as u8;
+        self.index.extend(members.iter().map(|id| IndexEntry { kind, id: *id, offset, len }));
+        Location { pack: self.id, key: self.key, offset, len }
+    }
+
     pub fn finish(mut self, sealer: &Sealer) -> FinishedPack {
         let mut index =
             Vec::with_capacity(8 + self.index.len() * INDEX_ENTRY_BYTES + self.bases.len() * BASE_BYTES);
@@ -191,7 +208,7 @@ fn index_id(pack: &PackId, version: u32) -> [u8; 32] {
 }
 
 fn is_known(version: u32) -> Result<(), String> {
-    if version == VERSION || version == FIRST_VERSION {
+    if (FIRST_VERSION..=VERSION).contains(&version) {
         Ok(())
     } else {
         Err(format!("pack version {version} is not known; use a newer farsite"))

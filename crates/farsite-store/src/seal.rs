@@ -32,6 +32,8 @@ pub enum BlobKind {
     Node = 2,
     PackIndex = 3,
     LogSegment = 4,
+    /// Several blocks in one frame. What it holds is said inside: its id is [`GROUP`].
+    Group = 5,
 }
 
 /// Body of a content key object.
@@ -80,6 +82,9 @@ pub enum Seals {
 pub(crate) fn object_key(id: &ContentKeyId) -> String {
     format!("keys/{id}")
 }
+
+/// The id that every group is sealed under.
+pub(crate) const GROUP: [u8; 32] = [0; 32];
 
 fn aad(kind: BlobKind, key: &ContentKeyId, id: &[u8; 32]) -> [u8; 49] {
     let mut aad = [0; 49];

@@ -4,7 +4,7 @@ mod common;
 
 use std::sync::Arc;
 
-use common::{World, noise};
+use common::{World, noise, text};
 use farsite_model::content::ReadAt;
 use farsite_model::{ItemId, ItemKind, RunId};
 use farsite_store::ingest::{IngestOptions, Input, RunWriter};
@@ -29,6 +29,12 @@ enum Write {
         len: usize,
         byte: u8,
     },
+    /// Different everywhere, and compressible: blocks that are sealed as one.
+    Text {
+        at: u64,
+        len: usize,
+        seed: u64,
+    },
     Zeros {
         at: u64,
         len: usize,
@@ -43,6 +49,7 @@ fn write() -> impl Strategy<Value = Write> {
     prop_oneof![
         (at.clone(), 1usize..20_000, 0u64..6).prop_map(|(at, len, seed)| Write::Noise { at, len, seed }),
         (at.clone(), 1usize..40_000, 1u8..3).prop_map(|(at, len, byte)| Write::Repeat { at, len, byte }),
+        (at.clone(), 1usize..40_000, 0u64..6).prop_map(|(at, len, seed)| Write::Text { at, len, seed }),
         (at, 1usize..40_000).prop_map(|(at, len)| Write::Zeros { at, len }),
         (0u64..160_000).prop_map(|to| Write::Resize { to }),
     ]
@@ -53,6 +60,7 @@ fn apply(volume: &mut Vec<u8>, write: &Write) {
         Write::Resize { to } => return volume.resize(*to as usize, 0),
         Write::Noise { at, len, seed } => (*at, noise(*seed, *len)),
         Write::Repeat { at, len, byte } => (*at, vec![*byte; *len]),
+        Write::Text { at, len, seed } => (*at, text(*seed, *len)),
         Write::Zeros { at, len } => (*at, vec![0; *len]),
     };
     let at = at as usize;

@@ -51,6 +51,8 @@ pub enum Command {
     Agent(commands::agent::Args),
     /// One run now.
     Replicate(commands::replicate::Args),
+    /// Bring the hydrated copies of this site to the newest whole point, now.
+    Hydrate(commands::hydrate::Args),
     /// Phase, newest point, exposure and achieved RPO of each group.
     Status(commands::status::Args),
     /// Recovery points: list, show, verify, hold, release.

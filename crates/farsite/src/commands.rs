@@ -7,6 +7,7 @@ pub mod completions;
 pub mod docs;
 pub mod drill;
 pub mod failover;
+pub mod hydrate;
 pub mod init;
 pub mod man;
 pub mod mount;
@@ -57,6 +58,7 @@ async fn run(command: Command, context: &Context) -> Ended {
         Command::Agent(args) => agent::run(args, context).await,
         Command::Mount(args) => mount::run(args, context).await,
         Command::Replicate(args) => replicate::run(args, context).await,
+        Command::Hydrate(args) => hydrate::run(args, context).await,
         Command::Failover(args) => failover::run(args, context).await,
         Command::Rollback(args) => rollback::run(args, context).await,
         Command::Drill(action) => drill::run(action, context).await,

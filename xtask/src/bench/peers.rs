@@ -151,7 +151,7 @@ impl Tool for Peer {
     fn restore(&self, to: &Path) -> Command {
         match self.kind {
             Kind::Restic => {
-                let line = "rm -rf \"$1\".d && restic restore -q latest --sparse --target \"$1\".d && mv \"$1\".d/volume \"$1\" && sync \"$1\"";
+                let line = "rm -rf \"$1\".d && restic restore -q latest $(restic restore --help | grep -o -m1 -e --sparse) --target \"$1\".d && mv \"$1\".d/volume \"$1\" && sync \"$1\"";
                 self.shell(line, to)
             }
             Kind::Borg => {

@@ -18,7 +18,7 @@ use crate::blob::Location;
 use crate::hex::Hex;
 use crate::keys::BlobId;
 use crate::pack::{FinishedPack, PackId, object_key};
-use crate::seal::{BlobKind, ContentKeyId};
+use crate::seal::ContentKeyId;
 use crate::{Store, StoreError};
 
 /// One line of a resume log: a pack that is durable, and what it holds.
@@ -131,7 +131,7 @@ async fn upload_pack(
     stats.shipped_bytes.fetch_add(bytes, Ordering::Relaxed);
     stats.packs.fetch_add(1, Ordering::Relaxed);
     // Blocks only: a node names the packs of its blocks, and one of those may never have arrived.
-    let blocks = pack.index.iter().filter(|e| e.kind == BlobKind::Block as u8);
+    let blocks = pack.index.iter().filter(|entry| entry.is_block());
     let blobs = blocks.zip(depths).map(|(e, depth)| (e.id, e.offset, e.len, depth)).collect();
     Ok(ShippedPack { store: store.format.store, pack: pack.id, key: pack.key, blobs })
 }

@@ -224,7 +224,10 @@ async fn whole_pack(reader: &Reader, id: PackId) -> Result<PackRead, StoreError>
     };
     let mut hit = Vec::new();
     for kind in [BlobKind::Block, BlobKind::Node] {
-        let of_kind = index.entries.iter().filter(|entry| entry.kind == kind as u8);
+        let of_kind = index.entries.iter().filter(|entry| match kind {
+            BlobKind::Block => entry.is_block(),
+            _ => entry.kind == kind as u8,
+        });
         let blobs = of_kind.map(|entry| {
             let at = Location { pack: id, key, offset: entry.offset, len: entry.len };
             BlobRef { id: entry.id, at }

@@ -41,9 +41,12 @@ pub(crate) fn of(blob: &BlobRef, why: impl Into<String>) -> Damage {
 }
 
 pub(crate) fn impossible(blob: &BlobRef) -> Damage {
-    of(blob, format!("a block map says that a blob at {} has {} bytes", blob.at.offset, blob.at.len))
+    of(
+        blob,
+        format!("a block map says that a blob at {} has {} bytes", blob.at.offset, blob.at.sealed_bytes()),
+    )
 }
 
 pub(crate) fn wrong_hash(blob: &BlobRef) -> Damage {
-    of(blob, format!("the blob at {}+{} is not {}", blob.at.offset, blob.at.len, blob.id))
+    of(blob, format!("the blob at {}+{} is not {}", blob.at.offset, blob.at.sealed_bytes(), blob.id))
 }

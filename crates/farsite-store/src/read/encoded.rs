@@ -9,7 +9,7 @@ use crate::blob::{BlobRef, Location, MAX_PATCH_DEPTH};
 use crate::hex::Hex;
 
 /// No blob is larger than the largest block; a header that claims more is damage, not an allocation.
-const RAW_BYTES: usize = 4 << 20;
+pub(crate) const RAW_BYTES: usize = 4 << 20;
 
 const RAW: u8 = 0;
 const ZSTD: u8 = 1;

@@ -18,14 +18,16 @@ use super::ranges::{self, Request};
 use super::{ReadStats, Reader};
 use crate::backend::BackendError;
 use crate::blob::{BlobRef, MAX_PATCH_DEPTH};
+use crate::group::Group;
+use crate::keys::BlobId;
 use crate::pack::{PackId, object_key};
-use crate::seal::{BlobKind, ContentKey, ContentKeyId};
+use crate::seal::{BlobKind, ContentKey, ContentKeyId, GROUP};
 use crate::{Damage, StoreError, named};
 
 /// Requests of one batch that are under way at once.
 const REQUESTS: usize = 8;
 
-/// Where a blob lies, as far as it names the blob's bytes.
+/// Where a blob or a group lies, as far as it names its bytes.
 type Place = (PackId, u32, u32);
 
 fn place(blob: &BlobRef) -> Place {
@@ -39,16 +41,27 @@ struct Slab {
     bytes: Vec<u8>,
 }
 
-/// A blob that was opened in place.
+/// A blob or a group that was opened in place.
 struct Opened {
+    /// Of a group: one of its members.
     blob: BlobRef,
     slab: usize,
     plain: Range<usize>,
 }
 
+/// What need not be fetched.
+#[derive(Default)]
+pub(super) struct AtHand {
+    /// A whole pack.
+    pub(super) pack: Option<(PackId, Bytes)>,
+    /// Raw bytes of blocks, hashed: patches may stand on them.
+    pub(super) blocks: HashMap<BlobId, Vec<u8>>,
+}
+
 /// All that a batch has gathered.
 pub(super) struct Batch {
     kind: BlobKind,
+    at_hand: HashMap<BlobId, Vec<u8>>,
     slabs: Vec<Slab>,
     opened: HashMap<Place, Opened>,
     failed: HashMap<Place, Damage>,
@@ -65,22 +78,23 @@ impl Reader {
         stats: &ReadStats,
         work: impl FnOnce(&Batch) -> T + Send + 'static,
     ) -> Result<T, StoreError> {
-        self.gather_with(None, kind, wanted, stats, work).await
+        self.gather_with(AtHand::default(), kind, wanted, stats, work).await
     }
 
-    /// The same, with the bytes of a pack that are at hand already.
+    /// The same, with what is at hand already.
     pub(super) async fn gather_with<T: Send + 'static>(
         &self,
-        at_hand: Option<(PackId, Bytes)>,
+        at_hand: AtHand,
         kind: BlobKind,
         wanted: Vec<BlobRef>,
         stats: &ReadStats,
         work: impl FnOnce(&Batch) -> T + Send + 'static,
     ) -> Result<T, StoreError> {
-        let at_hand = at_hand.map(|(pack, bytes)| Slab { pack, start: 0, bytes: Vec::from(bytes) });
+        let pack = at_hand.pack.map(|(pack, bytes)| Slab { pack, start: 0, bytes: Vec::from(bytes) });
         let mut batch = Batch {
             kind,
-            slabs: Vec::from_iter(at_hand),
+            at_hand: at_hand.blocks,
+            slabs: Vec::from_iter(pack),
             opened: HashMap::new(),
             failed: HashMap::new(),
             keys: HashMap::new(),
@@ -141,7 +155,7 @@ impl Reader {
         let cut = self.ask_all(batch, requests, stats).await?;
         // What lies before the cut is still there: each blob is asked for by itself.
         let single = |blob: BlobRef| {
-            let (start, len) = (u64::from(blob.at.offset), u64::from(blob.at.len));
+            let (start, len) = (u64::from(blob.at.offset), u64::from(blob.at.sealed_bytes()));
             Request { pack: blob.at.pack, start, end: start + len, blobs: vec![blob] }
         };
         self.ask_all(batch, cut.into_iter().map(single).collect(), stats).await?;
@@ -210,7 +224,7 @@ impl Batch {
     }
 
     fn slab_of(&self, blob: &BlobRef) -> Option<usize> {
-        let (start, len) = (u64::from(blob.at.offset), u64::from(blob.at.len));
+        let (start, len) = (u64::from(blob.at.offset), u64::from(blob.at.sealed_bytes()));
         self.slabs.iter().position(|slab| {
             slab.pack == blob.at.pack
                 && slab.start <= start
@@ -231,14 +245,17 @@ impl Batch {
                 }
                 Ok(opened) => {
                     let plain = &self.slabs[opened.slab].bytes[opened.plain.clone()];
-                    if let Some(Encoded::Patch { base, .. }) = Encoded::parse(plain) {
+                    // No patch is in a group.
+                    if !blob.at.is_grouped()
+                        && let Some(Encoded::Patch { base, .. }) = Encoded::parse(plain)
+                    {
                         bases.push(base);
                     }
                     self.opened.insert(place(&blob), opened);
                 }
             }
         }
-        bases.retain(|base| !self.is_known(base));
+        bases.retain(|base| !self.is_known(base) && !self.at_hand.contains_key(&base.id));
         bases
     }
 
@@ -252,8 +269,13 @@ impl Batch {
             return Err(damage::of(blob, "the bytes of a blob were not read"));
         };
         let start = (u64::from(blob.at.offset) - self.slabs[slab].start) as usize;
-        let sealed = &mut self.slabs[slab].bytes[start..start + blob.at.len as usize];
-        match key.open_in_place(self.kind, &blob.id.0, sealed) {
+        let sealed = &mut self.slabs[slab].bytes[start..start + blob.at.sealed_bytes() as usize];
+        let (kind, id) = match (self.kind, blob.at.is_grouped()) {
+            (BlobKind::Block, true) => (BlobKind::Group, &GROUP),
+            (_, true) => return Err(damage::of(blob, format!("{} is no block", at(blob)))),
+            (kind, false) => (kind, &blob.id.0),
+        };
+        match key.open_in_place(kind, id, sealed) {
             Some(plain) => Ok(Opened { blob: *blob, slab, plain: start + plain.start..start + plain.end }),
             None => Err(damage::of(blob, format!("{} does not open: its bytes were changed", at(blob)))),
         }
@@ -265,7 +287,10 @@ impl Batch {
         }
         match self.opened.get(&place(blob)) {
             // The same place under another id: opened as that one, which this is not.
-            Some(opened) if opened.blob.id != blob.id || opened.blob.at.key != blob.at.key => {
+            Some(opened)
+                if opened.blob.at.key != blob.at.key
+                    || (opened.blob.id != blob.id && !blob.at.is_grouped()) =>
+            {
                 Err(damage::of(blob, format!("{} does not open: it is another blob", at(blob))))
             }
             Some(opened) => Ok(&self.slabs[opened.slab].bytes[opened.plain.clone()]),
@@ -281,7 +306,14 @@ impl Batch {
         let mut patches: Vec<(BlobRef, usize, &[u8])> = Vec::new();
         let mut below = *blob;
         let mut depth_left = MAX_PATCH_DEPTH;
+        let Room { frame, group, now, next } = room;
         let whole = loop {
+            if let Some(bytes) = self.at_hand.get(&below.id) {
+                break &bytes[..];
+            }
+            if below.at.is_grouped() {
+                break self.member(&below, group)?;
+            }
             match Encoded::parse(self.plain(&below)?).ok_or_else(|| nonsense(&below))? {
                 Encoded::Patch { base, depth, raw_len, payload } => {
                     if depth > depth_left {
@@ -292,23 +324,20 @@ impl Batch {
                     patches.push((below, raw_len, payload));
                     below = base;
                 }
-                whole => break whole,
-            }
-        };
-        let Room { now, next } = room;
-        match whole {
-            Encoded::Raw(bytes) if patches.is_empty() => return Ok(bytes),
-            Encoded::Raw(bytes) => {
-                now.clear();
-                now.extend_from_slice(bytes);
-            }
-            Encoded::Zstd { raw_len, payload } => {
-                if !encoded::inflate(payload, raw_len, now) {
-                    return Err(nonsense(&below));
+                Encoded::Raw(bytes) => break bytes,
+                Encoded::Zstd { raw_len, payload } => {
+                    if !encoded::inflate(payload, raw_len, frame) {
+                        return Err(nonsense(&below));
+                    }
+                    break &frame[..];
                 }
             }
-            Encoded::Patch { .. } => return Err(nonsense(&below)),
+        };
+        if patches.is_empty() {
+            return Ok(whole);
         }
+        now.clear();
+        now.extend_from_slice(whole);
         for (patch, raw_len, payload) in patches.into_iter().rev() {
             if !encoded::patch(now, payload, raw_len, next) {
                 return Err(damage::of(&patch, format!("{}: its patch does not apply", at(&patch))));
@@ -317,15 +346,41 @@ impl Batch {
         }
         Ok(now)
     }
+
+    /// The raw bytes of a block that is in a group.
+    fn member<'a>(&self, blob: &BlobRef, last: &'a mut OneGroup) -> Result<&'a [u8], Damage> {
+        let nonsense = || damage::of(blob, format!("{} opens, but makes no sense", at(blob)));
+        let group = Group::parse(self.plain(blob)?).ok_or_else(nonsense)?;
+        let this = Some((place(blob), blob.at.key));
+        if last.place != this {
+            last.place = None;
+            if !group.inflate(&mut last.raw) {
+                return Err(nonsense());
+            }
+            last.place = this;
+        }
+        let member = group.place_of(&blob.id).and_then(|place| last.raw.get(place));
+        member.ok_or_else(|| damage::of(blob, format!("{} does not hold {}", at(blob), blob.id)))
+    }
 }
 
-/// Room for two blobs: a patch's base and what it makes of it.
+/// Room for a blob's bytes, for a patch's base and what it makes of it, and for the group that was opened last: its
+/// members mostly come one after the other.
 #[derive(Default)]
 pub(super) struct Room {
+    frame: Vec<u8>,
+    group: OneGroup,
     now: Vec<u8>,
     next: Vec<u8>,
 }
 
+#[derive(Default)]
+struct OneGroup {
+    place: Option<(Place, ContentKeyId)>,
+    raw: Vec<u8>,
+}
+
 fn at(blob: &BlobRef) -> String {
-    format!("the blob at {}+{}", blob.at.offset, blob.at.len)
+    let what = if blob.at.is_grouped() { "group" } else { "blob" };
+    format!("the {what} at {}+{}", blob.at.offset, blob.at.sealed_bytes())
 }

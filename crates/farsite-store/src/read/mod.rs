@@ -23,7 +23,7 @@ use futures::FutureExt;
 use futures::stream::{FuturesUnordered, StreamExt};
 
 use self::damage::Found;
-use self::gather::Room;
+use self::gather::{AtHand, Room};
 use self::walk::{Block, Part, Walk};
 use crate::blob::BlobRef;
 use crate::keys::BlobId;
@@ -157,7 +157,7 @@ impl Reader {
                 let is_idle = under_way.len() < self.limits.batches;
                 tokio::select! {
                     part = parts.recv(), if is_idle && !ended => match part {
-                        Some(part) => waiting.extend(jobs(part, blocks)),
+                        Some(part) => waiting.extend(jobs(part, blocks, self.limits.batch_bytes)),
                         None => ended = true,
                     },
                     Some(done) = under_way.next() => found.extend(found_in(done)?),
@@ -178,8 +178,10 @@ impl Reader {
     ) -> Result<Vec<Damage>, StoreError> {
         let mut damage = std::mem::take(&mut job.damage);
         damage.extend(match to {
-            Destination::Nowhere => self.write(map, job.blocks, None, stats).await?,
-            Destination::Empty(target) => self.write(map, job.blocks, Some(target.clone()), stats).await?,
+            Destination::Nowhere => self.write(map, job.blocks, AtHand::default(), None, stats).await?,
+            Destination::Empty(target) => {
+                self.write(map, job.blocks, AtHand::default(), Some(target.clone()), stats).await?
+            }
             Destination::Copy(copy) => self.put_right(map, job, copy.clone(), stats).await?,
         });
         Ok(damage)
@@ -190,6 +192,7 @@ impl Reader {
         &self,
         map: &MapRoot,
         blocks: Vec<Block>,
+        at_hand: AtHand,
         target: Option<Arc<dyn WriteAt>>,
         stats: &ReadStats,
     ) -> Result<Vec<Damage>, StoreError> {
@@ -199,7 +202,7 @@ impl Reader {
         let blobs = blocks.iter().map(|block| block.blob).collect();
         let (secret, map) = (self.opener.secret.clone(), map.clone());
         let (written, damage) = self
-            .gather(BlobKind::Block, blobs, stats, move |batch| {
+            .gather_with(at_hand, BlobKind::Block, blobs, stats, move |batch| {
                 let (mut room, mut damage, mut written) = (Room::default(), Vec::new(), 0);
                 for Block { number, blob, .. } in blocks {
                     let offset = number * u64::from(map.block_bytes);
@@ -244,7 +247,8 @@ impl Reader {
     ) -> Result<Vec<(BlobRef, Result<u64, Damage>)>, StoreError> {
         let secret = self.opener.secret.clone();
         let wanted = blobs.clone();
-        self.gather_with(Some((pack, bytes)), kind, wanted, &ReadStats::default(), move |batch| {
+        let at_hand = AtHand { pack: Some((pack, bytes)), ..AtHand::default() };
+        self.gather_with(at_hand, kind, wanted, &ReadStats::default(), move |batch| {
             let mut room = Room::default();
             let looked = blobs.into_iter().map(|blob| {
                 let raw = batch.raw(&blob, &mut room);
@@ -301,9 +305,27 @@ struct Job {
     damage: Vec<Damage>,
 }
 
-fn jobs(part: Part, blocks: usize) -> Vec<Job> {
-    let mut jobs: Vec<Job> =
-        part.blocks.chunks(blocks).map(|some| Job { blocks: some.to_vec(), ..Job::default() }).collect();
+/// A job has at most so many blocks, and they are not in more groups than can be fetched at once: of each a whole group
+/// may be needed.
+fn jobs(part: Part, most_blocks: usize, batch_bytes: u64) -> Vec<Job> {
+    let mut jobs: Vec<Job> = Vec::new();
+    let (mut bytes, mut last) = (0, None);
+    for block in part.blocks {
+        let at = block.blob.at;
+        let place = Some((at.pack, at.offset));
+        let more = if place == last { 0 } else { u64::from(at.sealed_bytes()) };
+        last = place;
+        match jobs.last_mut() {
+            Some(job) if job.blocks.len() < most_blocks && bytes + more <= batch_bytes => {
+                bytes += more;
+                job.blocks.push(block);
+            }
+            _ => {
+                bytes = u64::from(at.sealed_bytes());
+                jobs.push(Job { blocks: vec![block], ..Job::default() });
+            }
+        }
+    }
     let damage = part.damage.into_vec();
     if !part.holes.is_empty() || !damage.is_empty() {
         jobs.push(Job { holes: part.holes, damage, blocks: Vec::new() });

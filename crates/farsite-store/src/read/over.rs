@@ -4,6 +4,7 @@
 //! What must hold: nothing is believed of a destination that its caller does not vouch for; holes are made where the
 //! item has them; the copy is durable when this returns.
 
+use std::collections::HashMap;
 use std::io;
 use std::ops::Range;
 use std::sync::Arc;
@@ -11,8 +12,10 @@ use std::sync::atomic::Ordering;
 
 use farsite_model::content::{ReadAt, WriteAt};
 
+use super::gather::AtHand;
 use super::walk::{Block, Hole, Walk};
 use super::{Destination, Job, ReadStats, Reader, finish, refuse_impossible};
+use crate::keys::BlobId;
 use crate::map::MapRoot;
 use crate::{Damage, StoreError};
 
@@ -51,7 +54,7 @@ impl Reader {
     ) -> Result<Vec<Damage>, StoreError> {
         let Job { blocks, holes, .. } = job;
         let compare = (copy.clone(), self.opener.clone(), map.clone());
-        let (blocks, unchanged, punched) = tokio::task::spawn_blocking(move || {
+        let (blocks, at_hand, unchanged, punched) = tokio::task::spawn_blocking(move || {
             let (copy, opener, map) = compare;
             let mut punched = 0;
             for hole in &holes {
@@ -60,7 +63,8 @@ impl Reader {
             let all = blocks.len() as u64;
             let same = |bytes: &[u8], block: &Block| opener.block_id(bytes) == block.blob.id;
             let blocks = differing(&*copy, &map, blocks, same)?;
-            Ok((blocks, all, punched))
+            let at_hand = last_versions(&*copy, &map, &blocks, |bytes| opener.block_id(bytes));
+            Ok((blocks, at_hand, all, punched))
         })
         .await
         .map_err(|_| StoreError::Cancelled)?
@@ -71,8 +75,30 @@ impl Reader {
         let same = (unchanged - blocks.len() as u64) * u64::from(map.block_bytes);
         stats.unchanged_bytes.fetch_add(same, Ordering::Relaxed);
         stats.punched_bytes.fetch_add(punched, Ordering::Relaxed);
-        self.write(map, blocks, Some(copy), stats).await
+        let at_hand = AtHand { blocks: at_hand, ..AtHand::default() };
+        self.write(map, blocks, at_hand, Some(copy), stats).await
     }
+}
+
+/// What stands in the places of blocks that may be patches of just that: then it need not be fetched. It is hashed, so
+/// whatever the map says of the copy, only the right bytes are used.
+fn last_versions(
+    copy: &dyn Standing,
+    map: &MapRoot,
+    blocks: &[Block],
+    id: impl Fn(&[u8]) -> BlobId,
+) -> HashMap<BlobId, Vec<u8>> {
+    let block_bytes = u64::from(map.block_bytes);
+    let may_be_patch =
+        |block: &&Block| !block.blob.at.is_grouped() && u64::from(block.blob.at.sealed_bytes()) < block_bytes;
+    let last_version = |block: &Block| {
+        let start = block.number * block_bytes;
+        let mut bytes = vec![0; block_bytes.min(copy.size_bytes().checked_sub(start)?) as usize];
+        copy.read_exact_at(&mut bytes, start).ok()?;
+        let stands = id(&bytes);
+        (Some(stands) == block.stands).then_some((stands, bytes))
+    };
+    blocks.iter().filter(may_be_patch).filter_map(last_version).collect()
 }
 
 /// Those of the blocks that the copy does not hold.

@@ -21,7 +21,7 @@ pub(crate) struct Request {
 
 /// No blob is shorter than its seal or much longer than the largest block: a length is checked before memory is taken.
 pub(crate) fn is_possible(blob: &BlobRef) -> bool {
-    (SEAL_OVERHEAD as u64..=BLOB_BYTES).contains(&u64::from(blob.at.len))
+    (SEAL_OVERHEAD as u64..=BLOB_BYTES).contains(&u64::from(blob.at.sealed_bytes()))
 }
 
 /// The requests for these blobs, in order of pack and offset. Of blobs that overlap (which no writer makes) each gets
@@ -31,7 +31,7 @@ pub(crate) fn requests(mut blobs: Vec<BlobRef>, limit_bytes: u64) -> Vec<Request
     let mut requests: Vec<Request> = Vec::new();
     let mut gaps = 0;
     for blob in blobs {
-        let (start, len) = (u64::from(blob.at.offset), u64::from(blob.at.len));
+        let (start, len) = (u64::from(blob.at.offset), u64::from(blob.at.sealed_bytes()));
         if let Some(last) = requests.last_mut()
             && last.pack == blob.at.pack
             && start >= last.end

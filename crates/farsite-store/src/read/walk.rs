@@ -9,6 +9,7 @@ use std::ops::Range;
 use super::damage::{self, Found};
 use super::{ReadStats, Reader};
 use crate::blob::BlobRef;
+use crate::keys::BlobId;
 use crate::map::{FAN_OUT, MapRoot, Node};
 use crate::pack::object_key;
 use crate::seal::BlobKind;
@@ -43,6 +44,8 @@ pub(super) struct Block {
     pub blob: BlobRef,
     /// The maps say that something else stands there now; otherwise nothing is known.
     pub differs: bool,
+    /// What the maps say of it: this block.
+    pub stands: Option<BlobId>,
 }
 
 /// A stretch of bytes that must read as zeros.
@@ -216,13 +219,13 @@ impl<'a> Walk<'a> {
             for (i, child) in node.children.iter().enumerate() {
                 let number = leaf.index * FAN_OUT + i as u64;
                 let old = self.old_child(&leaf, old_node.as_ref(), i);
-                let differs = match old {
+                let (differs, stands) = match old {
                     Old::Holds(old) if old.map(|old| old.id) == child.map(|new| new.id) => continue,
-                    Old::Holds(_) => true,
-                    Old::Unknown | Old::Above => false,
+                    Old::Holds(old) => (true, old.map(|old| old.id)),
+                    Old::Unknown | Old::Above => (false, None),
                 };
                 match child {
-                    Some(blob) => part.blocks.push(Block { number, blob: *blob, differs }),
+                    Some(blob) => part.blocks.push(Block { number, blob: *blob, differs, stands }),
                     None if self.with_holes => self.add_hole(part, number, 1, differs),
                     None => {}
                 }

@@ -328,6 +328,21 @@ pub fn noise(seed: u64, len: usize) -> Vec<u8> {
     bytes
 }
 
+/// Words out of a seed's own vocabulary, of which no block of 64 KiB has all: neighbours have much in common.
+pub fn text(seed: u64, len: usize) -> Vec<u8> {
+    const WORDS: u64 = 4096;
+    let mut bytes = Vec::with_capacity(len + 64);
+    let mut draws = noise(seed, len);
+    while bytes.len() < len {
+        let draw = u16::from_le_bytes([draws.pop().unwrap_or(7), draws.pop().unwrap_or(7)]);
+        let word = blake3::hash(&(seed * WORDS + u64::from(draw) % WORDS).to_le_bytes()).to_hex();
+        bytes.extend_from_slice(&word.as_bytes()[..24]);
+        bytes.push(b' ');
+    }
+    bytes.truncate(len);
+    bytes
+}
+
 /// All objects of a folder store, relative to its root.
 pub fn objects(root: &Path) -> Vec<PathBuf> {
     fn walk(dir: &Path, found: &mut Vec<PathBuf>) {

@@ -100,3 +100,16 @@ pub async fn write(
     };
     Version { content, map, blocks, nodes }
 }
+
+/// A map of one leaf, written by hand, beside what `map` says of its item.
+pub async fn lone_node(world: &World, run: u64, node: &Node, map: &MapRoot) -> MapRoot {
+    let run = RunId::from_random(run);
+    let sealer = Sealer::begin(&world.store, &world.source, &site("north"), &group(), run).await.unwrap();
+    let pack = PackBuilder::new(sealer.content_key(), 1 << 20);
+    let mut writer = Writer { sealer, pack };
+    let logical = node.logical();
+    let root = writer.put(BlobKind::Node, world.secret.node_id(&logical), node.raw(&logical), None).blob;
+    let finished = writer.pack.finish(&writer.sealer);
+    world.store.backend.create(&pack::object_key(&finished.id), finished.bytes).await.unwrap();
+    MapRoot { root: Some(root), ..map.clone() }
+}

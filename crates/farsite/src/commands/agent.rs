@@ -10,10 +10,9 @@ use farsite_model::clock::SystemClock;
 use farsite_model::config::Config;
 use farsite_model::policy::Policy;
 use farsite_model::status::GroupStatus;
-use farsite_model::{GroupName, Level, PromotionId, SiteName};
-use farsite_promote::place::Targets;
+use farsite_model::{GroupName, Level, SiteName};
 use farsite_replicate::agent::{self, AgentOptions, Board};
-use farsite_replicate::hydrate::{Keeper, Place};
+use farsite_replicate::hydrate::Keeper;
 use farsite_replicate::status::StatusReader;
 use farsite_web::{Server, StateSource};
 use sd_notify::NotifyState;
@@ -21,7 +20,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Mutex, Notify};
 use tokio_util::sync::CancellationToken;
 
-use crate::commands::Ended;
+use crate::commands::{Ended, hydrate};
 use crate::context::Context;
 use crate::failure::{DONE, Failure};
 use crate::stores;
@@ -100,12 +99,7 @@ fn keeper(
         let groups = config.places.keys().filter(|group| !data_only(group)).cloned().collect();
         (config, groups)
     };
-    let place: Place = Arc::new(|config, group, manifest, item| {
-        // No promotion yet: the places of the configuration do not depend on which one it will be.
-        let targets = Targets::real(config, group, PromotionId::from_random(0)).map_err(|e| e.to_string())?;
-        targets.item(manifest, item)
-    });
-    Keeper { now: Arc::new(now), place, cancel }
+    Keeper { now: Arc::new(now), place: hydrate::place(), cancel }
 }
 
 /// Where no service manager listens this does nothing.
