@@ -99,7 +99,7 @@ struct Seen {
 
 /// Compares the amendments of the store's keys with what this host has read of them before: a store that was rolled back
 /// has lost some. That is damage, which nobody seals behind; reading goes on.
-async fn remember(config: &Config, site: &SiteName, store: &Store) -> Result<(), ReplicateError> {
+pub async fn remember(config: &Config, site: &SiteName, store: &Store) -> Result<(), ReplicateError> {
     let path = config.state_dir().join("stores").join(format!("{site}.amendments.json"));
     let seen: Option<Seen> = std::fs::read(&path).ok().and_then(|text| serde_json::from_slice(&text).ok());
     let seen = seen.filter(|seen| seen.store == store.id).map_or(Head::START, |seen| seen.head);

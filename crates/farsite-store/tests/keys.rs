@@ -123,7 +123,9 @@ async fn the_last_recipient_and_the_last_operator_stay() {
         assert!(matches!(error, StoreError::Refused(Refusal::Unsafe(_))), "{error}");
         error.to_string()
     };
-    assert!(refused(amend(&world, removed(&world.identity, true)).await.unwrap_err()).contains("last recipient"));
+    assert!(
+        refused(amend(&world, removed(&world.identity, true)).await.unwrap_err()).contains("last recipient")
+    );
     amend(&world, added(&world, &second)).await.unwrap();
     let error = amend(&world, removed(&world.identity, false)).await.unwrap_err();
     assert!(refused(error).contains("--single-recipient"));
@@ -167,14 +169,20 @@ async fn only_an_operator_in_force_amends() {
         let (new, _) = Signer::generate();
         let (who, reason) = said();
         let signer = KeyRole { key: new.public(), role: Role::Operator, site: None, name: "eve".into() };
-        amend(&world, Amendment::SignerAdded { signer, who: who.clone(), reason: reason.clone() }).await.unwrap();
+        amend(&world, Amendment::SignerAdded { signer, who: who.clone(), reason: reason.clone() })
+            .await
+            .unwrap();
         let id = key_id(&world.second_operator.public());
         amendments::retire(&world.store, &new, &id, &who, &reason).await.unwrap();
         amendments::append_unchecked(&world.store, &world.second_operator, thief.clone()).await.unwrap();
         let store = Store::open(world.store.backend.clone(), None).await.unwrap();
         assert_eq!(store.format().recipients.len(), 1, "{place}");
         assert!(store.format().amended.damage.is_empty(), "{place}");
-        assert!(Sealer::begin(&store, &world.source, &site("north"), &group(), RunId::from_random(1)).await.is_ok());
+        assert!(
+            Sealer::begin(&store, &world.source, &site("north"), &group(), RunId::from_random(1))
+                .await
+                .is_ok()
+        );
     }
 }
 

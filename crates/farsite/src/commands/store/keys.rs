@@ -8,9 +8,11 @@ mod signers;
 use farsite_model::SiteName;
 use farsite_model::config::Config;
 use farsite_replicate::connect;
-use farsite_store::Store;
 use farsite_store::amendments::{self, Amendment};
+use farsite_store::format::Format;
 use farsite_store::keys::Signer;
+use farsite_store::ledger::Refusal;
+use farsite_store::{Store, StoreError};
 use serde::Serialize;
 
 use crate::commands::Ended;
@@ -96,8 +98,28 @@ async fn open(config: &Config, change: &Change) -> Result<(SiteName, Store, Sign
     Ok((site, store, connect::operator(config)?))
 }
 
+/// Writes the amendment that `says` makes, and has this host remember it. Returns its number.
+async fn amend(
+    config: &Config,
+    site: &SiteName,
+    store: &Store,
+    signer: &Signer,
+    says: impl FnMut(&Format) -> Result<Amendment, Refusal> + Send,
+) -> Result<u64, StoreError> {
+    let (number, _) = amendments::append(store, signer, says).await?;
+    remembered(config, site, store).await;
+    Ok(number)
+}
+
+/// The amendment is durable: what fails now is no reason to call it failed.
+async fn remembered(config: &Config, site: &SiteName, store: &Store) {
+    if let Err(error) = connect::remember(config, site, store).await {
+        tracing::warn!("what was written is not remembered here: {error}");
+    }
+}
+
 async fn accept_damage(args: AcceptDamage, config: &Config, context: &Context) -> Ended {
-    let (_, store, signer) = open(config, &args.change).await?;
+    let (site, store, signer) = open(config, &args.change).await?;
     let named: Vec<String> =
         args.numbers.iter().map(|number| format!("{}/{number:016}", amendments::PREFIX)).collect();
     let format = store.format();
@@ -121,7 +143,7 @@ async fn accept_damage(args: AcceptDamage, config: &Config, context: &Context) -
         named.join(", ")
     ))?;
     let (numbers, reason) = (args.numbers.clone(), args.change.reason.clone());
-    let (number, _) = amendments::append(&store, &signer, |_| {
+    let number = amend(config, &site, &store, &signer, |_| {
         Ok(Amendment::DamageAccepted { numbers: numbers.clone(), who: who(), reason: reason.clone() })
     })
     .await?;

@@ -9,7 +9,7 @@ use farsite_store::read::Reader;
 use farsite_store::{Damage, Store};
 use serde_json::json;
 
-use super::{At, Change, open, said};
+use super::{At, Change, amend, open, said};
 use crate::commands::Ended;
 use crate::context::{Context, who};
 use crate::failure::{DONE, FAILED, Failure};
@@ -79,7 +79,7 @@ pub async fn add(args: Add, config: &Config, context: &Context) -> Ended {
             args.recipient, args.name
         ))?;
         let (recipient, name, reason) = (&args.recipient, &args.name, &args.change.reason);
-        let append = amendments::append(&store, &signer, |_| {
+        let append = amend(config, &site, &store, &signer, |_| {
             Ok(Amendment::RecipientAdded {
                 recipient: recipient.clone(),
                 name: name.clone(),
@@ -88,7 +88,7 @@ pub async fn add(args: Add, config: &Config, context: &Context) -> Ended {
                 reason: reason.clone(),
             })
         });
-        number = Some(append.await?.0);
+        number = Some(append.await?);
     }
     let recipients = store.format().recipients.clone();
     let done = wrapped(&store, &reader, &signer, &recipients, false).await?;
@@ -128,7 +128,7 @@ async fn wrapped(
 }
 
 pub async fn remove(args: Remove, config: &Config, context: &Context) -> Ended {
-    let (_, store, signer) = open(config, &args.change).await?;
+    let (site, store, signer) = open(config, &args.change).await?;
     let roster = roster(&store).await?;
     let recipient = meant(
         &roster
@@ -175,7 +175,7 @@ pub async fn remove(args: Remove, config: &Config, context: &Context) -> Ended {
         return said(context, &args.change, None, "recipient-removed", more, &words);
     }
     context.confirm(&format!("Seal nothing more for {recipient}? {keeps}."))?;
-    let (number, _) = amendments::append(&store, &signer, says).await?;
+    let number = amend(config, &site, &store, &signer, says).await?;
     let words = format!(
         "Nothing more is sealed for {recipient}: runs that begin from now on leave it out. {keeps}. Take it out of `recipients:` in the configurations."
     );

@@ -10,7 +10,7 @@ use farsite_store::keys::{KeyId, KeyRole, PublicKey, Role, SecretText, Signer, d
 use farsite_store::{Store, StoreError};
 use serde_json::json;
 
-use super::{Change, open, said};
+use super::{Change, amend, open, remembered, said};
 use crate::commands::Ended;
 use crate::context::{Context, who};
 use crate::failure::Failure;
@@ -85,8 +85,8 @@ pub async fn add(args: Add, config: &Config, context: &Context) -> Ended {
     if let (Some(text), Some(out)) = (text, &args.out) {
         files = write_files(&args, out, &text, config, &site, &store).await?;
     }
-    let number = match amendments::append(&store, &signer, says).await {
-        Ok((number, _)) => number,
+    let number = match amend(config, &site, &store, &signer, says).await {
+        Ok(number) => number,
         Err(error) => {
             // A key that is surely not listed is of no use.
             if matches!(error, StoreError::Refused(_)) {
@@ -147,7 +147,7 @@ async fn write_files(
 }
 
 pub async fn retire(args: Retire, config: &Config, context: &Context) -> Ended {
-    let (_, store, signer) = open(config, &args.change).await?;
+    let (site, store, signer) = open(config, &args.change).await?;
     let format = store.format();
     let known: Vec<(String, &str)> = format
         .keys
@@ -171,6 +171,7 @@ pub async fn retire(args: Retire, config: &Config, context: &Context) -> Ended {
     }
     context.confirm(&format!("Let {described} sign nothing more, for good? {tells}."))?;
     let (number, counts) = amendments::retire(&store, &signer, &id, &who(), &args.change.reason).await?;
+    remembered(config, &site, &store).await;
     let words = format!("{described} signs nothing more. {tells}.");
     said(context, &args.change, Some(number), "signer-retired", more(&counts), &words)
 }
