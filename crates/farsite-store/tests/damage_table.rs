@@ -334,19 +334,19 @@ impl Filled {
     /// The newest object of a kind is gone. Of a chain that is a whole, older chain: whoever had read it finds out.
     async fn without_the_end(&self, kind: &str, object: &str) -> usize {
         let signed = if kind == "journal/" { Kind::Journal } else { Kind::Ledger };
-        let prefix = object.rsplit_once('/').unwrap().0.to_owned();
+        let prefix = object.rsplit_once('/').map_or(object, |(prefix, _)| prefix).to_owned();
         let chain: Chain<serde_json::Value> = Chain::new(&self.world.store, prefix, signed);
-        let (_, head) = chain.read(Head::START).await.unwrap();
+        let is_ledger = matches!(kind, "ledger/" | "sites/" | "journal/");
+        let head = if is_ledger { chain.read(Head::START).await.unwrap().1 } else { Head::START };
         let bytes = std::fs::read(self.path(object)).unwrap();
         std::fs::remove_file(self.path(object)).unwrap();
-        let named = match kind {
-            "ledger/" | "sites/" | "journal/" => {
-                match chain.append(head, &self.world.operator, serde_json::json!({ "type": "x" })).await {
-                    Err(StoreError::Damaged(found)) => found.into_iter().map(|d| d.object).collect(),
-                    other => panic!("{kind}: {other:?}"),
-                }
+        let named = if is_ledger {
+            match chain.append(head, &self.world.operator, serde_json::json!({ "type": "x" })).await {
+                Err(StoreError::Damaged(found)) => found.into_iter().map(|d| d.object).collect(),
+                other => panic!("{kind}: {other:?}"),
             }
-            _ => self.read_all().await.objects,
+        } else {
+            self.read_all().await.objects
         };
         std::fs::write(self.path(object), bytes).unwrap();
         let hit = named.iter().any(|n| n == object || (n.ends_with('/') && object.starts_with(n)));
