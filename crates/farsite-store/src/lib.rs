@@ -12,6 +12,8 @@ pub mod blob;
 pub mod chain;
 pub mod diff;
 pub mod format;
+#[cfg(test)]
+mod fuzz;
 pub mod hex;
 pub mod ingest;
 pub mod journal;

@@ -82,7 +82,7 @@ fn folder(group: &GroupName, timeline: TimelineId) -> String {
     format!("logs/{group}/{timeline}/")
 }
 
-fn parse_name(key: &str, written: StoreTime) -> Option<SegmentName> {
+pub(crate) fn parse_name(key: &str, written: StoreTime) -> Option<SegmentName> {
     let name = key.rsplit('/').next()?;
     let (sequence, rest) = name.split_once(".e")?;
     let (epoch, rest) = rest.split_once('.')?;

@@ -211,6 +211,10 @@ impl Opener {
     pub fn block_secret(&self) -> &BlockSecret {
         &self.secret
     }
+    #[cfg(test)]
+    pub(crate) fn identities(&self) -> Vec<age::x25519::Identity> {
+        self.identities.clone()
+    }
     /// The id under which a block with these bytes is known in the store: what a restored copy is compared by.
     pub fn block_id(&self, bytes: &[u8]) -> crate::keys::BlobId {
         self.secret.block_id(bytes)
