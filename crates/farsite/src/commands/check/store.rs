@@ -125,12 +125,12 @@ fn keys(config: &Config, store: &Store, area: &str, lines: &mut Lines) {
                 continue;
             }
         };
-        match store.format().key(&signer.key_id()) {
+        match store.format().in_force(&signer.key_id()) {
             None => lines.wrong(
                 area,
                 &subject,
                 format!(
-                    "key {} is not in this store's format object: nothing that it signs counts",
+                    "key {} is not listed in this store, or was retired: nothing that it signs counts",
                     signer.key_id()
                 ),
             ),
