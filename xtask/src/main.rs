@@ -6,6 +6,7 @@ mod bench;
 mod check;
 mod demos;
 mod failure;
+mod fuzz;
 mod loc;
 mod moto;
 mod programs;
@@ -25,6 +26,7 @@ usage: cargo xtask COMMAND
   deny [--offline]        licences, sources and advisories of dependencies alone
   demos [RUNS]            the demo with seeds 1 to RUNS (20) on both databases: RPO reported, true loss, RTO
   bench data-plane [...]  Farsite beside restic, borg and others on the same volume; `bench` alone lists the options
+  fuzz [--minutes N]      every parser of stored bytes and the round trip of any writes, many cases, for N (5) minutes
   loc                     lines of code per crate, code and tests apart
 ";
 
@@ -61,6 +63,11 @@ fn dispatch(args: &[String]) -> Result<(), Failure> {
         ["bench", ..] => {
             Err(Failure::usage("which benchmark? there is `data-plane`".to_owned(), bench::USAGE))
         }
+        ["fuzz"] => fuzz::fuzz(&root, 5),
+        ["fuzz", "--minutes", n] => match n.parse() {
+            Ok(n) if n > 0 => fuzz::fuzz(&root, n),
+            _ => Err(Failure::usage(format!("`{n}` is not a number of minutes"), USAGE)),
+        },
         ["loc"] => {
             print!("{}", loc::table(&root)?);
             Ok(())

@@ -11,10 +11,12 @@ use farsite_model::nearest::did_you_mean;
 use farsite_model::secret::SecretRef;
 use farsite_store::Store;
 use farsite_store::backend::{self, S3Access, SharedBackend};
+use farsite_store::chain::Head;
 use farsite_store::hex::Hex;
 use farsite_store::keys::{self, BlockSecret, Signer};
 use farsite_store::read::Reader;
 use farsite_store::seal::Opener;
+use serde::{Deserialize, Serialize};
 
 use crate::ReplicateError;
 
@@ -83,7 +85,49 @@ pub async fn store(config: &Config, site: &SiteName) -> Result<Store, ReplicateE
             Some(id.parse::<Hex<16>>().map_err(|e| ReplicateError::Setup(format!("stores.{site}.id: {e}")))?)
         }
     };
-    Ok(Store::open(backend(config, site, false)?, pinned.as_ref()).await?)
+    let store = Store::open(backend(config, site, false)?, pinned.as_ref()).await?;
+    remember(config, site, &store).await?;
+    Ok(store)
+}
+
+/// How far this host has read a store's amendments.
+#[derive(Serialize, Deserialize)]
+struct Seen {
+    store: Hex<16>,
+    head: Head,
+}
+
+/// Compares the amendments of the store's keys with what this host has read of them before: a store that was rolled back
+/// has lost some. That is damage, which nobody seals behind; reading goes on.
+pub async fn remember(config: &Config, site: &SiteName, store: &Store) -> Result<(), ReplicateError> {
+    let path = config.state_dir().join("stores").join(format!("{site}.amendments.json"));
+    let seen: Option<Seen> = std::fs::read(&path).ok().and_then(|text| serde_json::from_slice(&text).ok());
+    let seen = seen.filter(|seen| seen.store == store.id).map_or(Head::START, |seen| seen.head);
+    if seen != store.format().amended.head {
+        store.expect_amendments(seen).await?;
+    }
+    let amended = &store.format().amended;
+    if !amended.damage.is_empty() {
+        let damage = amended.damage.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
+        tracing::warn!("the amendments of the keys of the store at {site} are damaged: {damage}");
+    } else if seen != amended.head {
+        let note = serde_json::to_vec(&Seen { store: store.id, head: amended.head }).unwrap_or_default();
+        if let Err(error) = keep(&path, &note) {
+            // A rollback is found out by other hosts, or not at all.
+            tracing::warn!("{} was not written: {error}", path.display());
+        }
+    }
+    Ok(())
+}
+
+fn keep(path: &std::path::Path, bytes: &[u8]) -> std::io::Result<()> {
+    if let Some(folder) = path.parent() {
+        std::fs::create_dir_all(folder)?;
+    }
+    let temporary = path.with_extension(format!("{}.new", std::process::id()));
+    std::fs::write(&temporary, bytes)?;
+    std::fs::File::open(&temporary)?.sync_all()?;
+    std::fs::rename(&temporary, path)
 }
 
 fn key_path<'c>(

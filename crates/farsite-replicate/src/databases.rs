@@ -35,6 +35,8 @@ pub struct Logs {
 struct Live {
     shipper: Shipper,
     epoch: Epoch,
+    /// Those that the shipper's content key is wrapped for.
+    recipients: Vec<String>,
     timeline: TimelineId,
     base: ManifestItem,
     base_position: LogPoint,
@@ -77,6 +79,7 @@ pub(crate) async fn begin(
     let id = database.item();
     let usable = logs.live.get(&id).is_some_and(|live| {
         live.epoch == epoch
+            && live.recipients == intake.group.store.format().recipients
             && live.shipper.progress.borrow().broken.is_none()
             && is_young(live.begun, context)
             && is_held(intake, &id, live.timeline, live.base.data.root == held_root(intake, &id))
@@ -296,6 +299,7 @@ async fn start(
     };
     Ok(Live {
         epoch,
+        recipients: group.store.format().recipients.clone(),
         timeline: timeline.id,
         begun: timeline.base.stamp.captured.0,
         base: timeline.base,

@@ -2,6 +2,7 @@
 //! number or not at all, carries the hash of the one before and a nonce, and is signed. No lock, no clock.
 
 use std::marker::PhantomData;
+use std::sync::Arc;
 
 use farsite_model::StoreTime;
 use futures::stream::{self, StreamExt};
@@ -10,9 +11,10 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::backend::create_or_recognise;
+use crate::format::Format;
 use crate::hex::Hex;
 use crate::keys::{KeyRole, Signer};
-use crate::signed::{self, Kind};
+use crate::signed::{self, Kind, SignatureError};
 use crate::{Store, StoreError};
 
 /// Hash of an entry's whole object.
@@ -70,10 +72,13 @@ pub enum Void {
     /// Signed, and of a version or kind that this program does not know: written by a newer one.
     #[error("{0}")]
     Unknown(String),
+    /// Signed by a key that had been retired: whoever holds it has written behind its end.
+    #[error("{0}")]
+    Retired(String),
 }
 
 /// The end of a chain: the number that the next entry takes, and what it must name as the one before.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Head {
     pub next: u64,
     pub prev: EntryHash,
@@ -83,9 +88,42 @@ impl Head {
     pub const START: Head = Head { next: 0, prev: GENESIS };
 }
 
+impl Default for Head {
+    fn default() -> Self {
+        Self::START
+    }
+}
+
 #[derive(Deserialize)]
 struct Version {
     version: u32,
+}
+
+/// Takes a chain's entries in order, and says by which keys the next one is judged.
+pub(crate) trait Fold<T> {
+    fn format(&self) -> Arc<Format>;
+    fn apply(&mut self, entry: Entry<T>);
+    /// The next entry is signed by a key that [`Fold::format`] does not list.
+    fn meets_a_stranger(&mut self) {}
+}
+
+/// All entries, judged by the keys that are known now.
+struct All<T> {
+    format: Arc<Format>,
+    entries: Vec<Entry<T>>,
+    strangers: bool,
+}
+
+impl<T> Fold<T> for All<T> {
+    fn format(&self) -> Arc<Format> {
+        self.format.clone()
+    }
+    fn apply(&mut self, entry: Entry<T>) {
+        self.entries.push(entry);
+    }
+    fn meets_a_stranger(&mut self) {
+        self.strangers = true;
+    }
 }
 
 /// A chain in a store.
@@ -115,6 +153,23 @@ impl<T: Serialize + DeserializeOwned + Send> Chain<T> {
     /// All entries from `from` on, in order, and the new end. An entry with a wrong signature or number is returned as
     /// void. So is one that is missing while a later one exists: it was deleted, and the rest still counts.
     pub async fn read(&self, from: Head) -> Result<(Vec<Entry<T>>, Head), StoreError> {
+        let mut all = All { format: self.store.format(), entries: Vec::new(), strangers: false };
+        let mut head = self.read_into(from, &mut all).await?;
+        if all.strangers {
+            // A key may have been added since the amendments were read.
+            let known = all.format.amended.head;
+            self.store.refresh_keys().await?;
+            let format = self.store.format();
+            if format.amended.head != known {
+                all = All { format, entries: Vec::new(), strangers: false };
+                head = self.read_into(from, &mut all).await?;
+            }
+        }
+        Ok((all.entries, head))
+    }
+
+    /// The same into a fold that changes with each entry.
+    pub(crate) async fn read_into(&self, from: Head, fold: &mut impl Fold<T>) -> Result<Head, StoreError> {
         let numbers = self.numbers(from.next).await?;
         let objects: Vec<_> = stream::iter(numbers)
             .map(|(number, there)| async move {
@@ -130,12 +185,11 @@ impl<T: Serialize + DeserializeOwned + Send> Chain<T> {
             .await;
         let mut head = from;
         let mut after_unreadable = false;
-        let mut entries = Vec::with_capacity(objects.len());
         for result in objects {
             let (hash, written, said) = match result {
                 Ok((key, Ok(object))) => {
                     let hash = Hex(*blake3::hash(&object.bytes).as_bytes());
-                    (hash, object.written, self.open(&key, head, &object.bytes))
+                    (hash, object.written, self.open(fold, &key, head, &object.bytes))
                 }
                 Ok((_, Err(why))) => (GENESIS, StoreTime(Timestamp::UNIX_EPOCH), Err(Void::Unreadable(why))),
                 // Listed, and its bytes are not to be had.
@@ -149,14 +203,14 @@ impl<T: Serialize + DeserializeOwned + Send> Chain<T> {
             let follows =
                 after_unreadable || !matches!(&said, Ok((envelope, _)) if envelope.prev != head.prev);
             after_unreadable = matches!(said, Err(Void::Unreadable(_)));
-            entries.push(Entry { number: head.next, hash, written, said, follows });
+            fold.apply(Entry { number: head.next, hash, written, said, follows });
             head = Head { next: head.next + 1, prev: hash };
         }
-        Ok((entries, head))
+        Ok(head)
     }
 
     /// The numbers from `first` on, and whether each is there.
-    async fn numbers(&self, first: u64) -> Result<Vec<(u64, bool)>, StoreError> {
+    pub(crate) async fn numbers(&self, first: u64) -> Result<Vec<(u64, bool)>, StoreError> {
         let after = first.checked_sub(1).map(|n| self.key(n));
         let listed = self.store.backend.list(&format!("{}/", self.prefix), after.as_deref()).await?;
         let mut numbers = Vec::with_capacity(listed.len());
@@ -190,9 +244,20 @@ impl<T: Serialize + DeserializeOwned + Send> Chain<T> {
         (self.key(number) == key).then_some(number)
     }
 
-    fn open(&self, key: &str, head: Head, bytes: &bytes::Bytes) -> Result<(Envelope<T>, KeyRole), Void> {
-        let (body, role) = signed::open(&self.store.format, self.kind, key, bytes)
-            .map_err(|error| Void::Unreadable(error.to_string()))?;
+    fn open(
+        &self,
+        fold: &mut impl Fold<T>,
+        key: &str,
+        head: Head,
+        bytes: &bytes::Bytes,
+    ) -> Result<(Envelope<T>, KeyRole), Void> {
+        let format = fold.format();
+        let (body, role) = signed::open(&format, self.kind, key, bytes).map_err(|error| {
+            if matches!(error, SignatureError::UnknownKey(_)) {
+                fold.meets_a_stranger();
+            }
+            Void::Unreadable(error.to_string())
+        })?;
         let Version { version } =
             serde_json::from_slice(&body).map_err(|error| Void::Unknown(error.to_string()))?;
         if version != 1 {
@@ -203,6 +268,15 @@ impl<T: Serialize + DeserializeOwned + Send> Chain<T> {
         })?;
         if envelope.number != head.next {
             return Err(Void::Misplaced(format!("it says it is number {}", envelope.number)));
+        }
+        if let Some(retired) = format.retired(&crate::keys::key_id(&role.key))
+            && !retired.counts(&self.prefix, head.next)
+        {
+            return Err(Void::Retired(format!(
+                "{} was retired by amendment {}, and this lies behind what still counts",
+                crate::keys::describe(role),
+                retired.said.number
+            )));
         }
         Ok((envelope, role.clone()))
     }
@@ -231,7 +305,7 @@ impl<T: Serialize + DeserializeOwned + Send> Chain<T> {
         };
         let key = self.key(head.next);
         let body = serde_json::to_vec(&envelope).expect("an entry is valid JSON");
-        let object = signed::seal(signer, self.kind, &self.store.format.store, &key, &body);
+        let object = signed::seal(signer, self.kind, &self.store.format().store, &key, &body);
         let hash = Hex(*blake3::hash(&object).as_bytes());
         let written = create_or_recognise(&*self.store.backend, &key, object).await?;
         Ok(written.map(|time| (Head { next: head.next + 1, prev: hash }, time)))

@@ -1,5 +1,6 @@
 //! The format object: written once by `farsite init`, it names version, block size, hash and cipher suites, and
-//! which key may write which kind of entry.
+//! which key may write which kind of entry. In memory it stands as amended since (see [`crate::amendments`]): its
+//! recipients are those of now, its keys are all that ever were listed.
 
 use bytes::Bytes;
 use farsite_model::quantity::ByteSize;
@@ -7,6 +8,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::StoreError;
+use crate::amendments::{Amended, Retired};
 use crate::backend::{BackendError, SharedBackend, create_or_recognise};
 use crate::hex::{Hex, HexBytes};
 use crate::keys::{self, BlockSecret, KeyId, KeyRole, Role};
@@ -39,12 +41,15 @@ pub struct Format {
     pub compression: String,
     /// `ed25519`
     pub signature: String,
-    /// age recipients; whoever holds one of their identities can open what is stored.
+    /// age recipients; whoever holds one of their identities can open what is sealed from now on.
     pub recipients: Vec<String>,
     /// The block secret, wrapped for the recipients, so that the standby can check block ids with its identity alone.
     pub block_secret: HexBytes,
-    /// Which key may write which kind of entry.
+    /// Which key may write which kind of entry; retired keys as well, for what they signed before.
     pub keys: Vec<KeyRole>,
+    /// What the amendments say. No part of the object.
+    #[serde(skip)]
+    pub amended: Amended,
 }
 
 impl Format {
@@ -66,15 +71,27 @@ impl Format {
             block_secret: HexBytes(keys::wrap(secret.secret_bytes(), &recipients)?),
             recipients,
             keys,
+            amended: Amended::default(),
         })
     }
 
+    /// A key that is or was listed.
     pub fn key(&self, id: &KeyId) -> Option<&KeyRole> {
         self.keys.iter().find(|role| keys::key_id(&role.key) == *id)
     }
 
+    /// A key that may sign now.
+    pub fn in_force(&self, id: &KeyId) -> Option<&KeyRole> {
+        self.key(id).filter(|_| self.retired(id).is_none())
+    }
+
+    pub fn retired(&self, id: &KeyId) -> Option<&Retired> {
+        self.amended.retired.get(id)
+    }
+
+    /// Keys of this role that may sign now.
     pub fn holder(&self, role: Role) -> impl Iterator<Item = &KeyRole> {
-        self.keys.iter().filter(move |k| k.role == role)
+        self.keys.iter().filter(move |k| k.role == role && self.retired(&keys::key_id(&k.key)).is_none())
     }
 
     /// Hash of the object's bytes: pinned in configurations, so that a replaced format object is found out.

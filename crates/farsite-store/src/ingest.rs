@@ -151,7 +151,7 @@ impl RunWriter {
         cancel: Arc<AtomicBool>,
     ) -> Result<Self, StoreError> {
         let stats = Arc::new(RunStats::default());
-        let (known, log) = open_resume_log(resume_log, options.known_blocks, &store.format.store)
+        let (known, log) = open_resume_log(resume_log, options.known_blocks, &store.format().store)
             .map_err(|source| StoreError::Destination { what: resume_log.display().to_string(), source })?;
         let (uploads, queue) = mpsc::channel(1);
         let uploader = tokio::spawn(upload_packs(
@@ -164,7 +164,7 @@ impl RunWriter {
         ));
         let pack = PackBuilder::new(sealer.content_key(), options.pack_bytes);
         Ok(Self {
-            store: store.format.store,
+            store: store.format().store,
             sealer: Arc::new(sealer),
             printer: Arc::new(Printer::new(&secret)),
             secret,

@@ -123,6 +123,10 @@ impl BlockSecret {
         let secret: Hex<32> = load(path, BLOCK_PREFIX)?.parse().map_err(|why| bad_file(path, why))?;
         Ok(Self::from_bytes(secret.0))
     }
+    /// What goes into a key file.
+    pub fn text(&self) -> SecretText {
+        SecretText(format!("{BLOCK_PREFIX}{}", Hex(self.secret)))
+    }
     pub(crate) fn secret_bytes(&self) -> &[u8; 32] {
         &self.secret
     }

@@ -6,11 +6,14 @@
 //! last; nothing read back is used before it is authenticated; an agent's keys can add and cannot open.
 //! The bytes are described in `docs/store-format.md`.
 
+pub mod amendments;
 pub mod backend;
 pub mod blob;
 pub mod chain;
 pub mod diff;
 pub mod format;
+#[cfg(test)]
+mod fuzz;
 mod group;
 pub mod hex;
 pub mod ingest;
@@ -31,9 +34,10 @@ pub mod signed;
 #[cfg(test)]
 mod worked_example;
 
-use std::sync::Arc;
+use std::sync::{Arc, RwLock};
 
 use backend::{BackendError, Object, SharedBackend};
+use chain::Head;
 use farsite_model::StoreTime;
 use format::Format;
 use hex::Hex;
@@ -104,15 +108,60 @@ fn list(damage: &[Damage]) -> String {
 #[derive(Clone)]
 pub struct Store {
     pub backend: SharedBackend,
-    pub format: Arc<Format>,
     /// Fingerprint of the format object.
     pub id: Hex<16>,
+    /// Shared by all clones: whoever reads the amendments on, reads them on for all.
+    keys: Arc<RwLock<Keys>>,
+}
+
+/// The format object, and what it is now.
+struct Keys {
+    object: Arc<Format>,
+    now: Arc<Format>,
+    /// The end of the amendments as somebody here has seen it: what is shorter was rolled back.
+    seen: Head,
 }
 
 impl Store {
     pub async fn open(backend: SharedBackend, pinned: Option<&Hex<16>>) -> Result<Self, StoreError> {
         let (format, id) = Format::read(&backend, pinned).await?;
-        Ok(Self { backend, format: Arc::new(format), id })
+        let object = Arc::new(format);
+        let keys = Keys { object: object.clone(), now: object, seen: Head::START };
+        let store = Self { backend, id, keys: Arc::new(RwLock::new(keys)) };
+        store.refresh_keys().await?;
+        Ok(store)
+    }
+
+    /// The format object with all amendments that were read.
+    pub fn format(&self) -> Arc<Format> {
+        self.keys.read().expect("no holder of this lock panics").now.clone()
+    }
+
+    /// Reads the amendments again. Whoever is about to seal calls this first.
+    pub async fn refresh_keys(&self) -> Result<(), StoreError> {
+        let (object, seen) = {
+            let keys = self.keys.read().expect("no holder of this lock panics");
+            (keys.object.clone(), keys.seen)
+        };
+        let now = amendments::read(self, &object, seen).await?;
+        let mut keys = self.keys.write().expect("no holder of this lock panics");
+        if now.amended.head.next >= keys.seen.next {
+            keys.seen = now.amended.head;
+        } else if keys.seen != seen {
+            // Somebody else has read further meanwhile.
+            return Ok(());
+        }
+        keys.now = Arc::new(now);
+        Ok(())
+    }
+
+    /// How far somebody on this host has read the amendments before: when they are shorter now, or others, that is damage.
+    pub async fn expect_amendments(&self, seen: Head) -> Result<(), StoreError> {
+        {
+            let mut keys = self.keys.write().expect("no holder of this lock panics");
+            keys.seen = seen;
+        }
+        self.refresh_keys().await
     }
 
     /// The latest moment that a time told by this store can stand for. A store tells its time in grains (whole seconds in

@@ -11,10 +11,12 @@ use farsite_model::rpo::CaptureStamp;
 use farsite_model::{Epoch, GroupName, ItemId, SiteName, StoreTime};
 use serde::{Deserialize, Serialize};
 
+use crate::amendments::LogEnd;
 use crate::backend::create_or_recognise;
 use crate::blob;
+use crate::format::Format;
 use crate::hex::Hex;
-use crate::keys::{Role, Signer};
+use crate::keys::{self, Role, Signer};
 use crate::manifest::LogPoint;
 use crate::read::encoded;
 use crate::seal::{BlobKind, ContentKeyId, Opener, Sealer};
@@ -80,7 +82,7 @@ fn folder(group: &GroupName, timeline: TimelineId) -> String {
     format!("logs/{group}/{timeline}/")
 }
 
-fn parse_name(key: &str, written: StoreTime) -> Option<SegmentName> {
+pub(crate) fn parse_name(key: &str, written: StoreTime) -> Option<SegmentName> {
     let name = key.rsplit('/').next()?;
     let (sequence, rest) = name.split_once(".e")?;
     let (epoch, rest) = rest.split_once('.')?;
@@ -118,7 +120,7 @@ pub async fn write(
     let mut body = serde_json::to_vec(header).expect("a segment header is valid JSON");
     body.push(b'\n');
     body.extend_from_slice(&sealer.seal(BlobKind::LogSegment, &segment_id(header), &blob::encode(bytes, 3)));
-    let object = signed::seal(signer, Kind::LogSegment, &store.format.store, &key, &body);
+    let object = signed::seal(signer, Kind::LogSegment, &store.format().store, &key, &body);
     create_or_recognise(&*store.backend, &key, object).await?.ok_or(StoreError::Conflict { key })
 }
 
@@ -167,13 +169,16 @@ async fn chosen(
         up_to.is_none_or(|limit| segment.sequence <= limit).then_some(segment)
     });
     let mut levels = unbroken::by_sequence(named);
+    let format = store.format();
     for candidates in levels.iter_mut().filter(|candidates| candidates.len() > 1) {
         // Names are not signed: whoever may create objects can put one beside the agent's. Only where names compete are
         // their objects read.
         let mut believed = Vec::with_capacity(candidates.len());
+        let mut ended: Vec<(SegmentName, &LogEnd)> = Vec::new();
         for segment in candidates.iter() {
-            match read_header(store, segment).await {
-                Ok(_) => believed.push(segment.clone()),
+            match believe(store, &format, segment).await {
+                Ok((_, _, None)) => believed.push(segment.clone()),
+                Ok((_, _, Some(end))) => ended.push((segment.clone(), end)),
                 Err(StoreError::Damaged(damage)) => {
                     let why = damage.first().map_or_else(String::new, ToString::to_string);
                     tracing::warn!("one of several log segments with this sequence is not believed: {why}");
@@ -181,12 +186,46 @@ async fn chosen(
                 Err(other) => return Err(other),
             }
         }
+        // Whoever has a retired key could still add one beside what it shipped before its end. Its end names the one that
+        // counts; where it names none there was but one, and which one that was cannot be told any more.
+        let several = believed.len() + ended.len() > 1;
+        let chosen = ended.iter().find(|(one, end)| end.chosen.get(&one.sequence) == Some(&one.key));
+        match chosen.or(ended.first().filter(|_| !several)) {
+            Some((one, _)) => believed.push(one.clone()),
+            None if several && believed.is_empty() => {
+                tracing::warn!(
+                    "several log segments of a retired key have one sequence: the log ends before it"
+                );
+                candidates.clear();
+            }
+            None => {}
+        }
         // When none is, all stay: whoever reads one is told what is wrong with it.
         if !believed.is_empty() {
             *candidates = believed;
         }
     }
     Ok(unbroken::longest(&levels))
+}
+
+/// The end of a timeline as a site's agent has shipped it, for when its key is retired. `None`: no segment is believed.
+pub(crate) async fn end_of_site(
+    store: &Store,
+    group: &GroupName,
+    timeline: &TimelineId,
+    site: &SiteName,
+) -> Result<Option<LogEnd>, StoreError> {
+    let run = list_of_site(store, group, timeline, None, site).await?;
+    let Some(last) = run.last() else { return Ok(None) };
+    let listed = store.backend.list(&folder(group, *timeline), None).await?;
+    let epoch = StoreTime(jiff::Timestamp::UNIX_EPOCH);
+    let mut names: std::collections::BTreeMap<u64, u32> = std::collections::BTreeMap::new();
+    for segment in listed.iter().filter_map(|object| parse_name(&object.key, epoch)) {
+        *names.entry(segment.sequence).or_default() += 1;
+    }
+    let competing = run.iter().filter(|segment| names.get(&segment.sequence).is_some_and(|n| *n > 1));
+    let chosen = competing.map(|segment| (segment.sequence, segment.key.clone())).collect();
+    Ok(Some(LogEnd { last: last.sequence, chosen }))
 }
 
 /// `mariadb-bin.000007` is followed by `mariadb-bin.000008`. Of names that carry no number nothing is known.
@@ -203,9 +242,19 @@ fn is_next_file(before: &str, after: &str) -> bool {
 
 /// Reads one segment's header, checked, and its sealed bytes.
 pub async fn read_header(store: &Store, segment: &SegmentName) -> Result<(SegmentHeader, Bytes), StoreError> {
+    let (header, sealed, _) = believe(store, &store.format(), segment).await?;
+    Ok((header, sealed))
+}
+
+/// The same, and where its signer's shipping ended, when its key was retired.
+async fn believe<'f>(
+    store: &Store,
+    format: &'f Format,
+    segment: &SegmentName,
+) -> Result<(SegmentHeader, Bytes, Option<&'f LogEnd>), StoreError> {
     let damaged = |why: String| StoreError::Damaged(vec![Damage::new(&segment.key, why)]);
     let object = store.get(&segment.key).await?;
-    let (body, role) = signed::open(&store.format, Kind::LogSegment, &segment.key, &object.bytes)
+    let (body, role) = signed::open(format, Kind::LogSegment, &segment.key, &object.bytes)
         .map_err(|e| damaged(e.to_string()))?;
     let line = body.iter().position(|b| *b == b'\n').ok_or_else(|| damaged("its header is cut".into()))?;
     let header: SegmentHeader = serde_json::from_slice(&body[..line]).map_err(|e| damaged(e.to_string()))?;
@@ -218,7 +267,17 @@ pub async fn read_header(store: &Store, segment: &SegmentName) -> Result<(Segmen
     if header.version != 1 || header.last < header.first || header.key() != segment.key {
         return Err(damaged("its header does not match its name".into()));
     }
-    Ok((header, body.slice(line + 1..)))
+    let mut end = None;
+    if let Some(retired) = format.retired(&keys::key_id(&role.key)) {
+        end = retired.log(header.group.as_str(), &header.timeline.to_string());
+        if end.is_none_or(|end| header.sequence > end.last) {
+            let (name, number) = (&role.name, retired.said.number);
+            return Err(damaged(format!(
+                "the key of {name} was retired by amendment {number}, and this lies behind its end"
+            )));
+        }
+    }
+    Ok((header, body.slice(line + 1..), end))
 }
 
 /// The content key of the segment under this name. `None`: it is gone, or is none.

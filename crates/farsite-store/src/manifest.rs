@@ -136,7 +136,7 @@ impl Manifest {
     pub async fn write(&self, store: &Store, signer: &Signer) -> Result<Hex<32>, StoreError> {
         let key = Self::key(&self.group, self.point);
         let body = serde_json::to_vec(self).expect("a manifest is valid JSON");
-        let object = signed::seal(signer, Kind::Manifest, &store.format.store, &key, &body);
+        let object = signed::seal(signer, Kind::Manifest, &store.format().store, &key, &body);
         let hash = Hex(*blake3::hash(&object).as_bytes());
         match create_or_recognise(&*store.backend, &key, object).await? {
             Some(_) => Ok(hash),
@@ -155,8 +155,9 @@ impl Manifest {
             Err(error) if error.is_missing() => return Ok(None),
             other => other.map_err(|error| crate::named(key, error))?,
         };
-        let (body, _) = signed::open(&store.format, Kind::Manifest, key, &object.bytes)
-            .map_err(|e| damaged(e.to_string()))?;
+        let format = store.format();
+        let (body, _) =
+            signed::open(&format, Kind::Manifest, key, &object.bytes).map_err(|e| damaged(e.to_string()))?;
         let of: OfRun = serde_json::from_slice(&body).map_err(|e| damaged(e.to_string()))?;
         Ok(Some(of.run))
     }
@@ -176,8 +177,9 @@ impl Manifest {
                 "it is not the manifest that the ledger names: its bytes were changed".into(),
             ));
         }
-        let (body, role) = signed::open(&store.format, Kind::Manifest, &key, &object.bytes)
-            .map_err(|e| damaged(e.to_string()))?;
+        let format = store.format();
+        let (body, role) =
+            signed::open(&format, Kind::Manifest, &key, &object.bytes).map_err(|e| damaged(e.to_string()))?;
         let Version { version } = serde_json::from_slice(&body).map_err(|e| damaged(e.to_string()))?;
         if version != MANIFEST_VERSION {
             return Err(damaged(format!("manifest version {version} is not known; use a newer farsite")));

@@ -254,6 +254,11 @@ impl Trailer {
     }
 }
 
+#[cfg(test)]
+pub(crate) fn trailer_makes_sense(end: &[u8]) -> bool {
+    Trailer::parse(end).is_ok()
+}
+
 /// The index of a whole pack, opened.
 pub fn read_index(id: &PackId, bytes: &[u8], key: &ContentKey) -> Result<PackIndex, String> {
     check_whole(id, bytes)?;
@@ -271,7 +276,7 @@ fn open_index(id: &PackId, version: u32, sealed: &[u8], key: &ContentKey) -> Res
     parse_index(&plain, version).ok_or_else(|| "its index makes no sense".to_owned())
 }
 
-fn parse_index(plain: &[u8], version: u32) -> Option<PackIndex> {
+pub(crate) fn parse_index(plain: &[u8], version: u32) -> Option<PackIndex> {
     if version == FIRST_VERSION {
         let whole = plain.len().is_multiple_of(INDEX_ENTRY_BYTES);
         return whole.then(|| PackIndex { entries: entries(plain), bases: Vec::new() });

@@ -12,9 +12,11 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use tokio::sync::Mutex;
 
+use crate::amendments;
 use crate::backend::create_or_recognise;
 use crate::hex::{Hex, HexBytes};
-use crate::keys::{self, BlockSecret, Role, Signer};
+use crate::keys::{self, BlockSecret, KeyError, Role, Signer};
+use crate::ledger::Refusal;
 use crate::signed::{self, Kind};
 use crate::{Damage, Store, StoreError};
 
@@ -58,7 +60,8 @@ impl ContentKeyObject {
         let name = object_key(&id);
         let damaged = |why: String| StoreError::Damaged(vec![Damage::new(&name, why)]);
         let object = store.get(&name).await?;
-        let (body, role) = signed::open(&store.format, Kind::ContentKey, &name, &object.bytes)
+        let format = store.format();
+        let (body, role) = signed::open(&format, Kind::ContentKey, &name, &object.bytes)
             .map_err(|e| damaged(e.to_string()))?;
         let body: Self = serde_json::from_slice(&body).map_err(|e| damaged(e.to_string()))?;
         if role.role != Role::SourceAgent || role.site.as_ref() != Some(&body.site) || body.id != id {
@@ -133,6 +136,12 @@ impl Sealer {
         run: RunId,
         seals: Seals,
     ) -> Result<Self, StoreError> {
+        // For whom to seal is asked anew for each content key: a recipient may have been removed.
+        store.refresh_keys().await?;
+        let format = store.format();
+        if !format.amended.damage.is_empty() {
+            return Err(Refusal::KeysDamaged(format.amended.damage.clone()).into());
+        }
         let key = Hex::<32>::random();
         let id = ContentKeyId::random();
         let body = ContentKeyObject {
@@ -141,13 +150,13 @@ impl Sealer {
             group: group.clone(),
             run,
             created: Timestamp::now(),
-            recipients: store.format.recipients.clone(),
+            recipients: format.recipients.clone(),
             seals: Some(seals),
-            wrapped: HexBytes(keys::wrap(&key.0, &store.format.recipients)?),
+            wrapped: HexBytes(keys::wrap(&key.0, &format.recipients)?),
         };
         let name = object_key(&id);
         let body = serde_json::to_vec(&body).expect("a content key object is valid JSON");
-        let object = signed::seal(signer, Kind::ContentKey, &store.format.store, &name, &body);
+        let object = signed::seal(signer, Kind::ContentKey, &format.store, &name, &body);
         if create_or_recognise(&*store.backend, &name, object).await?.is_none() {
             return Err(StoreError::Conflict { key: name });
         }
@@ -199,13 +208,31 @@ impl std::fmt::Debug for Opener {
 }
 
 impl Opener {
+    /// The block secret for a recipient that is about to be added.
+    pub fn wrap_block_secret(&self, recipient: &str) -> Result<HexBytes, KeyError> {
+        Ok(HexBytes(keys::wrap(self.secret.secret_bytes(), &[recipient.to_owned()])?))
+    }
+    /// The secret that agents share, for the key file of a new one.
+    pub fn block_secret(&self) -> &BlockSecret {
+        &self.secret
+    }
+    #[cfg(test)]
+    pub(crate) fn identities(&self) -> Vec<age::x25519::Identity> {
+        self.identities.clone()
+    }
     /// The id under which a block with these bytes is known in the store: what a restored copy is compared by.
     pub fn block_id(&self, bytes: &[u8]) -> crate::keys::BlobId {
         self.secret.block_id(bytes)
     }
     /// Fails when none of the identities is among the store's recipients.
     pub fn new(store: &Store, identities: Vec<age::x25519::Identity>) -> Result<Self, StoreError> {
-        let secret = keys::unwrap(&store.format.block_secret.0, &identities)?;
+        let format = store.format();
+        let added =
+            format.amended.block_secrets.iter().find_map(|secret| keys::unwrap(&secret.0, &identities).ok());
+        let secret = match added {
+            Some(secret) => secret,
+            None => keys::unwrap(&format.block_secret.0, &identities)?,
+        };
         let secret: [u8; 32] = secret.try_into().map_err(|_| {
             StoreError::Damaged(vec![Damage::new(
                 crate::format::FORMAT_KEY,
@@ -221,17 +248,37 @@ impl Opener {
         if let Some(key) = keys.get(&id) {
             return Ok(key.clone());
         }
-        let name = object_key(&id);
-        let damaged = |why: String| StoreError::Damaged(vec![Damage::new(&name, why)]);
-        let body = ContentKeyObject::read(store, id).await?;
-        // These identities are among the store's recipients, or there would be no opener: a key that is not wrapped
-        // for them is damage.
-        let plain = keys::unwrap(&body.wrapped.0, &self.identities)
-            .map_err(|_| damaged("it is not wrapped for this store's recipients".into()))?;
-        let plain: [u8; 32] = plain.try_into().map_err(|_| damaged("the key has a wrong length".into()))?;
-        let key = Arc::new(ContentKey { id, cipher: cipher(&plain) });
+        let key = Arc::new(ContentKey { id, cipher: cipher(&self.raw_key(store, id).await?) });
         keys.insert(id, key.clone());
         Ok(key)
+    }
+
+    /// The content key's own bytes: out of its object, or out of a wrap that was made for one of these identities since.
+    pub(crate) async fn raw_key(&self, store: &Store, id: ContentKeyId) -> Result<[u8; 32], StoreError> {
+        let name = object_key(&id);
+        let damaged = |why: &str| StoreError::Damaged(vec![Damage::new(&name, why)]);
+        let sized = |plain: Vec<u8>| plain.try_into().map_err(|_| damaged("the key has a wrong length"));
+        let body = ContentKeyObject::read(store, id).await?;
+        if let Ok(plain) = keys::unwrap(&body.wrapped.0, &self.identities) {
+            return sized(plain);
+        }
+        let mine: Vec<String> = self.identities.iter().map(|i| i.to_public().to_string()).collect();
+        for recipient in &mine {
+            let wraps = amendments::find_wrap(store, recipient, id).await?;
+            if let Some(plain) = wraps.good.iter().find_map(|w| keys::unwrap(w, &self.identities).ok()) {
+                return sized(plain);
+            }
+            if !wraps.damage.is_empty() {
+                return Err(StoreError::Damaged(wraps.damage));
+            }
+        }
+        if mine.iter().any(|recipient| body.recipients.contains(recipient)) {
+            return Err(damaged("it says that it is wrapped for this identity, and is not"));
+        }
+        Err(KeyError::Invalid(format!(
+            "{name} is not wrapped for this identity: it was drawn before the recipient was added, or after it was removed\n  hint: `farsite store keys list` counts what each recipient can open; `farsite store keys rotate`, by somebody who can open it, wraps it for all"
+        ))
+        .into())
     }
 }
 

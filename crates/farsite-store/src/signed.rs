@@ -17,6 +17,8 @@ pub enum Kind {
     LogSegment,
     Ledger,
     Journal,
+    Amendment,
+    Wrap,
 }
 
 impl Kind {
@@ -27,6 +29,8 @@ impl Kind {
             Self::LogSegment => "log-segment",
             Self::Ledger => "ledger",
             Self::Journal => "journal",
+            Self::Amendment => "amendment",
+            Self::Wrap => "wrap",
         }
     }
 }

@@ -166,8 +166,13 @@ async fn replicate_since(
     map
 }
 
+/// `FARSITE_CASES=5000` for a long run; see `cargo xtask fuzz`.
+fn cases() -> u32 {
+    std::env::var("FARSITE_CASES").ok().and_then(|n| n.parse().ok()).unwrap_or(64)
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: cases(), ..ProptestConfig::default() })]
     #[test]
     fn any_writes_through_several_runs_restore_each_point_exactly(
         first in 0u64..160_000,

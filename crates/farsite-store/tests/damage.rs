@@ -112,7 +112,7 @@ fn check(place: &str, what: &str, object: &str, named: &[String]) {
 const KINDS: [&str; 6] = ["format", "keys/", "packs/", "manifests/", "ledger/", "logs/"];
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_flipped_byte_anywhere_in_any_kind_of_object_is_named() {
+async fn heavy_a_flipped_byte_anywhere_in_any_kind_of_object_is_named() {
     for (place, world) in World::everywhere().await {
         filled(&world).await;
         assert!(read_all(&world).await.is_empty());

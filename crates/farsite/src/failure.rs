@@ -92,6 +92,8 @@ impl From<StoreError> for Failure {
                 | Refusal::PromotionOpen { .. }
                 | Refusal::Role { .. }
                 | Refusal::Incomplete { .. }
+                | Refusal::KeysDamaged(_)
+                | Refusal::Unsafe(_)
                 | Refusal::Damaged { .. } => UNSAFE,
             },
             StoreError::Key(_) | StoreError::NotInitialised { .. } | StoreError::UnknownVersion { .. } => {

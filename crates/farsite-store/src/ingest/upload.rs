@@ -133,7 +133,7 @@ async fn upload_pack(
     // Blocks only: a node names the packs of its blocks, and one of those may never have arrived.
     let blocks = pack.index.iter().filter(|entry| entry.is_block());
     let blobs = blocks.zip(depths).map(|(e, depth)| (e.id, e.offset, e.len, depth)).collect();
-    Ok(ShippedPack { store: store.format.store, pack: pack.id, key: pack.key, blobs })
+    Ok(ShippedPack { store: store.format().store, pack: pack.id, key: pack.key, blobs })
 }
 
 pub(super) fn open_resume_log(path: &Path, limit: usize, store: &Hex<16>) -> std::io::Result<(Places, File)> {

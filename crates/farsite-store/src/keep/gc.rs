@@ -2,7 +2,7 @@
 //! live point, pin, hold, patch base or open promotion reaches. Cut off anywhere, it leaves nothing that a reader could
 //! see, and the next one finishes: what is garbage is told by the ledger and by what is listed, not by a memory of its own.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use farsite_model::{GroupName, PointId, RunId};
 use futures::stream::{self, StreamExt};
@@ -408,7 +408,7 @@ impl<'a> Sweep<'a> {
         }
         let (store, owners, needed) = (self.store().clone(), &self.owners, &self.keys);
         let unmarked = listed_keys.into_iter().filter_map(|object| {
-            let key: ContentKeyId = object.key.strip_prefix("keys/")?.parse::<Hex<16>>().ok()?;
+            let key = key_of(&object)?;
             (!needed.contains(&key)).then_some((key, object))
         });
         let owned: Vec<_> = stream::iter(unmarked)
@@ -432,10 +432,18 @@ impl<'a> Sweep<'a> {
         }
         self.logs(listed_logs).await?;
         let garbage = keys.into_iter().filter(|(_, owner)| self.key_is_garbage(owner));
-        let garbage = garbage.map(|(object, owner)| (owner.group, object)).collect();
-        for (group, bytes, gone) in self.remove(garbage).await? {
-            let said = self.said(&group);
-            if gone { said.keys.add(bytes) } else { said.locked.add(bytes) }
+        let garbage: Vec<_> = garbage.map(|(object, owner)| (owner.group, object)).collect();
+        // Wraps before their keys: a wrap without its key could not be told to be garbage. One whose key is missing stays,
+        // it may be what is left of it.
+        let of: HashMap<_, _> = garbage.iter().filter_map(|(g, o)| Some((key_of(o)?, g.clone()))).collect();
+        let wraps = self.store().backend.list("wraps/", None).await?;
+        let group = |object: &Listed| of.get(&crate::amendments::wrap_of(&object.key)?).cloned();
+        let wraps = wraps.into_iter().filter_map(|object| Some((group(&object)?, object))).collect();
+        for garbage in [wraps, garbage] {
+            for (group, bytes, gone) in self.remove(garbage).await? {
+                let said = self.said(&group);
+                if gone { said.keys.add(bytes) } else { said.locked.add(bytes) }
+            }
         }
         Ok(())
     }
@@ -509,6 +517,10 @@ impl<'a> Sweep<'a> {
         }
         failed.map_or(Ok(removed), |error| Err(error.into()))
     }
+}
+
+fn key_of(object: &Listed) -> Option<ContentKeyId> {
+    object.key.strip_prefix("keys/")?.parse::<Hex<16>>().ok()
 }
 
 fn pack_of(key: &str) -> Option<PackId> {

@@ -14,6 +14,7 @@ pub use state::{CommittedPoint, EpochStart, GroupState, PointFlaw};
 pub use statement::{AcceptedLog, Committed, Statement};
 
 use crate::chain::{Chain, Entry, Head};
+use crate::format::Format;
 use crate::keys::{Role, Signer};
 use crate::signed::Kind;
 use crate::{Damage, Store, StoreError};
@@ -45,8 +46,16 @@ pub enum Refusal {
         "what the points {points} of {group} need cannot be told ({damage}); nothing of {group} was removed\n  hint: `farsite store check` names what is damaged; `farsite points expire {group} POINT` lets a point go that cannot be mended"
     )]
     Incomplete { group: GroupName, points: String, damage: String },
+    #[error(
+        "the amendments of the store's keys are damaged ({}): for whom to seal is not known, and nothing was sealed\n  hint: `farsite store keys list` shows what is left; `farsite store keys accept-damage` when it has been said again",
+        list(.0)
+    )]
+    KeysDamaged(Vec<Damage>),
     #[error("point {point} is not in the ledger of {group}")]
     UnknownPoint { group: GroupName, point: PointId },
+    /// What must not be done; the text says why and what to do instead.
+    #[error("{0}")]
+    Unsafe(String),
     #[error("{0}")]
     Other(String),
 }
@@ -78,6 +87,14 @@ pub async fn groups(store: &Store) -> Result<Vec<GroupName>, StoreError> {
         .collect();
     groups.dedup();
     Ok(groups)
+}
+
+/// Why a key may sign nothing now.
+fn unknown_key(format: &Format, signer: &Signer) -> String {
+    match format.retired(&signer.key_id()) {
+        Some(retired) => format!("this key was retired by {}: {}", retired.said.who, retired.said.reason),
+        None => "this key is not listed in the store".into(),
+    }
 }
 
 impl Ledger {
@@ -136,7 +153,8 @@ impl Ledger {
             }
             self.refresh().await?;
             let statement = decide(&self.state)?;
-            let role = self.store().format.key(&signer.key_id()).cloned();
+            let format = self.store().format();
+            let role = format.in_force(&signer.key_id()).cloned();
             // A statement that would have no effect is not written at all.
             match &role {
                 Some(role) => {
@@ -146,11 +164,8 @@ impl Ledger {
                     }
                 }
                 None => {
-                    return Err(Refusal::Role {
-                        what: "an entry",
-                        role: "this key is not in the store's format object".into(),
-                    }
-                    .into());
+                    let role = unknown_key(&format, signer);
+                    return Err(Refusal::Role { what: "an entry", role }.into());
                 }
             }
             if let Some((_, written)) = self.chain.append(self.head, signer, statement).await? {

@@ -1,13 +1,15 @@
 //! The store's ledger of site promotions: a whole site's failover first takes one entry here, which the groups' epochs
 //! name, so that two operators cannot each win half a site.
 
+use std::collections::BTreeMap;
+
 use farsite_model::{GroupName, Level, Mode, PointId, PromotionId, SiteName, StoreTime};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::Refusal;
 use crate::chain::{Chain, Entry, Head, Void};
-use crate::keys::{Role, Signer};
+use crate::keys::{self, KeyId, Role, Signer};
 use crate::signed::Kind;
 use crate::{Damage, Store, StoreError};
 
@@ -34,12 +36,16 @@ pub enum SiteStatement {
     },
     /// `completed`, `rolled-back`, `cancelled` or `accepted`.
     PromotionEnded { promotion: PromotionId, result: String, who: String },
+    /// Behind this entry the key says nothing here; an amendment of the store's keys ends it everywhere.
+    SignerRetired { key: KeyId, who: String, reason: String },
 }
 
 /// The newest promotion of a site.
 #[derive(Debug, Clone, PartialEq)]
 pub struct SiteState {
     pub promotions: Vec<SitePromotion>,
+    /// Keys that say nothing more here, and the number of the entry from which on.
+    pub retired: BTreeMap<KeyId, u64>,
     /// Entries whose bytes are not what was written.
     pub damage: Vec<Damage>,
     /// The newest entries are damaged: one of them may have begun a promotion.
@@ -48,6 +54,7 @@ pub struct SiteState {
 
 #[derive(Debug, Clone, PartialEq)]
 pub struct SitePromotion {
+    promotion: PromotionId,
     pub begun: SiteStatement,
     pub at: StoreTime,
     pub ended: Option<(String, StoreTime)>,
@@ -55,10 +62,7 @@ pub struct SitePromotion {
 
 impl SitePromotion {
     pub fn id(&self) -> PromotionId {
-        match &self.begun {
-            SiteStatement::PromotionBegun { promotion, .. }
-            | SiteStatement::PromotionEnded { promotion, .. } => *promotion,
-        }
+        self.promotion
     }
 }
 
@@ -80,18 +84,19 @@ impl SiteState {
                 self.open_in_doubt = true;
                 return;
             }
-            Err(Void::Misplaced(_)) => return,
+            Err(Void::Misplaced(_) | Void::Retired(_)) => return,
         };
-        if by.role != Role::Operator {
+        if by.role != Role::Operator || self.retired.contains_key(&keys::key_id(&by.key)) {
             return;
         }
         // An operator who wrote behind the damage knew what it says, or decided.
         self.open_in_doubt = false;
         match &envelope.says {
-            SiteStatement::PromotionBegun { .. } => {
+            SiteStatement::PromotionBegun { promotion, .. } => {
                 // A second one while one is open lost the race.
                 if self.open_promotion().is_none() {
                     self.promotions.push(SitePromotion {
+                        promotion: *promotion,
                         begun: envelope.says.clone(),
                         at: entry.written,
                         ended: None,
@@ -104,6 +109,9 @@ impl SiteState {
                 {
                     open.ended = Some((result.clone(), entry.written));
                 }
+            }
+            SiteStatement::SignerRetired { key, .. } => {
+                self.retired.entry(*key).or_insert(entry.number);
             }
         }
     }
@@ -123,7 +131,12 @@ impl SiteLedger {
             chain: Chain::new(store, format!("sites/{site}"), Kind::Ledger),
             site: site.clone(),
             head: Head::START,
-            state: SiteState { promotions: Vec::new(), damage: Vec::new(), open_in_doubt: false },
+            state: SiteState {
+                promotions: Vec::new(),
+                retired: BTreeMap::new(),
+                damage: Vec::new(),
+                open_in_doubt: false,
+            },
         };
         ledger.refresh().await?;
         Ok(ledger)
@@ -131,6 +144,10 @@ impl SiteLedger {
 
     pub fn state(&self) -> &SiteState {
         &self.state
+    }
+
+    pub fn head(&self) -> Head {
+        self.head
     }
 
     pub async fn refresh(&mut self) -> Result<(), StoreError> {
@@ -210,19 +227,41 @@ impl SiteLedger {
         }
     }
 
+    /// Ends a key here. Returns the number of the entry, whoever wrote it.
+    pub(crate) async fn retire(
+        &mut self,
+        signer: &Signer,
+        key: KeyId,
+        who: &str,
+        reason: &str,
+    ) -> Result<u64, StoreError> {
+        self.require_operator(signer)?;
+        loop {
+            self.refresh().await?;
+            if let Some(number) = self.state.retired.get(&key) {
+                return Ok(*number);
+            }
+            let says = SiteStatement::SignerRetired { key, who: who.to_owned(), reason: reason.to_owned() };
+            let number = self.head.next;
+            if self.chain.append(self.head, signer, says).await?.is_some() {
+                return Ok(number);
+            }
+        }
+    }
+
     fn require_operator(&self, signer: &Signer) -> Result<(), StoreError> {
-        match self.chain.store().format.key(&signer.key_id()) {
+        let format = self.chain.store().format();
+        match format.in_force(&signer.key_id()) {
             Some(role) if role.role == Role::Operator => Ok(()),
             Some(role) => Err(Refusal::Role {
                 what: "site promotion",
                 role: format!("{}; needs an operator", role.role),
             }
             .into()),
-            None => Err(Refusal::Role {
-                what: "site promotion",
-                role: "this key is not in the store's format object".into(),
+            None => {
+                let role = super::unknown_key(&format, signer);
+                Err(Refusal::Role { what: "site promotion", role }.into())
             }
-            .into()),
         }
     }
 }

@@ -9,7 +9,7 @@ use jiff::SignedDuration;
 use super::{AcceptedLog, Committed, Refusal, Statement};
 use crate::Damage;
 use crate::chain::{Entry, Void};
-use crate::keys::{KeyRole, Role};
+use crate::keys::{self, KeyId, KeyRole, Role};
 use crate::pack::PackId;
 
 /// A recovery point.
@@ -118,6 +118,8 @@ pub struct GroupState {
     collected: bool,
     /// Packs that compaction has emptied, and where their blobs are now.
     pub remapped: BTreeMap<PackId, Vec<PackId>>,
+    /// Keys that say nothing more here, and the number of the entry from which on.
+    pub retired: BTreeMap<KeyId, u64>,
     /// Entries without effect: number and why.
     pub void: Vec<(u64, String)>,
     /// Entries whose bytes are not what was written.
@@ -139,6 +141,7 @@ impl GroupState {
             voided_pins: BTreeSet::new(),
             collected: false,
             remapped: BTreeMap::new(),
+            retired: BTreeMap::new(),
             void: Vec::new(),
             damage: Vec::new(),
             newest: None,
@@ -180,6 +183,10 @@ impl GroupState {
             what: statement.name(),
             role: format!("{} {}; needs {needed}", by.role, by.name),
         };
+        if let Some(number) = self.retired.get(&keys::key_id(&by.key)) {
+            let role = format!("{} {}, whose key was retired by entry {number}", by.role, by.name);
+            return Err(Refusal::Role { what: statement.name(), role });
+        }
         match statement {
             Statement::GroupFounded { group, primary } => {
                 if *group != self.group || !self.epochs.is_empty() {
@@ -293,12 +300,8 @@ impl GroupState {
                 }
                 Ok(())
             }
-            Statement::AuthorityMoved { .. } => {
-                if by.role == Role::Operator {
-                    Ok(())
-                } else {
-                    Err(role("an operator"))
-                }
+            Statement::SignerRetired { .. } | Statement::AuthorityMoved { .. } => {
+                if by.role == Role::Operator { Ok(()) } else { Err(role("an operator")) }
             }
         }
     }
@@ -472,6 +475,9 @@ impl GroupState {
                 for pack in from {
                     self.remapped.insert(pack, to.clone());
                 }
+            }
+            Statement::SignerRetired { key, .. } => {
+                self.retired.entry(key).or_insert(entry.number);
             }
             // Which store leads is a question for readers, not for this state.
             Statement::AuthorityMoved { .. } => {}

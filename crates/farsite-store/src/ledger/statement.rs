@@ -7,6 +7,7 @@ use farsite_model::{Consistency, Epoch, GroupName, ItemKind, PointId, PromotionI
 use serde::{Deserialize, Serialize};
 
 use crate::hex::Hex;
+use crate::keys::KeyId;
 use crate::logs::TimelineId;
 use crate::pack::PackId;
 
@@ -93,6 +94,12 @@ pub enum Statement {
         from: Vec<PackId>,
         to: Vec<PackId>,
     },
+    /// Behind this entry the key says nothing in this ledger; an amendment of the store's keys ends it everywhere.
+    SignerRetired {
+        key: KeyId,
+        who: String,
+        reason: String,
+    },
     /// The group's authority ledger is now in another store, named by the fingerprint of its format object.
     AuthorityMoved {
         store: Hex<16>,
@@ -147,6 +154,7 @@ impl Statement {
             Self::Release { .. } => "release",
             Self::GcBegun { .. } => "gc begun",
             Self::PointRemapped { .. } => "point remapped",
+            Self::SignerRetired { .. } => "signer retired",
             Self::AuthorityMoved { .. } => "authority moved",
         }
     }

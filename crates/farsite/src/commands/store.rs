@@ -1,7 +1,8 @@
-//! `farsite store check|gc|stats`: whether the store can be trusted, what is in it, and what goes.
+//! `farsite store check|gc|keys|stats`: whether the store can be trusted, what is in it, what goes, and who can open it.
 
 mod check;
 mod gc;
+mod keys;
 mod stats;
 
 use crate::commands::Ended;
@@ -13,6 +14,9 @@ pub enum Action {
     Check(check::Args),
     /// Release the points that the policies' retention lets go, and remove what no point needs any more.
     Gc(gc::Args),
+    /// Who can open the store and who may sign in it; add, remove, retire, wrap again.
+    #[command(subcommand)]
+    Keys(keys::Action),
     /// Points, packs and bytes of each group; how much of it is garbage.
     Stats(stats::Args),
 }
@@ -21,6 +25,7 @@ pub async fn run(action: Action, context: &Context) -> Ended {
     match action {
         Action::Check(args) => check::run(args, context).await,
         Action::Gc(args) => gc::run(args, context).await,
+        Action::Keys(action) => keys::run(action, context).await,
         Action::Stats(args) => stats::run(args, context).await,
     }
 }

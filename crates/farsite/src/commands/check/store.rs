@@ -35,7 +35,7 @@ async fn all(config: &Config, site: &SiteName, area: &str, lines: &mut Lines) {
         Ok(store) => store,
         Err(error) => return lines.wrong(area, "reaching", error.to_string()),
     };
-    let format = &store.format;
+    let format = &store.format();
     lines.ok(
         area,
         "reaching",
@@ -57,7 +57,7 @@ fn settings(config: &Config, site: &SiteName, store: &Store, area: &str, lines: 
         );
         lines.warn(area, "id", says);
     }
-    let theirs = &store.format.recipients;
+    let theirs = &store.format().recipients;
     for unknown in configured.recipients.iter().filter(|one| !theirs.contains(one)) {
         lines.wrong(
             area,
@@ -125,12 +125,12 @@ fn keys(config: &Config, store: &Store, area: &str, lines: &mut Lines) {
                 continue;
             }
         };
-        match store.format.key(&signer.key_id()) {
+        match store.format().in_force(&signer.key_id()) {
             None => lines.wrong(
                 area,
                 &subject,
                 format!(
-                    "key {} is not in this store's format object: nothing that it signs counts",
+                    "key {} is not listed in this store, or was retired: nothing that it signs counts",
                     signer.key_id()
                 ),
             ),

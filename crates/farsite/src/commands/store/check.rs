@@ -86,7 +86,7 @@ pub async fn run(args: Args, context: &Context) -> Ended {
     let mut report = Report {
         store: store.backend.describe(),
         id: store.id,
-        version: store.format.version,
+        version: store.format().version,
         groups: groups.len(),
         damaged_entries: damage.len(),
         race_rounds: args.rounds,
