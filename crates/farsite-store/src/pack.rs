@@ -137,6 +137,13 @@ impl PackBuilder {
     pub fn is_empty(&self) -> bool {
         self.index.is_empty()
     }
+    pub(crate) fn id(&self) -> PackId {
+        self.id
+    }
+    /// Blobs so far: the line of the index that the next one takes.
+    pub(crate) fn blobs(&self) -> u32 {
+        self.index.len() as u32
+    }
 
     /// Adds a blob; `base` says what it stands on when it is a patch. A base that is not named here would be collected
     /// under the patch.

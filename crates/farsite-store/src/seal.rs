@@ -32,6 +32,8 @@ pub enum BlobKind {
     Node = 2,
     PackIndex = 3,
     LogSegment = 4,
+    /// Where the blobs of a pack lay before compaction moved them there: see [`crate::moves`].
+    Moves = 6,
 }
 
 /// Body of a content key object.
@@ -51,7 +53,7 @@ pub struct ContentKeyObject {
 }
 
 impl ContentKeyObject {
-    /// Reads a content key's object: signed by an agent that may speak for its site. Needs no identity.
+    /// Reads a content key's object: signed by an agent that may seal this for its site. Needs no identity.
     pub async fn read(store: &Store, id: ContentKeyId) -> Result<Self, StoreError> {
         let name = object_key(&id);
         let damaged = |why: String| StoreError::Damaged(vec![Damage::new(&name, why)]);
@@ -59,7 +61,15 @@ impl ContentKeyObject {
         let (body, role) = signed::open(&store.format, Kind::ContentKey, &name, &object.bytes)
             .map_err(|e| damaged(e.to_string()))?;
         let body: Self = serde_json::from_slice(&body).map_err(|e| damaged(e.to_string()))?;
-        if role.role != Role::SourceAgent || role.site.as_ref() != Some(&body.site) || body.id != id {
+        // What compaction moves is sealed anew where the identity lives; all else is sealed at the source.
+        let of_site = role.site.as_ref() == Some(&body.site);
+        let may = match (body.seals, role.role) {
+            (Some(Seals::Moved), Role::Operator) => true,
+            (Some(Seals::Moved), Role::StandbyAgent) => of_site,
+            (Some(Seals::Moved), Role::SourceAgent) | (_, Role::StandbyAgent | Role::Operator) => false,
+            (_, Role::SourceAgent) => of_site,
+        };
+        if !may || body.id != id {
             return Err(damaged("it is signed by a key that may not speak for its site".into()));
         }
         Ok(body)
@@ -74,6 +84,8 @@ pub enum Seals {
     Packs,
     /// Segments of this timeline, for as long as it is shipped: long after its run has ended.
     Log(crate::logs::TimelineId),
+    /// Packs that a compaction wrote; signed by a standby agent of the site, or by an operator.
+    Moved,
 }
 
 /// The key of a content key's object.

@@ -222,6 +222,13 @@ async fn whole_pack(reader: &Reader, id: PackId) -> Result<PackRead, StoreError>
         }
         Err(other) => return Err(other),
     };
+    if index.entries.iter().any(|entry| entry.kind == BlobKind::Moves as u8) {
+        match reader.moved_index(id).await {
+            Ok(_) => {}
+            Err(StoreError::Damaged(found)) => read.damage.extend(found.into_iter().map(|d| (d, None))),
+            Err(other) => return Err(other),
+        }
+    }
     let mut hit = Vec::new();
     for kind in [BlobKind::Block, BlobKind::Node] {
         let of_kind = index.entries.iter().filter(|entry| entry.kind == kind as u8);

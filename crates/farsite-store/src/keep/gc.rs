@@ -33,6 +33,8 @@ pub struct GcOptions {
     pub mark: MarkOptions,
     /// A run whose pin is older has been given up, and cannot commit any more. Longer than the longest first copy.
     pub give_up_after: SignedDuration,
+    /// The same of a compaction: one round of it, which reads and writes some hundred MiB.
+    pub give_up_compaction_after: SignedDuration,
 }
 
 impl Default for GcOptions {
@@ -41,6 +43,7 @@ impl Default for GcOptions {
             dry_run: false,
             mark: MarkOptions::default(),
             give_up_after: SignedDuration::from_hours(24 * 30),
+            give_up_compaction_after: SignedDuration::from_hours(6),
         }
     }
 }
@@ -185,7 +188,11 @@ async fn release(
     ledger.refresh().await?;
     ledger.state().refuse_damage()?;
     let decide = |state: &GroupState| {
-        (state.would_expire(&retention(state)), state.abandoned(now, options.give_up_after))
+        let mut runs = state.abandoned(now, options.give_up_after);
+        runs.extend(state.abandoned_compactions(now, options.give_up_compaction_after));
+        runs.sort_unstable();
+        runs.dedup();
+        (state.would_expire(&retention(state)), runs)
     };
     let (released, runs) = decide(ledger.state());
     let needed = !released.is_empty() || !runs.is_empty() || !ledger.state().has_been_collected();
@@ -444,7 +451,7 @@ impl<'a> Sweep<'a> {
     fn key_is_garbage(&self, owner: &Owner) -> bool {
         let timelines = self.timelines.get(&owner.group);
         let lives = match owner.seals {
-            Some(Seals::Packs) => false,
+            Some(Seals::Packs | Seals::Moved) => false,
             Some(Seals::Log(timeline)) => timelines.is_some_and(|all| all.contains(&timeline)),
             None => timelines.is_some_and(|all| !all.is_empty()),
         };

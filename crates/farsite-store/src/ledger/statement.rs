@@ -92,6 +92,12 @@ pub enum Statement {
         points: Vec<PointId>,
         from: Vec<PackId>,
         to: Vec<PackId>,
+        /// For each of `from` which of `to` (by number) hold what lay in it, so that a reader opens few. Empty: any.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        into: Vec<Vec<u32>>,
+        /// Those of `from` that stay, because something in them could not be moved.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        kept: Vec<PackId>,
     },
     /// The group's authority ledger is now in another store, named by the fingerprint of its format object.
     AuthorityMoved {

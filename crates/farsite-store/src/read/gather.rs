@@ -14,6 +14,7 @@ use futures::stream::{FuturesUnordered, StreamExt};
 
 use super::damage;
 use super::encoded::{self, Encoded};
+use super::moved::{Whence, whence};
 use super::ranges::{self, Request};
 use super::{ReadStats, Reader};
 use crate::backend::BackendError;
@@ -48,7 +49,11 @@ struct Opened {
 
 /// All that a batch has gathered.
 pub(super) struct Batch {
-    kind: BlobKind,
+    pub(super) kind: BlobKind,
+    /// Where blobs are read that are not read where they are named.
+    pub(super) moved: HashMap<Whence, BlobRef>,
+    /// What was wrong where a blob was moved to, of blobs that are then looked for where they were before.
+    at_home: HashMap<Whence, Damage>,
     slabs: Vec<Slab>,
     opened: HashMap<Place, Opened>,
     failed: HashMap<Place, Damage>,
@@ -77,44 +82,53 @@ impl Reader {
         stats: &ReadStats,
         work: impl FnOnce(&Batch) -> T + Send + 'static,
     ) -> Result<T, StoreError> {
-        let at_hand = at_hand.map(|(pack, bytes)| Slab { pack, start: 0, bytes: Vec::from(bytes) });
-        let mut batch = Batch {
-            kind,
-            slabs: Vec::from_iter(at_hand),
-            opened: HashMap::new(),
-            failed: HashMap::new(),
-            keys: HashMap::new(),
-        };
+        let mut batch = Batch::of(kind);
+        batch.slabs.extend(at_hand.map(|(pack, bytes)| Slab { pack, start: 0, bytes: Vec::from(bytes) }));
         let mut wave = wanted;
         let mut work = Some(work);
         // One wave for the blobs themselves, one for each depth of patches.
         for depth in 0..=MAX_PATCH_DEPTH {
-            self.fetch(&mut batch, &wave, stats).await?;
+            let named = std::mem::take(&mut wave);
+            let mut opening = self.follow(&mut batch, named.clone()).await?;
+            self.fetch(&mut batch, &opening, stats).await?;
             let last = depth == MAX_PATCH_DEPTH;
-            let opening = std::mem::take(&mut wave);
-            let this_work = work.take();
-            let (same, next, unused, done) = tokio::task::spawn_blocking(move || {
-                let next = batch.open(opening);
-                // The last wave's bases are beyond every chain: `raw` says so of the blobs that need them.
-                if next.is_empty() || last {
-                    let done = this_work.map(|work| work(&batch));
-                    (batch, next, None, done)
-                } else {
-                    (batch, next, this_work, None)
+            let (mut next, mut named) = (Vec::new(), Some(named));
+            loop {
+                let this_work = work.take();
+                let opened = tokio::task::spawn_blocking(move || {
+                    next.extend(batch.open(opening));
+                    // What could not be had is looked for elsewhere, once.
+                    let broken = named.filter(|named| named.iter().any(|blob| batch.has_failed(blob)));
+                    // The last wave's bases are beyond every chain: `raw` says so of the blobs that need them.
+                    if broken.is_none() && (next.is_empty() || last) {
+                        let done = this_work.map(|work| work(&batch));
+                        (batch, next, None, None, done)
+                    } else {
+                        (batch, next, this_work, broken, None)
+                    }
+                });
+                let (same, bases, unused, broken, done) = opened.await.map_err(|_| StoreError::Cancelled)?;
+                if let Some(done) = done {
+                    return Ok(done);
                 }
-            })
-            .await
-            .map_err(|_| StoreError::Cancelled)?;
-            if let Some(done) = done {
-                return Ok(done);
+                (batch, next, work) = (same, bases, unused);
+                let Some(broken) = broken else { break };
+                opening = self.other_places(&mut batch, &broken).await?;
+                self.fetch(&mut batch, &opening, stats).await?;
+                named = None;
             }
-            (batch, wave, work) = (same, next, unused);
+            wave = next;
         }
         Err(StoreError::Cancelled)
     }
 
     /// Brings what is not there yet: bytes and content keys.
-    async fn fetch(&self, batch: &mut Batch, blobs: &[BlobRef], stats: &ReadStats) -> Result<(), StoreError> {
+    pub(super) async fn fetch(
+        &self,
+        batch: &mut Batch,
+        blobs: &[BlobRef],
+        stats: &ReadStats,
+    ) -> Result<(), StoreError> {
         let mut seen = HashSet::new();
         let mut missing = Vec::new();
         for blob in blobs {
@@ -187,6 +201,18 @@ impl Reader {
 }
 
 impl Batch {
+    pub(super) fn of(kind: BlobKind) -> Self {
+        Self {
+            kind,
+            moved: HashMap::new(),
+            at_home: HashMap::new(),
+            slabs: Vec::new(),
+            opened: HashMap::new(),
+            failed: HashMap::new(),
+            keys: HashMap::new(),
+        }
+    }
+
     fn add(&mut self, pack: PackId, start: u64, bytes: Bytes) {
         // No copy where these bytes are nobody else's.
         self.slabs.push(Slab { pack, start, bytes: Vec::from(bytes) });
@@ -205,6 +231,26 @@ impl Batch {
         }
     }
 
+    /// The place that is read for a blob.
+    pub(super) fn now(&self, blob: &BlobRef) -> BlobRef {
+        self.moved.get(&whence(blob)).copied().unwrap_or(*blob)
+    }
+
+    pub(super) fn has_failed(&self, blob: &BlobRef) -> bool {
+        self.failed.contains_key(&place(&self.now(blob)))
+    }
+
+    /// A blob that could not be had is looked for in another place.
+    pub(super) fn try_instead(&mut self, blob: &BlobRef, other: BlobRef) {
+        let now = self.now(blob);
+        if now != *blob
+            && let Some(damage) = self.failed.get(&place(&now))
+        {
+            self.at_home.insert(whence(blob), damage.clone());
+        }
+        self.moved.insert(whence(blob), other);
+    }
+
     fn is_known(&self, blob: &BlobRef) -> bool {
         self.opened.contains_key(&place(blob)) || self.failed.contains_key(&place(blob))
     }
@@ -219,7 +265,7 @@ impl Batch {
     }
 
     /// Opens blobs in place. Returns the bases that they need and that are not open yet.
-    fn open(&mut self, blobs: Vec<BlobRef>) -> Vec<BlobRef> {
+    pub(super) fn open(&mut self, blobs: Vec<BlobRef>) -> Vec<BlobRef> {
         let mut bases = Vec::new();
         for blob in blobs {
             if self.is_known(&blob) {
@@ -259,9 +305,10 @@ impl Batch {
         }
     }
 
-    fn plain(&self, blob: &BlobRef) -> Result<&[u8], Damage> {
+    /// What stands inside the seal at this very place.
+    pub(super) fn plain(&self, blob: &BlobRef) -> Result<&[u8], Damage> {
         if let Some(damage) = self.failed.get(&place(blob)) {
-            return Err(damage.clone());
+            return Err(self.at_home.get(&whence(blob)).unwrap_or(damage).clone());
         }
         match self.opened.get(&place(blob)) {
             // The same place under another id: opened as that one, which this is not.
@@ -279,7 +326,7 @@ impl Batch {
         let nonsense = |blob: &BlobRef| damage::of(blob, format!("{} opens, but makes no sense", at(blob)));
         // From the blob down to what stands by itself.
         let mut patches: Vec<(BlobRef, usize, &[u8])> = Vec::new();
-        let mut below = *blob;
+        let mut below = self.now(blob);
         let mut depth_left = MAX_PATCH_DEPTH;
         let whole = loop {
             match Encoded::parse(self.plain(&below)?).ok_or_else(|| nonsense(&below))? {
@@ -290,7 +337,7 @@ impl Batch {
                     }
                     depth_left = depth - 1;
                     patches.push((below, raw_len, payload));
-                    below = base;
+                    below = self.now(&base);
                 }
                 whole => break whole,
             }

@@ -72,6 +72,7 @@ pub async fn run(args: Args, context: &Context) -> Ended {
         dry_run: args.dry_run,
         mark: MarkOptions::within(args.memory.0 as usize),
         give_up_after: args.give_up_after.to_signed(),
+        ..GcOptions::default()
     };
     let retention = |state: &GroupState| -> Vec<PointId> {
         let Some(policy) = policies.get(&state.group) else { return Vec::new() };
