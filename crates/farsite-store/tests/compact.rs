@@ -7,8 +7,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use common::faulty::Fate;
 use common::keeping::{
-    at_most, checked, count, every_live_point_is_whole, found, founded_world, gc, id_of, live, map_of, replicate,
-    restored, squeeze, stored_bytes, version,
+    at_most, checked, count, every_live_point_is_whole, found, founded_world, gc, id_of, live, map_of,
+    replicate, restored, squeeze, stored_bytes, version,
 };
 use common::{World, group, site};
 use farsite_store::StoreError;
@@ -19,7 +19,7 @@ use farsite_store::read::LazyItem;
 use farsite_store::seal::{ContentKeyObject, Sealer, Seals};
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_live_moves_and_everything_that_reads_finds_it() {
+async fn heavy_what_is_live_moves_and_everything_that_reads_finds_it() {
     for (place, world) in World::everywhere().await {
         found(&world).await;
         for id in 1..=6 {
@@ -60,13 +60,14 @@ async fn what_is_live_moves_and_everything_that_reads_finds_it() {
             every_live_point_is_whole(&world).await;
         }
         // What was moved is moved again, and again.
-        for id in 10..=13 {
+        for id in 10..=if place == "s3" { 10 } else { 13 } {
             gc(&world, &world.store, 2, &GcOptions::default()).await.unwrap();
             let again = squeeze(&world, &world.store, &at_most(95)).await.unwrap();
             assert!(of(&again).refused.is_none(), "{place}: {again:?}");
             gc(&world, &world.store, 2, &GcOptions::default()).await.unwrap();
             every_live_point_is_whole(&world).await;
-            assert!(checked(&world, Depth::Full).await.is_ok(), "{place}");
+            let found = checked(&world, Depth::Full).await;
+            assert!(found.is_ok(), "{place}: {found:?}");
             replicate(&world, &world.store, id).await.unwrap();
         }
         every_live_point_is_whole(&world).await;
@@ -74,16 +75,14 @@ async fn what_is_live_moves_and_everything_that_reads_finds_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_compaction_that_is_cut_off_anywhere_harms_nothing_and_collection_removes_what_it_left() {
+async fn heavy_a_compaction_that_is_cut_off_anywhere_harms_nothing_and_collection_removes_what_it_left() {
     let world = founded_world().await;
     for id in 1..=5 {
         replicate(&world, &world.store, id).await.unwrap();
     }
     gc(&world, &world.store, 2, &GcOptions::default()).await.unwrap();
-    let impatient = GcOptions {
-        give_up_compaction_after: jiff::SignedDuration::ZERO,
-        ..GcOptions::default()
-    };
+    let impatient =
+        GcOptions { give_up_compaction_after: jiff::SignedDuration::ZERO, ..GcOptions::default() };
     let (mut cut, mut finished) = (1, false);
     while !finished {
         let writes = Arc::new(AtomicU64::new(0));
@@ -99,9 +98,9 @@ async fn a_compaction_that_is_cut_off_anywhere_harms_nothing_and_collection_remo
                 _ => Fate::Unreachable,
             }
         }));
-        finished = squeeze(&world, &store, &at_most(90)).await.is_ok_and(|done| {
-            done.groups[&group()].refused.is_none() && writes.load(Ordering::SeqCst) < cut
-        });
+        finished = squeeze(&world, &store, &at_most(90))
+            .await
+            .is_ok_and(|done| done.groups[&group()].refused.is_none() && writes.load(Ordering::SeqCst) < cut);
         every_live_point_is_whole(&world).await;
         tokio::time::sleep(std::time::Duration::from_millis(25)).await;
         gc(&world, &world.store, 2, &impatient).await.unwrap();
@@ -299,11 +298,14 @@ async fn what_is_live_is_found_with_hardly_any_memory_as_well() {
     }
     gc(&world, &world.store, 2, &GcOptions::default()).await.unwrap();
     let plenty = CompactOptions { dry_run: true, ..at_most(90) };
-    let tight = MarkOptions { memory_bytes: 0, entries_for_tests: Some(12) };
+    let tight = MarkOptions { memory_bytes: 0, entries_for_tests: Some(60) };
     let little = CompactOptions { mark: tight, ..plenty };
-    let (plenty, little) =
-        (squeeze(&world, &world.store, &plenty).await.unwrap(), squeeze(&world, &world.store, &little).await.unwrap());
+    let (plenty, little) = (
+        squeeze(&world, &world.store, &plenty).await.unwrap(),
+        squeeze(&world, &world.store, &little).await.unwrap(),
+    );
     let of = |done: &Compacted| done.groups[&group()].clone();
+    assert!(of(&little).refused.is_none(), "{little:?}");
     assert_eq!(of(&plenty).live_packs, of(&little).live_packs);
     // What cannot be told to be dead counts as live: less is moved, never too much.
     assert!(of(&little).emptied.objects <= of(&plenty).emptied.objects, "{little:?}");

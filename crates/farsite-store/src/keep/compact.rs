@@ -188,9 +188,7 @@ impl Who<'_> {
     /// From the first `gc-begun` on, no run without a pin can commit: what none that is pinned needs is needed by nobody.
     async fn ensure_pins_count(&self, ledger: &mut Ledger) -> Result<(), StoreError> {
         if !ledger.state().has_been_collected() {
-            ledger
-                .append(self.signer, |_| Ok(Statement::GcBegun { released: vec![], runs: vec![] }))
-                .await?;
+            ledger.append(self.signer, |_| Ok(Statement::GcBegun { released: vec![], runs: vec![] })).await?;
         }
         Ok(())
     }

@@ -104,7 +104,9 @@ impl Lives {
             patches: HashMap::new(),
             count: 0,
             patch_count: 0,
-            limit_bytes: options.entries_for_tests.map_or(options.memory_bytes.max(1 << 20), |n| n * 2 * PLACE_BYTES),
+            limit_bytes: options
+                .entries_for_tests
+                .map_or(options.memory_bytes.max(1 << 20), |n| n * 2 * PLACE_BYTES),
             damage: Vec::new(),
         };
         let mut visited = HashSet::new();
@@ -267,10 +269,14 @@ impl Lives {
                 let mut patches = Vec::new();
                 let mut bases = Vec::new();
                 for (blob, base) in reader.bases_of(kind, some.to_vec()).await? {
-                    // One that does not open stands on nothing that could be read.
-                    if let Ok(Some(base)) = base {
-                        patches.push(spot(blob.at.offset, &blob.id));
-                        bases.push(base);
+                    match base {
+                        Ok(Some(base)) => {
+                            patches.push(spot(blob.at.offset, &blob.id));
+                            bases.push(base);
+                        }
+                        Ok(None) => {}
+                        // What it stands on cannot be told, and might be had again with it.
+                        Err(damage) => self.damage.push((PointId::from_random(0), damage)),
                     }
                 }
                 let bases = reader.now_at(kind, &bases).await?;
@@ -311,6 +317,11 @@ impl Lives {
                 self.insert(pack, at);
             }
         }
+    }
+
+    /// Whether anything live lies there.
+    pub(super) fn holds(&self, pack: PackId, offset: u32) -> bool {
+        self.spots.get(&pack).is_some_and(|spots| spots.iter().any(|(at, _)| *at == offset))
     }
 
     /// The live packs of the range, each with its index, in order of age.

@@ -316,7 +316,8 @@ impl<'a> Marker<'a> {
                 self.live.keys.insert(key);
                 for base in index.bases {
                     // Bit d - 1 is a patch of depth d; only those of depth `pending.depth` and less are needed.
-                    let needed = base.depths & u8::MAX.checked_shr(8 - u32::from(pending.depth.min(8))).unwrap_or(0);
+                    let needed =
+                        base.depths & u8::MAX.checked_shr(8 - u32::from(pending.depth.min(8))).unwrap_or(0);
                     if needed != 0 {
                         let deepest = 8 - needed.leading_zeros() as u8;
                         self.pack(base.pack, Some(base.key), deepest - 1);

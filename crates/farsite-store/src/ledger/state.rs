@@ -306,7 +306,9 @@ impl GroupState {
                             !these.is_empty() && these.iter().all(|number| (*number as usize) < to.len())
                         });
                 if !fits {
-                    return Err(Refusal::Other("it does not say where the blobs of every pack are now".into()));
+                    return Err(Refusal::Other(
+                        "it does not say where the blobs of every pack are now".into(),
+                    ));
                 }
                 Ok(())
             }

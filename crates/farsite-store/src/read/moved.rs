@@ -74,7 +74,8 @@ impl Cache {
     /// What was not used for longest makes room, half of all at once.
     fn put(&mut self, pack: PackId, index: &Arc<MovedIndex>) {
         if self.bytes + index.bytes() > CACHE_BYTES {
-            let mut used: Vec<(u64, PackId)> = self.entries.iter().map(|(id, (_, used))| (*used, *id)).collect();
+            let mut used: Vec<(u64, PackId)> =
+                self.entries.iter().map(|(id, (_, used))| (*used, *id)).collect();
             used.sort_unstable();
             for (_, pack) in used {
                 if self.bytes + index.bytes() <= CACHE_BYTES / 2 {
@@ -160,7 +161,10 @@ impl Reader {
                 }
                 Err(StoreError::Damaged(found)) => {
                     for damage in found {
-                        tracing::warn!("looking for what lay in {}: {damage}", pack::object_key(&blob.at.pack));
+                        tracing::warn!(
+                            "looking for what lay in {}: {damage}",
+                            pack::object_key(&blob.at.pack)
+                        );
                     }
                 }
                 Err(other) => return Err(other),
@@ -208,8 +212,11 @@ impl Reader {
         blobs: &[BlobRef],
     ) -> Result<Vec<BlobRef>, StoreError> {
         let failed: Vec<BlobRef> = blobs.iter().filter(|blob| batch.has_failed(blob)).copied().collect();
-        let strange: HashSet<PackId> =
-            failed.iter().map(|blob| blob.at.pack).filter(|pack| self.moves.homes(*pack).is_empty()).collect();
+        let strange: HashSet<PackId> = failed
+            .iter()
+            .map(|blob| blob.at.pack)
+            .filter(|pack| self.moves.homes(*pack).is_empty())
+            .collect();
         for pack in strange {
             if let Some(blob) = failed.iter().find(|blob| blob.at.pack == pack) {
                 self.ask_ledgers(blob).await?;

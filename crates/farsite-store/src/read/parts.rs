@@ -29,7 +29,8 @@ impl Reader {
         kind: BlobKind,
         blobs: Vec<BlobRef>,
     ) -> Result<Vec<(BlobRef, Result<Option<BlobRef>, Damage>)>, StoreError> {
-        let (single, grouped): (Vec<_>, Vec<_>) = blobs.into_iter().partition(|blob| blob.at.len & GROUPED == 0);
+        let (single, grouped): (Vec<_>, Vec<_>) =
+            blobs.into_iter().partition(|blob| blob.at.len & GROUPED == 0);
         let mut batch = Batch::of(kind);
         self.fetch(&mut batch, &single, &ReadStats::default()).await?;
         let opened = tokio::task::spawn_blocking(move || {

@@ -84,7 +84,12 @@ pub fn keeping(last: usize) -> impl Fn(&GroupState) -> Vec<PointId> + Sync {
     }
 }
 
-pub async fn gc(world: &World, store: &Store, last: usize, options: &GcOptions) -> Result<Collected, StoreError> {
+pub async fn gc(
+    world: &World,
+    store: &Store,
+    last: usize,
+    options: &GcOptions,
+) -> Result<Collected, StoreError> {
     let mut reader = world.reader();
     reader.store = store.clone();
     let ledger = Ledger::open(store, &group()).await?;
@@ -96,7 +101,11 @@ pub fn at_most(max_live_percent: u8) -> CompactOptions {
     CompactOptions { max_live_percent, pack_bytes: 300 << 10, ..CompactOptions::default() }
 }
 
-pub async fn squeeze(world: &World, store: &Store, options: &CompactOptions) -> Result<Compacted, StoreError> {
+pub async fn squeeze(
+    world: &World,
+    store: &Store,
+    options: &CompactOptions,
+) -> Result<Compacted, StoreError> {
     let mut reader = world.reader();
     reader.store = store.clone();
     let ledger = Ledger::open(store, &group()).await?;

@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use farsite_model::RunId;
 
 use super::{GroupCompacted, Who};
+use crate::StoreError;
 use crate::backend::create_or_recognise;
 use crate::blob::{self, BlobRef};
 use crate::hex::Hex;
@@ -15,7 +16,6 @@ use crate::moves::{self, MOST_ROWS, Row};
 use crate::pack::{PackBuilder, PackId, PatchBase, object_key};
 use crate::read::ReadStats;
 use crate::seal::{BlobKind, Sealer, Seals};
-use crate::StoreError;
 
 /// Sealed bytes that are opened at once, and blobs: each may stand on eight others, which are opened with it.
 const PART_BYTES: u64 = 4 << 20;
@@ -43,7 +43,15 @@ struct Filling {
 impl<'a> Round<'a> {
     pub(super) fn new(who: Who<'a>) -> Self {
         let run = RunId::from_random(u64::from_le_bytes(Hex::<8>::random().0));
-        Self { who, run, to: Vec::new(), into: BTreeMap::new(), written_bytes: 0, filling: None, live: HashMap::new() }
+        Self {
+            who,
+            run,
+            to: Vec::new(),
+            into: BTreeMap::new(),
+            written_bytes: 0,
+            filling: None,
+            live: HashMap::new(),
+        }
     }
 
     pub(super) async fn run(
@@ -83,7 +91,9 @@ impl<'a> Round<'a> {
         self.finish(&sealer).await?;
         if emptied.is_empty() {
             // What was written for it is garbage at once.
-            ledger.append(who.signer, |_| Ok(Statement::GcBegun { released: vec![], runs: vec![run] })).await?;
+            ledger
+                .append(who.signer, |_| Ok(Statement::GcBegun { released: vec![], runs: vec![run] }))
+                .await?;
             return Ok(());
         }
         let from: Vec<PackId> = emptied.iter().map(|(id, _)| *id).collect();
@@ -190,7 +200,8 @@ impl<'a> Round<'a> {
         former: &[Row],
     ) -> Result<(), StoreError> {
         let target = self.who.options.pack_bytes;
-        let is_full = |f: &Filling| f.pack.len_bytes() + sealed.len() > target || f.rows.len() >= 4 * MOST_ROWS;
+        let is_full =
+            |f: &Filling| f.pack.len_bytes() + sealed.len() > target || f.rows.len() >= 4 * MOST_ROWS;
         if self.filling.as_ref().is_some_and(is_full) {
             self.finish(sealer).await?;
         }
