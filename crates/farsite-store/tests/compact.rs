@@ -267,7 +267,8 @@ async fn damage_in_a_compacted_pack_is_found_and_whom_it_touches_is_told() {
         std::fs::write(&path, bad).unwrap();
         let checked = checked(&world, Depth::Full).await;
         assert!(!checked.is_ok(), "a flip at {at}");
-        let broken: Vec<_> = live(&world).await.iter().map(|point| point.id()).collect();
+        let broken: Vec<_> =
+            live(&world).await.iter().map(farsite_store::ledger::CommittedPoint::id).collect();
         for point in live(&world).await {
             // Whoever cannot be restored is named, and whoever is called untouched can be.
             match restored(&world, &point).await {
@@ -336,4 +337,26 @@ async fn only_a_standby_or_an_operator_may_seal_what_is_moved() {
         let refused = begin(signer, at, seals).await;
         assert!(matches!(refused, Err(StoreError::Damaged(_))), "{at} {seals:?}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn collection_ends_uploads_that_were_left_behind_and_a_store_that_cannot_stops_it_not() {
+    let world = founded_world().await;
+    for id in 1..=3 {
+        replicate(&world, &world.store, id).await.unwrap();
+    }
+    let asked = Arc::new(AtomicU64::new(0));
+    let counted = asked.clone();
+    let store = world.with_faults(Arc::new(move |operation| {
+        if operation.name != "end_uploads" {
+            return Fate::Pass;
+        }
+        counted.fetch_add(1, Ordering::SeqCst);
+        Fate::Unreachable
+    }));
+    let dry = GcOptions { dry_run: true, ..GcOptions::default() };
+    gc(&world, &store, 1, &dry).await.unwrap();
+    assert_eq!(asked.load(Ordering::SeqCst), 0, "a dry run ends nothing");
+    let done = gc(&world, &store, 1, &GcOptions::default()).await.unwrap();
+    assert!(done.removed().objects > 0 && asked.load(Ordering::SeqCst) == 1, "{done:?}");
 }

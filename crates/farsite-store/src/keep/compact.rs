@@ -197,7 +197,7 @@ impl Who<'_> {
 fn incomplete(state: &GroupState, lives: &Lives) -> StoreError {
     let what: Vec<String> = lives.damage.iter().take(3).map(|(_, damage)| damage.to_string()).collect();
     Refusal::Other(format!(
-        "what the points of {} need cannot be told ({}); nothing was moved\n  hint: `farsite store check --depth full` names what is damaged and whom it touches; `farsite store repair` mends what can be had",
+        "what the points of {} need cannot be told ({}); nothing was moved\n  hint: `farsite store check --depth full` names what is damaged and whom it touches; `farsite points expire` lets a point go that cannot be mended",
         state.group,
         what.join("; ")
     ))

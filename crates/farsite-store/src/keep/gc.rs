@@ -11,7 +11,7 @@ use serde::Serialize;
 
 use super::mark::{LiveSet, MarkOptions, Marked, incomplete, mark};
 use super::owner::{Kept, Owner, Owners, read_on};
-use crate::backend::{BackendError, Listed};
+use crate::backend::{BackendError, Listed, UPLOAD_LIVES_AT_MOST};
 use crate::hex::Hex;
 use crate::keys::Signer;
 use crate::ledger::{GroupState, Ledger, Refusal, Statement};
@@ -100,6 +100,8 @@ pub struct Collected {
     pub groups: BTreeMap<GroupName, GroupCollected>,
     /// Packs whose owner cannot be told: their content key is missing. They stay.
     pub of_nobody: Removed,
+    /// Uploads that killed agents had left half-done at the store, and that were ended.
+    pub ended_uploads: usize,
     /// The first reason of the store for not removing something.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub locked_because: Option<String>,
@@ -147,7 +149,16 @@ pub async fn collect(
     sweep.all_packs().await?;
     sweep.all_manifests().await?;
     sweep.all_logs_and_keys().await?;
-    Ok(sweep.done)
+    let mut done = sweep.done;
+    if !options.dry_run {
+        progress.says("ending uploads that were left behind");
+        match reader.store.backend.end_abandoned_uploads(UPLOAD_LIVES_AT_MOST).await {
+            Ok(ended) => done.ended_uploads = ended,
+            // They take room and harm nothing else; what was collected is collected.
+            Err(error) => tracing::warn!("uploads that were left behind stay: {error}"),
+        }
+    }
+    Ok(done)
 }
 
 /// Counts live packs and garbage without any key to sign with; releases and removes nothing.

@@ -338,13 +338,12 @@ impl<'a> Marker<'a> {
 }
 
 async fn index(reader: &Reader, pending: &Pending) -> Result<(ContentKeyId, pack::PackIndex), StoreError> {
-    let key = match pending.key {
-        Some(key) => key,
-        None => {
-            // What it was moved for must be found again before the packs that it replaces may go.
-            reader.moved_index(pending.pack).await?;
-            pack::read_header(&reader.store, &pending.pack).await?
-        }
+    let key = if let Some(key) = pending.key {
+        key
+    } else {
+        // What it was moved for must be found again before the packs that it replaces may go.
+        reader.moved_index(pending.pack).await?;
+        pack::read_header(&reader.store, &pending.pack).await?
     };
     let (index, _) = pack::fetch_index(&reader.store, &reader.opener, &pending.pack, key).await?;
     Ok((key, index))

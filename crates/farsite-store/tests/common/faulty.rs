@@ -127,6 +127,6 @@ impl Backend for FaultyBackend {
         self.meet("lock", key, self.inner.extend_lock(key, until)).await
     }
     async fn end_abandoned_uploads(&self, older_than: Duration) -> Result<usize, BackendError> {
-        self.inner.end_abandoned_uploads(older_than).await
+        self.meet("end_uploads", "", self.inner.end_abandoned_uploads(older_than)).await
     }
 }

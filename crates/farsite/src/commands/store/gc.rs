@@ -184,6 +184,9 @@ fn show(report: &Report, context: &Context) {
             out.warn(&format!("{} objects of {name} stay for now: {why}", group.locked.objects));
         }
     }
+    if done.ended_uploads > 0 {
+        out.line(format!("  {} uploads that were left half-done are ended", done.ended_uploads));
+    }
     if done.of_nobody.objects > 0 {
         out.warn(&format!(
             "{} packs ({}) have no content key: nobody can open them, and they stay\n  hint: `farsite store check --depth structure` says whether a point needs them",
