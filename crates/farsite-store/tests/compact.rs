@@ -360,3 +360,39 @@ async fn collection_ends_uploads_that_were_left_behind_and_a_store_that_cannot_s
     let done = gc(&world, &store, 1, &GcOptions::default()).await.unwrap();
     assert!(done.removed().objects > 0 && asked.load(Ordering::SeqCst) == 1, "{done:?}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn locks_of_live_packs_are_lengthened_when_little_of_them_is_left() {
+    let world = founded_world().await;
+    for id in 1..=4 {
+        replicate(&world, &world.store, id).await.unwrap();
+    }
+    let now = world.store.backend.time().await.unwrap();
+    let day = jiff::SignedDuration::from_hours(24);
+    let options = GcOptions { extend_locks: Some(day * 30), ..GcOptions::default() };
+    for (days_left, lengthened) in [(9, true), (11, false)] {
+        let until = farsite_model::StoreTime(now.0 + day * days_left);
+        let asked = Arc::new(AtomicU64::new(0));
+        let counted = asked.clone();
+        let store = world.with_faults(Arc::new(move |operation| match operation.name {
+            "locked" => Fate::LockedUntil(until),
+            "lock" => {
+                counted.fetch_add(1, Ordering::SeqCst);
+                Fate::LockedUntil(until)
+            }
+            _ => Fate::Pass,
+        }));
+        let done = gc(&world, &store, 2, &options).await.unwrap();
+        let of = &done.groups[&group()];
+        let expected = if lengthened { of.live_packs } else { farsite_store::keep::Removed::default() };
+        assert_eq!(
+            (of.relocked, asked.load(Ordering::SeqCst)),
+            (expected, expected.objects),
+            "{days_left} days"
+        );
+    }
+    // A store without locks is left alone.
+    let done = gc(&world, &world.store, 2, &options).await.unwrap();
+    assert_eq!(done.groups[&group()].relocked.objects, 0);
+    assert!(done.unlocked_because.is_none());
+}
