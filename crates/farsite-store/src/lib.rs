@@ -25,6 +25,7 @@ pub mod local_map;
 pub mod logs;
 pub mod manifest;
 pub mod map;
+mod moves;
 pub mod pack;
 pub mod print;
 pub mod read;

@@ -70,6 +70,9 @@ pub struct IndexEntry {
 }
 
 impl IndexEntry {
+    pub fn sealed_bytes(&self) -> u32 {
+        self.len & !Location::GROUPED
+    }
     /// Whether this is a block, by itself or in a group.
     pub fn is_block(&self) -> bool {
         self.kind == BlobKind::Block as u8 || self.kind == BlobKind::Group as u8
@@ -144,6 +147,13 @@ impl PackBuilder {
     }
     pub fn is_empty(&self) -> bool {
         self.index.is_empty()
+    }
+    pub(crate) fn id(&self) -> PackId {
+        self.id
+    }
+    /// Blobs so far: the line of the index that the next one takes.
+    pub(crate) fn blobs(&self) -> u32 {
+        self.index.len() as u32
     }
 
     /// Adds a blob; `base` says what it stands on when it is a patch. A base that is not named here would be collected

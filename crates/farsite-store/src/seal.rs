@@ -36,6 +36,8 @@ pub enum BlobKind {
     LogSegment = 4,
     /// Several blocks in one frame. What it holds is said inside: its id is [`GROUP`].
     Group = 5,
+    /// Where the blobs of a pack lay before compaction moved them there: see [`crate::moves`].
+    Moves = 6,
 }
 
 /// Body of a content key object.
@@ -55,7 +57,7 @@ pub struct ContentKeyObject {
 }
 
 impl ContentKeyObject {
-    /// Reads a content key's object: signed by an agent that may speak for its site. Needs no identity.
+    /// Reads a content key's object: signed by an agent that may seal this for its site. Needs no identity.
     pub async fn read(store: &Store, id: ContentKeyId) -> Result<Self, StoreError> {
         let name = object_key(&id);
         let damaged = |why: String| StoreError::Damaged(vec![Damage::new(&name, why)]);
@@ -64,7 +66,15 @@ impl ContentKeyObject {
         let (body, role) = signed::open(&format, Kind::ContentKey, &name, &object.bytes)
             .map_err(|e| damaged(e.to_string()))?;
         let body: Self = serde_json::from_slice(&body).map_err(|e| damaged(e.to_string()))?;
-        if role.role != Role::SourceAgent || role.site.as_ref() != Some(&body.site) || body.id != id {
+        // What compaction moves is sealed anew where the identity lives; all else is sealed at the source.
+        let of_site = role.site.as_ref() == Some(&body.site);
+        let may = match (body.seals, role.role) {
+            (Some(Seals::Moved), Role::Operator) => true,
+            (Some(Seals::Moved), Role::StandbyAgent) => of_site,
+            (Some(Seals::Moved), Role::SourceAgent) | (_, Role::StandbyAgent | Role::Operator) => false,
+            (_, Role::SourceAgent) => of_site,
+        };
+        if !may || body.id != id {
             return Err(damaged("it is signed by a key that may not speak for its site".into()));
         }
         Ok(body)
@@ -79,6 +89,8 @@ pub enum Seals {
     Packs,
     /// Segments of this timeline, for as long as it is shipped: long after its run has ended.
     Log(crate::logs::TimelineId),
+    /// Packs that a compaction wrote; signed by a standby agent of the site, or by an operator.
+    Moved,
 }
 
 /// The key of a content key's object.

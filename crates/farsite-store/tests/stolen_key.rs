@@ -43,6 +43,8 @@ async fn a_stolen_agent_key_can_add_points_for_its_site_and_nothing_else() {
                 points: vec![id],
                 from: vec![],
                 to: vec![],
+                into: vec![],
+                kept: vec![],
             },
             Statement::AuthorityMoved { store: Hex([1; 16]) },
         ];

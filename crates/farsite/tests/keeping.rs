@@ -161,3 +161,42 @@ fn figures_of_the_store_add_up() {
     assert!(after["garbage_packs"]["bytes"].as_u64().unwrap() > 0, "{after}");
     world.south(&["store", "stats"]).expect(0).says(&["GARBAGE", "cloud"]);
 }
+
+#[test]
+fn packs_with_little_that_is_live_are_emptied_and_every_point_stays_whole() {
+    let world = with_retention();
+    // One volume with two halves: one that stays, one that is new each time.
+    for round in 0..4u64 {
+        let mut bytes: Vec<u8> = Vec::with_capacity(2 << 20);
+        for block in 0..32u64 {
+            let seed = if block % 4 == 0 { block } else { 1000 + 100 * round + block };
+            let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+            for _ in 0..8192 {
+                state ^= state << 13;
+                state ^= state >> 7;
+                state ^= state << 17;
+                bytes.extend_from_slice(&state.to_le_bytes());
+            }
+        }
+        std::fs::write(world.at("cloud/volumes/volume-2"), bytes).unwrap();
+        world.replicate();
+    }
+    world.south(&["store", "gc", "--yes"]).expect(0);
+    let before = world.store_files();
+    world.south(&["store", "compact", "--max-live", "100%"]).expect(2).says(&["between 1% and 99%"]);
+    let dry = world.south(&["store", "compact", "--dry-run", "--json"]).expect(0).json();
+    assert_eq!(world.store_files(), before, "a dry run changes nothing");
+    let foreseen = &dry["groups"]["cloud"];
+    assert!(foreseen["emptied"]["objects"].as_u64().unwrap() > 0, "{dry}");
+    assert!(foreseen["freed_bytes"].as_u64().unwrap() > 1 << 20, "{dry}");
+    let done = world.south(&["store", "compact", "--json"]).expect(0).json();
+    assert_eq!(done["groups"]["cloud"]["emptied"], foreseen["emptied"], "what was foreseen");
+    world.south(&["points", "verify", "--all", "cloud"]).expect(0);
+    let gone = world.south(&["store", "gc", "--yes", "--json"]).expect(0).json();
+    assert_eq!(gone["groups"]["cloud"]["packs"]["objects"], foreseen["emptied"]["objects"], "{gone}");
+    world.south(&["points", "verify", "--all", "cloud"]).expect(0);
+    world.south(&["store", "check", "--rounds", "5", "--depth", "full"]).expect(0);
+    changed(&world, 9);
+    world.south(&["points", "verify", "latest"]).expect(0);
+    world.south(&["store", "compact"]).expect(0).says(&["cloud", "0 packs"]);
+}

@@ -13,6 +13,7 @@ use futures::stream::{self, StreamExt};
 use serde::Serialize;
 
 use super::gc::Progress;
+use super::lives::Lives;
 use super::mark::{LiveSet, MarkOptions, mark, reached};
 use crate::blob::{BlobRef, Location};
 use crate::hex::Hex;
@@ -73,10 +74,18 @@ pub struct Checked {
     pub bytes_opened: u64,
     pub log_segments_opened: u64,
     pub damage: Vec<Found>,
+    /// Blobs that cannot be read and that nothing needs any more: what they stood on was left behind by a compaction.
+    #[serde(skip_serializing_if = "is_none")]
+    pub dead_blobs: u64,
     /// Live points that no damage touches, newest first.
     pub untouched: Vec<PointId>,
     /// Of those, the newest that a failover would take by itself.
     pub newest_good: Option<PointId>,
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde asks so")]
+fn is_none(count: &u64) -> bool {
+    *count == 0
 }
 
 impl Checked {
@@ -151,8 +160,39 @@ pub async fn check(
     if !spots.is_empty() || !gaps.is_empty() {
         progress.says(&format!("{}: whom the damage touches", state.group));
     }
+    if state.moves() > 0 {
+        checked.dead_blobs = leave_out_dead(reader, state, &mut spots, options, progress).await?;
+    }
     whom(reader, state, spots, gaps, options, &mut checked).await?;
     Ok(checked)
+}
+
+/// A compaction moves what is live. A patch that is dead, in a pack that stays, may then stand on nothing: that is no damage.
+/// Leaves out of `spots` the places in which nothing live lies; returns how many those are.
+async fn leave_out_dead(
+    reader: &Reader,
+    state: &GroupState,
+    spots: &mut Vec<Spot>,
+    options: &MarkOptions,
+    progress: &dyn Progress,
+) -> Result<u64, StoreError> {
+    let mut dead: BTreeSet<Place> = spots.iter().filter_map(|(_, place)| *place).collect();
+    let mut from = 0;
+    while !dead.is_empty() {
+        let lives = Lives::of(reader, state, from, options, progress).await?;
+        // Where not all is told, nothing is called dead.
+        if !lives.damage.is_empty() {
+            return Ok(0);
+        }
+        dead.retain(|(pack, offset)| !lives.holds(*pack, *offset));
+        match lives.range.end().checked_add(1) {
+            Some(next) => from = next,
+            None => break,
+        }
+    }
+    let before = spots.len();
+    spots.retain(|(_, place)| place.is_none_or(|place| !dead.contains(&place)));
+    Ok((before - spots.len()) as u64)
 }
 
 /// Logs that do not reach from a point's base to its second position without a gap.
@@ -222,6 +262,13 @@ async fn whole_pack(reader: &Reader, id: PackId) -> Result<PackRead, StoreError>
         }
         Err(other) => return Err(other),
     };
+    if index.entries.iter().any(|entry| entry.kind == BlobKind::Moves as u8) {
+        match reader.moved_index(id).await {
+            Ok(_) => {}
+            Err(StoreError::Damaged(found)) => read.damage.extend(found.into_iter().map(|d| (d, None))),
+            Err(other) => return Err(other),
+        }
+    }
     let mut hit = Vec::new();
     for kind in [BlobKind::Block, BlobKind::Node] {
         let of_kind = index.entries.iter().filter(|entry| match kind {

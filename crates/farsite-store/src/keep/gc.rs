@@ -4,14 +4,14 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
-use farsite_model::{GroupName, PointId, RunId};
+use farsite_model::{GroupName, PointId, RunId, StoreTime};
 use futures::stream::{self, StreamExt};
 use jiff::SignedDuration;
 use serde::Serialize;
 
 use super::mark::{LiveSet, MarkOptions, Marked, incomplete, mark};
 use super::owner::{Kept, Owner, Owners, read_on};
-use crate::backend::{BackendError, Listed};
+use crate::backend::{BackendError, Listed, UPLOAD_LIVES_AT_MOST};
 use crate::hex::Hex;
 use crate::keys::Signer;
 use crate::ledger::{GroupState, Ledger, Refusal, Statement};
@@ -33,6 +33,11 @@ pub struct GcOptions {
     pub mark: MarkOptions,
     /// A run whose pin is older has been given up, and cannot commit any more. Longer than the longest first copy.
     pub give_up_after: SignedDuration,
+    /// The same of a compaction: one round of it, which reads and writes some hundred MiB.
+    pub give_up_compaction_after: SignedDuration,
+    /// Where the store locks objects for this long: the lock of a pack that some live point needs is lengthened to this from
+    /// now, once less than a third of it is left. `None`: locks are left alone.
+    pub extend_locks: Option<SignedDuration>,
 }
 
 impl Default for GcOptions {
@@ -41,6 +46,8 @@ impl Default for GcOptions {
             dry_run: false,
             mark: MarkOptions::default(),
             give_up_after: SignedDuration::from_hours(24 * 30),
+            give_up_compaction_after: SignedDuration::from_hours(6),
+            extend_locks: None,
         }
     }
 }
@@ -86,6 +93,8 @@ pub struct GroupCollected {
     pub keys: Removed,
     /// Packs that no point needs and that stay, because a run that is under way wrote them.
     pub of_open_runs: Removed,
+    /// Live packs whose lock was lengthened.
+    pub relocked: Removed,
     /// Packs that the store would not remove: Object Lock, or rights that are missing.
     pub locked: Removed,
 }
@@ -97,6 +106,11 @@ pub struct Collected {
     pub groups: BTreeMap<GroupName, GroupCollected>,
     /// Packs whose owner cannot be told: their content key is missing. They stay.
     pub of_nobody: Removed,
+    /// Uploads that killed agents had left half-done at the store, and that were ended.
+    pub ended_uploads: usize,
+    /// The first reason of the store for not lengthening the lock of a live pack.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub unlocked_because: Option<String>,
     /// The first reason of the store for not removing something.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub locked_because: Option<String>,
@@ -144,7 +158,16 @@ pub async fn collect(
     sweep.all_packs().await?;
     sweep.all_manifests().await?;
     sweep.all_logs_and_keys().await?;
-    Ok(sweep.done)
+    let mut done = sweep.done;
+    if !options.dry_run {
+        progress.says("ending uploads that were left behind");
+        match reader.store.backend.end_abandoned_uploads(UPLOAD_LIVES_AT_MOST).await {
+            Ok(ended) => done.ended_uploads = ended,
+            // They take room and harm nothing else; what was collected is collected.
+            Err(error) => tracing::warn!("uploads that were left behind stay: {error}"),
+        }
+    }
+    Ok(done)
 }
 
 /// Counts live packs and garbage without any key to sign with; releases and removes nothing.
@@ -185,7 +208,11 @@ async fn release(
     ledger.refresh().await?;
     ledger.state().refuse_damage()?;
     let decide = |state: &GroupState| {
-        (state.would_expire(&retention(state)), state.abandoned(now, options.give_up_after))
+        let mut runs = state.abandoned(now, options.give_up_after);
+        runs.extend(state.abandoned_compactions(now, options.give_up_compaction_after));
+        runs.sort_unstable();
+        runs.dedup();
+        (state.would_expire(&retention(state)), runs)
     };
     let (released, runs) = decide(ledger.state());
     let needed = !released.is_empty() || !runs.is_empty() || !ledger.state().has_been_collected();
@@ -283,7 +310,7 @@ impl<'a> Sweep<'a> {
     async fn packs(&mut self, first: u8, live: &LiveSet) -> Result<(), StoreError> {
         self.progress.says(&format!("looking through packs {first:02x}…"));
         let listed = self.store().backend.list(&format!("packs/{first:02x}/"), None).await?;
-        let mut unmarked = Vec::new();
+        let (mut unmarked, mut kept) = (Vec::new(), Vec::new());
         for object in listed {
             let Some(pack) = pack_of(&object.key) else { continue };
             match live.packs.get(&pack) {
@@ -291,10 +318,12 @@ impl<'a> Sweep<'a> {
                     if let Some(said) = self.done.groups.values_mut().nth(usize::from(*group)) {
                         said.live_packs.add(object.size_bytes);
                     }
+                    kept.push((*group, object));
                 }
                 None => unmarked.push((pack, object)),
             }
         }
+        self.extend_locks(kept).await?;
         if unmarked.is_empty() {
             return Ok(());
         }
@@ -337,6 +366,42 @@ impl<'a> Sweep<'a> {
             } else {
                 said.locked.add(bytes);
                 self.keys.extend(key);
+            }
+        }
+        Ok(())
+    }
+
+    /// Lengthens the locks of packs that stay. A pack without a lock gets none: whether there are locks is the store's owner's
+    /// decision. What fails is said, and the next collection tries again.
+    async fn extend_locks(&mut self, kept: Vec<(u16, Listed)>) -> Result<(), StoreError> {
+        let Some(period) = self.options.extend_locks.filter(|_| !self.options.dry_run) else { return Ok(()) };
+        let store = self.store().clone();
+        let now = store.backend.time().await?;
+        let answers: Vec<_> = stream::iter(kept)
+            .map(|(group, object)| {
+                let store = &store;
+                async move {
+                    let answer = match store.backend.locked_until(&object.key).await {
+                        Ok(Some(until)) if until.since(now) < period / 3 => {
+                            let until = StoreTime(now.0 + period);
+                            store.backend.extend_lock(&object.key, until).await.map(|()| true)
+                        }
+                        Ok(_) => Ok(false),
+                        Err(error) => Err(error),
+                    };
+                    (group, object.size_bytes, answer)
+                }
+            })
+            .buffered(REQUESTS)
+            .collect()
+            .await;
+        for (group, bytes, answer) in answers {
+            match (answer, self.done.groups.values_mut().nth(usize::from(group))) {
+                (Ok(true), Some(said)) => said.relocked.add(bytes),
+                (Ok(_), _) => {}
+                (Err(error), _) => {
+                    self.done.unlocked_because.get_or_insert_with(|| error.to_string());
+                }
             }
         }
         Ok(())
@@ -452,7 +517,7 @@ impl<'a> Sweep<'a> {
     fn key_is_garbage(&self, owner: &Owner) -> bool {
         let timelines = self.timelines.get(&owner.group);
         let lives = match owner.seals {
-            Some(Seals::Packs) => false,
+            Some(Seals::Packs | Seals::Moved) => false,
             Some(Seals::Log(timeline)) => timelines.is_some_and(|all| all.contains(&timeline)),
             None => timelines.is_some_and(|all| !all.is_empty()),
         };

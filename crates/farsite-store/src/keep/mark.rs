@@ -18,7 +18,7 @@ use crate::manifest::{Manifest, ManifestItem};
 use crate::map::MapRoot;
 use crate::pack::{self, PackId, folder_of};
 use crate::read::Reader;
-use crate::seal::ContentKeyId;
+use crate::seal::{BlobKind, ContentKeyId};
 use crate::{Damage, StoreError};
 
 /// Nodes and indexes read at once.
@@ -87,6 +87,7 @@ pub(crate) async fn mark(
     live: &mut LiveSet,
     options: &MarkOptions,
 ) -> Result<Marked, StoreError> {
+    reader.learn(state);
     let entries = options.entries();
     let mut marker = Marker::new(reader, state, group, entries, live);
     // Newest first: what older points share with it is visited already.
@@ -167,6 +168,8 @@ impl<'a> Marker<'a> {
 
     async fn map(&mut self, point: PointId, map: &MapRoot) -> Result<(), StoreError> {
         let mut open: Vec<(BlobRef, u8)> = map.root.iter().map(|root| (*root, map.root_level())).collect();
+        let roots: Vec<BlobRef> = map.root.into_iter().collect();
+        self.meet(BlobKind::Node, &roots).await?;
         while !open.is_empty() {
             let mut batch = Vec::with_capacity(READS);
             while batch.len() < READS
@@ -192,7 +195,10 @@ impl<'a> Marker<'a> {
                     }
                     Err(other) => return Err(other),
                 };
-                for child in node.children.iter().flatten() {
+                let children: Vec<BlobRef> = node.children.iter().flatten().copied().collect();
+                let kind = if level > 0 { BlobKind::Node } else { BlobKind::Block };
+                self.meet(kind, &children).await?;
+                for child in &children {
                     if level > 0 {
                         open.push((*child, level - 1));
                     } else {
@@ -202,6 +208,17 @@ impl<'a> Marker<'a> {
             }
             self.bases(point, READS * 4).await?;
         }
+        Ok(())
+    }
+
+    /// Notes which of these lie in a place that was asked for. What compaction has moved lies where it is now.
+    async fn meet(&mut self, kind: BlobKind, blobs: &[BlobRef]) -> Result<(), StoreError> {
+        if self.asked.is_empty() {
+            return Ok(());
+        }
+        let now = self.reader.now_at(kind, blobs).await?;
+        let places = blobs.iter().chain(&now).map(|blob| (blob.at.pack, blob.at.offset));
+        self.met.extend(places.filter(|place| self.asked.contains(place)));
         Ok(())
     }
 
@@ -215,20 +232,19 @@ impl<'a> Marker<'a> {
 
     /// Something live lies here.
     fn reach(&mut self, blob: &BlobRef) {
-        let place = (blob.at.pack, blob.at.offset);
-        if self.asked.contains(&place) {
-            self.met.insert(place);
-        }
         let here = (blob.at.pack, blob.at.key);
         if self.last == Some(here) {
             return;
         }
         self.last = Some(here);
-        self.live.keys.insert(blob.at.key);
         self.pack(blob.at.pack, Some(blob.at.key), MAX_PATCH_DEPTH);
     }
 
     fn pack(&mut self, pack: PackId, key: Option<ContentKeyId>, depth: u8) {
+        let moved = self.state.remapped.contains_key(&pack);
+        if !moved || self.state.stays(pack) {
+            self.live.keys.extend(key);
+        }
         if self.known.get(&pack).is_some_and(|known| *known >= depth) {
             return;
         }
@@ -237,17 +253,29 @@ impl<'a> Marker<'a> {
             self.last = None;
         }
         self.known.insert(pack, depth);
-        let now = self.state.now_in(pack);
-        if now != [pack] {
-            // Compaction has copied what is live in it. Block maps still name the old pack, so both stay.
-            for moved in now {
-                self.pack(moved, None, depth);
+        if moved {
+            // Compaction has copied what is live in it: that is read in its place.
+            for home in self.state.now_in(pack) {
+                self.home(home, depth);
+            }
+            if !self.state.stays(pack) {
+                return;
             }
         }
         self.insert(pack);
         if depth > 0 {
             self.pending.push(Pending { pack, key, depth });
         }
+    }
+
+    /// A pack that compaction wrote. Nobody has said which key it is sealed with, so it is always asked.
+    fn home(&mut self, pack: PackId, depth: u8) {
+        if self.known.get(&pack).is_some_and(|known| *known >= depth) {
+            return;
+        }
+        self.known.insert(pack, depth);
+        self.insert(pack);
+        self.pending.push(Pending { pack, key: None, depth });
     }
 
     fn insert(&mut self, pack: PackId) {
@@ -288,9 +316,9 @@ impl<'a> Marker<'a> {
                 self.live.keys.insert(key);
                 for base in index.bases {
                     // Bit d - 1 is a patch of depth d; only those of depth `pending.depth` and less are needed.
-                    let needed = base.depths & (u8::MAX >> (8 - pending.depth.clamp(1, 8)));
+                    let needed =
+                        base.depths & u8::MAX.checked_shr(8 - u32::from(pending.depth.min(8))).unwrap_or(0);
                     if needed != 0 {
-                        self.live.keys.insert(base.key);
                         let deepest = 8 - needed.leading_zeros() as u8;
                         self.pack(base.pack, Some(base.key), deepest - 1);
                     }
@@ -310,9 +338,12 @@ impl<'a> Marker<'a> {
 }
 
 async fn index(reader: &Reader, pending: &Pending) -> Result<(ContentKeyId, pack::PackIndex), StoreError> {
-    let key = match pending.key {
-        Some(key) => key,
-        None => pack::read_header(&reader.store, &pending.pack).await?,
+    let key = if let Some(key) = pending.key {
+        key
+    } else {
+        // What it was moved for must be found again before the packs that it replaces may go.
+        reader.moved_index(pending.pack).await?;
+        pack::read_header(&reader.store, &pending.pack).await?
     };
     let (index, _) = pack::fetch_index(&reader.store, &reader.opener, &pending.pack, key).await?;
     Ok((key, index))

@@ -12,12 +12,15 @@
 //! A group's points refer to packs of this group's runs only, so each group is kept by itself.
 
 mod check;
+mod compact;
 mod gc;
+mod lives;
 mod mark;
 mod owner;
 mod stats;
 
 pub use check::{Checked, Depth, Found, check};
+pub use compact::{CompactOptions, Compacted, GroupCompacted, compact};
 pub use gc::{Collected, GcOptions, GroupCollected, Progress, Removed, collect};
 pub use mark::MarkOptions;
 pub use stats::{Stats, stats};

@@ -89,7 +89,10 @@ impl Kept {
     /// the object: whoever had written it had pinned before.
     pub(crate) fn may_need(&self, run: RunId) -> bool {
         let since = self.ledger.state().points.iter().skip(self.marked.points.len());
-        self.marked.pins.contains_key(&run)
+        // A compaction that was begun and done since the marks were made has emptied packs that are marked.
+        let moved_since = self.ledger.state().has_moved(run) && !self.marked.has_moved(run);
+        moved_since
+            || self.marked.pins.contains_key(&run)
             || self.state().pins.contains_key(&run)
             || since.into_iter().any(|point| point.said.run == run)
     }

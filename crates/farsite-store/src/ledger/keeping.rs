@@ -64,6 +64,27 @@ impl GroupState {
         old.map(|(run, _)| *run).collect()
     }
 
+    /// Compactions whose pin is older than `age`: a round of one takes minutes, so they were cut off.
+    pub fn abandoned_compactions(&self, now: StoreTime, age: SignedDuration) -> Vec<RunId> {
+        let old = self.pinned_at.iter().filter(|(_, begun)| now.since(**begun) > age);
+        old.map(|(run, _)| *run).filter(|run| self.compacting.contains(run)).collect()
+    }
+
+    /// Whether this run was a compaction, and its packs are where blobs are now.
+    pub(crate) fn has_moved(&self, run: RunId) -> bool {
+        self.moved_by.contains(&run)
+    }
+
+    /// How many compactions have had their effect: grows whenever `remapped` changes.
+    pub(crate) fn moves(&self) -> usize {
+        self.moved_by.len()
+    }
+
+    /// Something in this pack could not be moved: it stays beside where the rest is now.
+    pub(crate) fn stays(&self, pack: PackId) -> bool {
+        self.kept_packs.contains(&pack)
+    }
+
     /// Where the blobs of a pack are now, through all compactions: the pack itself when it was never emptied.
     pub fn now_in(&self, pack: PackId) -> Vec<PackId> {
         resolve(&self.remapped, pack)

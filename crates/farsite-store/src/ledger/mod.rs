@@ -13,6 +13,8 @@ pub use site::{SiteLedger, SitePromotion, SiteState, SiteStatement};
 pub use state::{CommittedPoint, EpochStart, GroupState, PointFlaw};
 pub use statement::{AcceptedLog, Committed, Statement};
 
+pub(crate) use keeping::resolve;
+
 use crate::chain::{Chain, Entry, Head};
 use crate::format::Format;
 use crate::keys::{Role, Signer};
@@ -137,6 +139,13 @@ impl Ledger {
         self.entries.extend(entries);
         self.head = head;
         Ok(())
+    }
+
+    /// Reads on and keeps the state alone: for who asks for nothing but where packs are now.
+    pub(crate) async fn refresh_state(&mut self) -> Result<(), StoreError> {
+        let read = self.refresh().await;
+        self.entries = Vec::new();
+        read
     }
 
     /// Appends what `decide` says about the newest state. When another writer takes the number first, the ledger is read on and

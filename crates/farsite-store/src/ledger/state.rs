@@ -120,6 +120,12 @@ pub struct GroupState {
     pub remapped: BTreeMap<PackId, Vec<PackId>>,
     /// Keys that say nothing more here, and the number of the entry from which on.
     pub retired: BTreeMap<KeyId, u64>,
+    /// Of those, the ones that stay beside the new ones.
+    pub(super) kept_packs: BTreeSet<PackId>,
+    /// Compactions whose entry has its effect.
+    pub(super) moved_by: BTreeSet<RunId>,
+    /// Pins of compactions: of a standby role, on no point.
+    pub(super) compacting: BTreeSet<RunId>,
     /// Entries without effect: number and why.
     pub void: Vec<(u64, String)>,
     /// Entries whose bytes are not what was written.
@@ -142,6 +148,9 @@ impl GroupState {
             collected: false,
             remapped: BTreeMap::new(),
             retired: BTreeMap::new(),
+            kept_packs: BTreeSet::new(),
+            moved_by: BTreeSet::new(),
+            compacting: BTreeSet::new(),
             void: Vec::new(),
             damage: Vec::new(),
             newest: None,
@@ -285,7 +294,7 @@ impl GroupState {
                 }
                 Ok(())
             }
-            Statement::PointRemapped { run, from, to, .. } => {
+            Statement::PointRemapped { run, from, to, into, .. } => {
                 if by.role == Role::SourceAgent {
                     return Err(role("a standby agent or an operator"));
                 }
@@ -296,6 +305,16 @@ impl GroupState {
                 if to.iter().any(|pack| self.remapped.contains_key(pack) || from.contains(pack)) {
                     return Err(Refusal::Other(
                         "the packs that it names have been compacted themselves".into(),
+                    ));
+                }
+                let fits = into.is_empty() && !to.is_empty()
+                    || into.len() == from.len()
+                        && into.iter().all(|these| {
+                            !these.is_empty() && these.iter().all(|number| (*number as usize) < to.len())
+                        });
+                if !fits {
+                    return Err(Refusal::Other(
+                        "it does not say where the blobs of every pack are now".into(),
                     ));
                 }
                 Ok(())
@@ -383,6 +402,7 @@ impl GroupState {
             self.void.push((entry.number, refusal.to_string()));
             return;
         }
+        let by_standby = by.role != Role::SourceAgent;
         let by = crate::keys::describe(by);
         match envelope.says.clone() {
             Statement::GroupFounded { primary, .. } => self.epochs.push(EpochStart {
@@ -397,6 +417,7 @@ impl GroupState {
                 accepted: true,
             }),
             Statement::PinBegun { run, points } => {
+                let points_none = points.is_empty();
                 let lives = points.iter().all(|p| self.point(*p).is_some_and(|p| !p.expired));
                 if lives && !self.voided_pins.contains(&run) {
                     // What a run has pinned before stays pinned.
@@ -405,6 +426,9 @@ impl GroupState {
                         points.iter().filter(|point| !pinned.contains(point)).copied().collect::<Vec<_>>(),
                     );
                     self.pinned_at.insert(run, entry.written);
+                    if by_standby && points_none {
+                        self.compacting.insert(run);
+                    }
                 } else {
                     self.voided_pins.insert(run);
                 }
@@ -429,6 +453,7 @@ impl GroupState {
                 }
                 self.pins.clear();
                 self.pinned_at.clear();
+                self.compacting.clear();
                 self.epoch_in_doubt = false;
                 self.epochs.push(EpochStart {
                     epoch,
@@ -470,10 +495,20 @@ impl GroupState {
                     self.voided_pins.insert(run);
                 }
             }
-            Statement::PointRemapped { run, from, to, .. } => {
+            Statement::PointRemapped { run, from, to, into, kept, .. } => {
                 self.unpin(run);
-                for pack in from {
-                    self.remapped.insert(pack, to.clone());
+                self.moved_by.insert(run);
+                for (number, pack) in from.into_iter().enumerate() {
+                    let to = into.get(number).map_or_else(
+                        || to.clone(),
+                        |these| these.iter().filter_map(|n| to.get(*n as usize)).copied().collect(),
+                    );
+                    self.remapped.insert(pack, to);
+                    if kept.contains(&pack) {
+                        self.kept_packs.insert(pack);
+                    } else {
+                        self.kept_packs.remove(&pack);
+                    }
                 }
             }
             Statement::SignerRetired { key, .. } => {
@@ -528,5 +563,6 @@ impl GroupState {
     fn unpin(&mut self, run: RunId) {
         self.pins.remove(&run);
         self.pinned_at.remove(&run);
+        self.compacting.remove(&run);
     }
 }

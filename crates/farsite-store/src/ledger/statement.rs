@@ -93,6 +93,12 @@ pub enum Statement {
         points: Vec<PointId>,
         from: Vec<PackId>,
         to: Vec<PackId>,
+        /// For each of `from` which of `to` (by number) hold what lay in it, so that a reader opens few. Empty: any.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        into: Vec<Vec<u32>>,
+        /// Those of `from` that stay, because something in them could not be moved.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        kept: Vec<PackId>,
     },
     /// Behind this entry the key says nothing in this ledger; an amendment of the store's keys ends it everywhere.
     SignerRetired {

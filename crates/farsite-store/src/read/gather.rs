@@ -14,6 +14,7 @@ use futures::stream::{FuturesUnordered, StreamExt};
 
 use super::damage;
 use super::encoded::{self, Encoded};
+use super::moved::{Whence, whence};
 use super::ranges::{self, Request};
 use super::{ReadStats, Reader};
 use crate::backend::BackendError;
@@ -60,8 +61,12 @@ pub(super) struct AtHand {
 
 /// All that a batch has gathered.
 pub(super) struct Batch {
-    kind: BlobKind,
+    pub(super) kind: BlobKind,
     at_hand: HashMap<BlobId, Vec<u8>>,
+    /// Where blobs are read that are not read where they are named.
+    pub(super) moved: HashMap<Whence, BlobRef>,
+    /// What was wrong where a blob was moved to, of blobs that are then looked for where they were before.
+    at_home: HashMap<Whence, Damage>,
     slabs: Vec<Slab>,
     opened: HashMap<Place, Opened>,
     failed: HashMap<Place, Damage>,
@@ -90,45 +95,55 @@ impl Reader {
         stats: &ReadStats,
         work: impl FnOnce(&Batch) -> T + Send + 'static,
     ) -> Result<T, StoreError> {
+        let mut batch = Batch::of(kind);
+        batch.at_hand = at_hand.blocks;
         let pack = at_hand.pack.map(|(pack, bytes)| Slab { pack, start: 0, bytes: Vec::from(bytes) });
-        let mut batch = Batch {
-            kind,
-            at_hand: at_hand.blocks,
-            slabs: Vec::from_iter(pack),
-            opened: HashMap::new(),
-            failed: HashMap::new(),
-            keys: HashMap::new(),
-        };
+        batch.slabs.extend(pack);
         let mut wave = wanted;
         let mut work = Some(work);
         // One wave for the blobs themselves, one for each depth of patches.
         for depth in 0..=MAX_PATCH_DEPTH {
-            self.fetch(&mut batch, &wave, stats).await?;
+            let named = std::mem::take(&mut wave);
+            let mut opening = self.follow(&mut batch, named.clone()).await?;
+            self.fetch(&mut batch, &opening, stats).await?;
             let last = depth == MAX_PATCH_DEPTH;
-            let opening = std::mem::take(&mut wave);
-            let this_work = work.take();
-            let (same, next, unused, done) = tokio::task::spawn_blocking(move || {
-                let next = batch.open(opening);
-                // The last wave's bases are beyond every chain: `raw` says so of the blobs that need them.
-                if next.is_empty() || last {
-                    let done = this_work.map(|work| work(&batch));
-                    (batch, next, None, done)
-                } else {
-                    (batch, next, this_work, None)
+            let (mut next, mut named) = (Vec::new(), Some(named));
+            loop {
+                let this_work = work.take();
+                let opened = tokio::task::spawn_blocking(move || {
+                    next.extend(batch.open(opening));
+                    // What could not be had is looked for elsewhere, once.
+                    let broken = named.filter(|named| named.iter().any(|blob| batch.has_failed(blob)));
+                    // The last wave's bases are beyond every chain: `raw` says so of the blobs that need them.
+                    if broken.is_none() && (next.is_empty() || last) {
+                        let done = this_work.map(|work| work(&batch));
+                        (batch, next, None, None, done)
+                    } else {
+                        (batch, next, this_work, broken, None)
+                    }
+                });
+                let (same, bases, unused, broken, done) = opened.await.map_err(|_| StoreError::Cancelled)?;
+                if let Some(done) = done {
+                    return Ok(done);
                 }
-            })
-            .await
-            .map_err(|_| StoreError::Cancelled)?;
-            if let Some(done) = done {
-                return Ok(done);
+                (batch, next, work) = (same, bases, unused);
+                let Some(broken) = broken else { break };
+                opening = self.other_places(&mut batch, &broken).await?;
+                self.fetch(&mut batch, &opening, stats).await?;
+                named = None;
             }
-            (batch, wave, work) = (same, next, unused);
+            wave = next;
         }
         Err(StoreError::Cancelled)
     }
 
     /// Brings what is not there yet: bytes and content keys.
-    async fn fetch(&self, batch: &mut Batch, blobs: &[BlobRef], stats: &ReadStats) -> Result<(), StoreError> {
+    pub(super) async fn fetch(
+        &self,
+        batch: &mut Batch,
+        blobs: &[BlobRef],
+        stats: &ReadStats,
+    ) -> Result<(), StoreError> {
         let mut seen = HashSet::new();
         let mut missing = Vec::new();
         for blob in blobs {
@@ -201,6 +216,19 @@ impl Reader {
 }
 
 impl Batch {
+    pub(super) fn of(kind: BlobKind) -> Self {
+        Self {
+            kind,
+            at_hand: HashMap::new(),
+            moved: HashMap::new(),
+            at_home: HashMap::new(),
+            slabs: Vec::new(),
+            opened: HashMap::new(),
+            failed: HashMap::new(),
+            keys: HashMap::new(),
+        }
+    }
+
     fn add(&mut self, pack: PackId, start: u64, bytes: Bytes) {
         // No copy where these bytes are nobody else's.
         self.slabs.push(Slab { pack, start, bytes: Vec::from(bytes) });
@@ -219,6 +247,26 @@ impl Batch {
         }
     }
 
+    /// The place that is read for a blob.
+    pub(super) fn now(&self, blob: &BlobRef) -> BlobRef {
+        self.moved.get(&whence(blob)).copied().unwrap_or(*blob)
+    }
+
+    pub(super) fn has_failed(&self, blob: &BlobRef) -> bool {
+        self.failed.contains_key(&place(&self.now(blob)))
+    }
+
+    /// A blob that could not be had is looked for in another place.
+    pub(super) fn try_instead(&mut self, blob: &BlobRef, other: BlobRef) {
+        let now = self.now(blob);
+        if now != *blob
+            && let Some(damage) = self.failed.get(&place(&now))
+        {
+            self.at_home.insert(whence(blob), damage.clone());
+        }
+        self.moved.insert(whence(blob), other);
+    }
+
     fn is_known(&self, blob: &BlobRef) -> bool {
         self.opened.contains_key(&place(blob)) || self.failed.contains_key(&place(blob))
     }
@@ -233,7 +281,7 @@ impl Batch {
     }
 
     /// Opens blobs in place. Returns the bases that they need and that are not open yet.
-    fn open(&mut self, blobs: Vec<BlobRef>) -> Vec<BlobRef> {
+    pub(super) fn open(&mut self, blobs: Vec<BlobRef>) -> Vec<BlobRef> {
         let mut bases = Vec::new();
         for blob in blobs {
             if self.is_known(&blob) {
@@ -281,9 +329,10 @@ impl Batch {
         }
     }
 
-    fn plain(&self, blob: &BlobRef) -> Result<&[u8], Damage> {
+    /// What stands inside the seal at this very place.
+    pub(super) fn plain(&self, blob: &BlobRef) -> Result<&[u8], Damage> {
         if let Some(damage) = self.failed.get(&place(blob)) {
-            return Err(damage.clone());
+            return Err(self.at_home.get(&whence(blob)).unwrap_or(damage).clone());
         }
         match self.opened.get(&place(blob)) {
             // The same place under another id: opened as that one, which this is not.
@@ -304,7 +353,7 @@ impl Batch {
         let nonsense = |blob: &BlobRef| damage::of(blob, format!("{} opens, but makes no sense", at(blob)));
         // From the blob down to what stands by itself.
         let mut patches: Vec<(BlobRef, usize, &[u8])> = Vec::new();
-        let mut below = *blob;
+        let mut below = self.now(blob);
         let mut depth_left = MAX_PATCH_DEPTH;
         let Room { frame, group, now, next } = room;
         let whole = loop {
@@ -322,7 +371,7 @@ impl Batch {
                     }
                     depth_left = depth - 1;
                     patches.push((below, raw_len, payload));
-                    below = base;
+                    below = self.now(&base);
                 }
                 Encoded::Raw(bytes) => break bytes,
                 Encoded::Zstd { raw_len, payload } => {

@@ -9,7 +9,9 @@ mod damage;
 pub(crate) mod encoded;
 mod gather;
 mod lazy;
+mod moved;
 mod over;
+mod parts;
 mod ranges;
 mod small;
 mod walk;
@@ -69,6 +71,7 @@ pub struct Reader {
     pub store: Store,
     pub opener: Arc<Opener>,
     pub limits: ReadLimits,
+    moves: Arc<moved::Moves>,
 }
 
 /// How far a restore or a verification has come.
@@ -87,7 +90,7 @@ pub struct ReadStats {
 
 impl Reader {
     pub fn new(store: Store, opener: Arc<Opener>) -> Self {
-        Self { store, opener, limits: ReadLimits::default() }
+        Self { store, opener, limits: ReadLimits::default(), moves: Arc::default() }
     }
 
     /// Writes an item to an empty target and makes it durable.

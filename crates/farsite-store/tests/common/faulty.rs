@@ -31,6 +31,8 @@ pub enum Fate {
     LoseAnswer,
     /// Nothing is done, and no answer comes.
     NoAnswer,
+    /// The store says that it locks this object until then, and lets the lock be lengthened.
+    LockedUntil(StoreTime),
     /// Nothing is done, and this process ends at once, with code 77.
     Die,
     /// It is done, and this process ends at once.
@@ -66,7 +68,7 @@ impl FaultyBackend {
             why: why.clone(),
         };
         match (self.rule)(&Operation { name, key, number }) {
-            Fate::Pass => work.await,
+            Fate::Pass | Fate::LockedUntil(_) => work.await,
             Fate::Unreachable => {
                 Err(BackendError::Unreachable { store, operation: name, key: key_owned, why })
             }
@@ -121,12 +123,18 @@ impl Backend for FaultyBackend {
         self.inner.provider().await
     }
     async fn locked_until(&self, key: &str) -> Result<Option<StoreTime>, BackendError> {
+        if let Fate::LockedUntil(until) = (self.rule)(&Operation { name: "locked", key, number: 0 }) {
+            return Ok(Some(until));
+        }
         self.inner.locked_until(key).await
     }
     async fn extend_lock(&self, key: &str, until: StoreTime) -> Result<(), BackendError> {
+        if let Fate::LockedUntil(_) = (self.rule)(&Operation { name: "lock", key, number: 0 }) {
+            return Ok(());
+        }
         self.meet("lock", key, self.inner.extend_lock(key, until)).await
     }
     async fn end_abandoned_uploads(&self, older_than: Duration) -> Result<usize, BackendError> {
-        self.inner.end_abandoned_uploads(older_than).await
+        self.meet("end_uploads", "", self.inner.end_abandoned_uploads(older_than)).await
     }
 }

@@ -2,6 +2,7 @@
 #![allow(dead_code)]
 
 pub mod faulty;
+pub mod keeping;
 pub mod moto;
 pub mod patched;
 

@@ -1,6 +1,7 @@
-//! `farsite store check|gc|keys|stats`: whether the store can be trusted, what is in it, what goes, and who can open it.
+//! `farsite store check|compact|gc|keys|stats`: whether the store can be trusted, what is in it, what goes, and who can open it.
 
 mod check;
+mod compact;
 mod gc;
 mod keys;
 mod stats;
@@ -17,6 +18,8 @@ pub enum Action {
     /// Who can open the store and who may sign in it; add, remove, retire, wrap again.
     #[command(subcommand)]
     Keys(keys::Action),
+    /// Empty packs of which little is live into new ones, so that collection frees what is dead in them.
+    Compact(compact::Args),
     /// Points, packs and bytes of each group; how much of it is garbage.
     Stats(stats::Args),
 }
@@ -26,6 +29,7 @@ pub async fn run(action: Action, context: &Context) -> Ended {
         Action::Check(args) => check::run(args, context).await,
         Action::Gc(args) => gc::run(args, context).await,
         Action::Keys(action) => keys::run(action, context).await,
+        Action::Compact(args) => compact::run(args, context).await,
         Action::Stats(args) => stats::run(args, context).await,
     }
 }

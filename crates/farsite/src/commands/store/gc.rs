@@ -35,6 +35,10 @@ pub struct Args {
     /// A run that began longer ago and has not committed is given up; say more than the longest first copy takes.
     #[arg(long, value_name = "TIME", default_value = "30d")]
     give_up_after: Span,
+    /// Where the store locks objects: lengthen the lock of every pack that a point needs to this long from now, once less
+    /// than a third of it is left.
+    #[arg(long, value_name = "TIME")]
+    extend_locks: Option<Span>,
     /// The most memory for marking; with less it takes longer.
     #[arg(long, value_name = "SIZE", default_value = "96MiB")]
     memory: ByteSize,
@@ -72,6 +76,8 @@ pub async fn run(args: Args, context: &Context) -> Ended {
         dry_run: args.dry_run,
         mark: MarkOptions::within(args.memory.0 as usize),
         give_up_after: args.give_up_after.to_signed(),
+        extend_locks: args.extend_locks.map(Span::to_signed),
+        ..GcOptions::default()
     };
     let retention = |state: &GroupState| -> Vec<PointId> {
         let Some(policy) = policies.get(&state.group) else { return Vec::new() };
@@ -171,6 +177,9 @@ fn show(report: &Report, context: &Context) {
         for run in &group.given_up {
             out.line(format!("  run {run} {verb} given up: it can commit no more"));
         }
+        if group.relocked.objects > 0 {
+            out.line(format!("  the locks of {} packs are lengthened", group.relocked.objects));
+        }
         if group.of_open_runs.objects > 0 {
             out.line(format!(
                 "  {} packs ({}) are of runs under way, and stay",
@@ -182,6 +191,12 @@ fn show(report: &Report, context: &Context) {
             let why = done.locked_because.as_deref().unwrap_or("the store did not let them go");
             out.warn(&format!("{} objects of {name} stay for now: {why}", group.locked.objects));
         }
+    }
+    if let Some(why) = &done.unlocked_because {
+        out.warn(&format!("the lock of a pack that points need was not lengthened: {why}"));
+    }
+    if done.ended_uploads > 0 {
+        out.line(format!("  {} uploads that were left half-done are ended", done.ended_uploads));
     }
     if done.of_nobody.objects > 0 {
         out.warn(&format!(
