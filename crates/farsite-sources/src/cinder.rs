@@ -6,23 +6,29 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use async_trait::async_trait;
-use farsite_model::policy::{self, Item, Select};
+use farsite_model::policy::{self, DiskFormat, Item, Select};
 use farsite_model::{ItemId, ItemKind};
 
-use crate::kept;
 use crate::volume::{self, blocking};
 use crate::{Capture, CaptureContext, CheckLine, Source, SourceError};
+use crate::{kept, qcow2};
 
 /// A `cinder` entry.
 pub(crate) struct Cinder {
     item: Item,
     path: Option<PathBuf>,
+    format: DiskFormat,
     select: Option<Select>,
 }
 
 impl Cinder {
     pub(crate) fn new(item: &Item, cinder: &policy::Cinder) -> Self {
-        Self { item: item.clone(), path: cinder.path.clone(), select: cinder.select.clone() }
+        Self {
+            item: item.clone(),
+            path: cinder.path.clone(),
+            format: cinder.format,
+            select: cinder.select.clone(),
+        }
     }
 
     /// The folder, when files alone can answer what is asked for.
@@ -139,7 +145,7 @@ impl Source for Cinder {
                 }
                 say("volumes", Ok(format!("{} volumes in {}", found.volumes.len(), folder.display())));
                 if let Some(first) = found.volumes.first() {
-                    say("consistency", volume::stillness(&folder.join(first), &self.item));
+                    say("consistency", volume::stillness(&folder.join(first), &self.item, self.format));
                 }
             }
         }
@@ -157,12 +163,18 @@ impl Source for Cinder {
 
     async fn capture(&self, item: &ItemId, context: &CaptureContext) -> Result<Capture, SourceError> {
         let path = self.folder()?.join(crate::plain_name(item)?);
-        volume::capture(&path, item, ItemKind::Cinder, context).await
+        match self.format {
+            DiskFormat::Raw => volume::capture(&path, item, ItemKind::Cinder, context).await,
+            DiskFormat::Qcow2 => qcow2::capture(&path, item, ItemKind::Cinder, context).await,
+        }
     }
 
     async fn forget(&self, item: &ItemId, context: &CaptureContext) {
         if let (Ok(folder), Ok(name)) = (self.folder(), crate::plain_name(item)) {
             kept::forget(&folder.join(name), item, context, None);
+            if self.format == DiskFormat::Qcow2 {
+                qcow2::forget(&folder.join(name), item, context).await;
+            }
         }
     }
 }

@@ -15,6 +15,7 @@ mod guards;
 mod kept;
 mod log_position;
 pub mod mariadb;
+mod qcow2;
 mod random;
 mod snapshot;
 pub mod sqlite;
