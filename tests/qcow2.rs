@@ -208,7 +208,7 @@ async fn an_open_image_is_not_read_behind_its_process_and_a_bitmap_in_use_is_not
     let guest = Guest::start(&site, "write -P 40 3M 64k");
     let output = site.sites.farsite("north", &["replicate"]);
     let words = said(&output);
-    assert!(words.contains("another process has it open") && words.contains("qmp:"), "{words}");
+    assert!(words.contains("another process has it open") && words.contains("hint:"), "{words}");
     let check = said(&site.sites.farsite("north", &["check"]));
     assert!(check.contains("another process has it open"), "{check}");
     // Its process dies, and what it had written since the flush of its bitmap is told nowhere.

@@ -17,6 +17,7 @@ mod log_position;
 pub mod mariadb;
 mod qcow2;
 mod random;
+mod rbd;
 mod snapshot;
 pub mod sqlite;
 mod target;

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::file::{BandwidthFile, PolicyFile};
-use super::{Alerts, Bandwidth, Cinder, DiskFormat, Drill, Item, Policy, Retention, Volume, Window};
+use super::{Alerts, Bandwidth, DiskFormat, Drill, Item, Policy, Retention, Window};
 use crate::quantity::{ByteSize, Span};
 use crate::schedule::{Schedule, ScheduleError};
 use crate::yaml::{At, Source, YamlError};
@@ -190,10 +190,6 @@ fn check_item(source: Source<'_>, item: &At<Item>) -> Result<(), YamlError> {
         }
         Item::Cinder(cinder) if cinder.rbd.is_some() && cinder.format != DiskFormat::Raw => {
             return wrong("images of a pool are raw", "remove `format:`");
-        }
-        Item::Cinder(Cinder { format: DiskFormat::Raw, qmp: Some(_), .. })
-        | Item::Volume(Volume { format: DiskFormat::Raw, qmp: Some(_), .. }) => {
-            return wrong("only a qcow2 image is read over QMP", "add `format: qcow2`, or remove `qmp:`");
         }
         Item::Files(files) if files.paths.is_empty() => {
             return wrong("no files are named", "add some: `paths: [/etc/keystone/fernet-keys]`");

@@ -119,10 +119,6 @@ item!(
         /// What the files in `path` are. It is never guessed: whoever may write to a raw disk can make it look like a qcow2.
         #[serde(default, skip_serializing_if = "DiskFormat::is_raw")]
         format: DiskFormat,
-        /// With `format: qcow2`: the folder of the QMP sockets of the processes that have volumes open, `VOLUME.sock` each.
-        #[serde(default, deserialize_with = "crate::env::deserialize")]
-        #[serde(skip_serializing_if = "Option::is_none")]
-        qmp: Option<PathBuf>,
         /// The Ceph pool with the volumes' images, in place of `path`.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         rbd: Option<Rbd>,
@@ -150,10 +146,6 @@ item!(
         /// What the file is. It is never guessed: whoever may write to a raw disk can make it look like a qcow2.
         #[serde(default, skip_serializing_if = "DiskFormat::is_raw")]
         format: DiskFormat,
-        /// With `format: qcow2`: the QMP socket of the process that has it open.
-        #[serde(default, deserialize_with = "crate::env::deserialize")]
-        #[serde(skip_serializing_if = "Option::is_none")]
-        qmp: Option<PathBuf>,
         /// The size of its blocks where it differs from the policy's.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         block_size: Option<ByteSize>,
@@ -252,7 +244,7 @@ pub struct Select {
     /// Ids, of which a volume must have one.
     #[serde(default, deserialize_with = "crate::env::deserialize", skip_serializing_if = "Vec::is_empty")]
     pub ids: Vec<String>,
-    /// Names, of which a volume must have one.
+    /// Names, of which a volume must have one; `*` stands for any characters.
     #[serde(default, deserialize_with = "crate::env::deserialize", skip_serializing_if = "Vec::is_empty")]
     pub names: Vec<String>,
 }

@@ -65,7 +65,7 @@ impl Trouble {
                     "another process has it open, and behind that process's back it cannot be read right{why}"
                 ),
             )
-            .hint("let `qmp:` name that process's QMP socket, or stop it while the item is captured (hooks)"),
+            .hint("open images are not read yet: stop that process while the item is captured (`hooks`)"),
         }
     }
 }

@@ -1,7 +1,7 @@
 //! A qcow2 image as one item: a path comes in; the bytes of its virtual disk go out, with bitmaps in the image that tell
 //! what changed. A closed image is read through `qemu-nbd`: where the file system has reflinks a copy of one instant, else
 //! the image itself, which no process of QEMU can open for writing until it is read. An image that another process has
-//! open is read through that process alone, over QMP and NBD.
+//! open is refused.
 //!
 //! What must hold: no image is read behind the back of a process that writes to it; a bitmap is added before the first
 //! byte is read, so that what is written from then on is told the next time.

@@ -1,6 +1,5 @@
-//! An export of an NBD server as an item's bytes. The server is `qemu-nbd`, started here for one closed image and ended
-//! with its last reader, or a running QEMU, whose export somebody else takes down. What must hold: the server never
-//! outlives its readers or this process; what it does not call zeros is read.
+//! A closed image served by `qemu-nbd`, as an item's bytes. A path or an open copy comes in; [`ReadAt`] goes out. What must
+//! hold: the server never outlives its readers or this process; what it does not call zeros is read.
 
 use std::fs::File;
 use std::io;
