@@ -61,7 +61,9 @@ impl Ceph {
         let key = |name: &str, caps: &[&str], more: &[&str]| {
             let mut args = vec![keyring.as_str(), "--gen-key", "-n", name];
             args.extend(more);
-            caps.iter().for_each(|daemon| args.extend(["--cap", *daemon, "allow *"]));
+            for daemon in caps {
+                args.extend(["--cap", daemon, "allow *"]);
+            }
             self.run("ceph-authtool", &args);
         };
         key("mon.", &["mon"], &["--create-keyring"]);

@@ -80,7 +80,9 @@ mod tests {
     fn many_extents_are_told_as_fewer_that_cover_them_all() {
         let mut changed = Changed { most: 10, ..Changed::default() };
         let told: Vec<Range<u64>> = (0..1000).map(|i| i * i * 4096..i * i * 4096 + 100).collect();
-        told.iter().for_each(|range| changed.add(range.clone()));
+        for range in &told {
+            changed.add(range.clone());
+        }
         let ranges = changed.into_ranges();
         assert!(ranges.len() <= 10, "{}", ranges.len());
         for range in told {
