@@ -61,7 +61,7 @@ impl Site {
         let answer: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
         let report = answer[0]["report"].clone();
         assert_eq!(report["failed"], serde_json::json!([]), "{}", said(&output));
-        assert_eq!(report["read_bytes"].as_u64().unwrap() as f64 / BLOCK as f64, blocks as f64, "{report}");
+        assert_eq!(report["read_bytes"], blocks * BLOCK, "{report}");
         self.assert_restores(report["point"].as_str().unwrap());
         let ours = self.snapshots().into_iter().filter(|name| name.starts_with("farsite-"));
         assert_eq!(ours.count(), 1, "{:?}", self.snapshots());
