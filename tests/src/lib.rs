@@ -1,6 +1,7 @@
 //! What the stories share: two sites in a temporary folder, with a replica store at south, keys in their places, and
 //! configurations that the library and the real binary both read.
 
+pub mod ceph;
 pub mod listing;
 pub mod mounts;
 pub mod process;

@@ -28,6 +28,13 @@ pub const TEST_PROGRAMS: &[Program] = &[
     // Clients of the read-only NBD export.
     Program { name: "qemu-img", package: "qemu-utils" },
     Program { name: "qemu-io", package: "qemu-utils" },
+    // Virtual disks of closed images, and a process that has one open.
+    Program { name: "qemu-nbd", package: "qemu-utils" },
+    Program { name: "qemu-storage-daemon", package: "qemu-utils" },
+    // A Ceph cluster of one monitor and one OSD, with `rbd` and its Python module (some 60 MB, under a minute).
+    Program { name: "ceph-mon", package: "ceph-mon" },
+    Program { name: "ceph-osd", package: "ceph-osd" },
+    Program { name: "rbd", package: "ceph-common" },
     Program { name: "nbdinfo", package: "libnbd-bin" },
     Program { name: "nbdcopy", package: "libnbd-bin" },
 ];

@@ -16,8 +16,8 @@ use serde::{Deserialize, Serialize};
 pub use compression::Compression;
 pub use hooks::{GroupHooks, Hook, ItemHooks};
 pub use items::{
-    Checksums, ChecksumsInMariadb, Cinder, Databases, Files, Glance, Item, Log, Mariadb, Select, Sqlite,
-    Volume,
+    Checksums, ChecksumsInMariadb, Cinder, Databases, DiskFormat, Files, Glance, Item, Log, Mariadb, Rbd,
+    Select, Sqlite, Volume,
 };
 
 use crate::quantity::{ByteSize, Rate, Span};
@@ -99,8 +99,8 @@ impl Policy {
         }
         for item in &self.items {
             match item {
-                Item::Cinder(cinder) if cinder.path.is_none() => {
-                    missing.push(format!("{} cannot be captured yet without `path:`", item.id()));
+                Item::Cinder(cinder) if cinder.path.is_none() && cinder.rbd.is_none() => {
+                    missing.push(format!("{} cannot be captured yet without `path:` or `rbd:`", item.id()));
                 }
                 Item::Cinder(cinder) if cinder.select.as_ref().is_some_and(|s| !s.metadata.is_empty()) => {
                     missing.push(format!(

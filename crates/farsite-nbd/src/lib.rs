@@ -1,10 +1,12 @@
 //! A read-only NBD server: an [`Export`] and a listener come in, any number of NBD clients (`qemu-img`, `qemu-nbd`,
 //! `nbdcopy`, the kernel) read it. Fixed newstyle handshake, structured replies and the `base:allocation` context, as in
-//! <https://github.com/NetworkBlockDevice/nbd/blob/master/doc/proto.md>.
+//! <https://github.com/NetworkBlockDevice/nbd/blob/master/doc/proto.md>. Beside it a [`Client`] of the same protocol, for sources
+//! that read what another server (`qemu-nbd`, a running QEMU) gives.
 //!
 //! What must hold: nothing can be written; no byte is sent that the export did not give; memory is bounded by
 //! [`Limits`] whatever clients ask for; a client that says nothing or nonsense harms nobody but itself.
 
+mod client;
 mod handshake;
 mod server;
 mod transmission;
@@ -15,6 +17,7 @@ use std::ops::Range;
 use async_trait::async_trait;
 use bytes::Bytes;
 
+pub use client::{Client, Stretch};
 pub use server::{Address, Server};
 
 /// What is served.

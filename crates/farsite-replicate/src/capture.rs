@@ -62,7 +62,7 @@ impl Memory {
     }
     pub(crate) fn discard(self) {
         self.maps.into_iter().for_each(LocalMapWriter::discard);
-        self.versions.into_iter().for_each(KeptVersion::discard);
+        drop(self.versions);
     }
 }
 
@@ -285,8 +285,8 @@ impl Intake<'_> {
         // Changed blocks are sent as patches against these, where the source keeps no version of its own; without either
         // they are sent whole.
         let copies = match &tracking {
-            Some(_) => None,
-            None => self
+            Some(tracking) if tracking.keeps_versions() => None,
+            _ => self
                 .shipped
                 .item(id, block_bytes)
                 .inspect_err(|error| tracing::warn!(item = %id, "no copies of its blocks are kept: {error}"))

@@ -87,28 +87,37 @@ pub(crate) fn judge(group: &Group, id: &ItemId, claims: &Claims) {
 }
 
 /// A version that its source keeps for the next run.
+///
+/// Whatever ends the run before its point exists, the version goes with it: the one before is what the next run compares
+/// with.
 pub(crate) struct KeptVersion {
     tracking: Box<dyn ChangeTracking>,
     token: String,
     /// The version that the last point was made of.
     before: Option<String>,
+    is_committed: bool,
 }
 
 impl KeptVersion {
     pub(crate) fn keep(tracking: Box<dyn ChangeTracking>, before: Option<String>) -> std::io::Result<Self> {
         let token = tracking.keep()?;
-        Ok(Self { tracking, token, before })
+        Ok(Self { tracking, token, before, is_committed: false })
     }
     pub(crate) fn token(&self) -> &str {
         &self.token
     }
     /// The point exists: the version before is not needed any more.
-    pub(crate) fn commit(self) {
+    pub(crate) fn commit(mut self) {
+        self.is_committed = true;
         self.tracking.forget_others(&self.token);
     }
-    /// There is no point: the version before is what the next run compares with.
-    pub(crate) fn discard(self) {
-        self.tracking.forget_others(self.before.as_deref().unwrap_or_default());
+}
+
+impl Drop for KeptVersion {
+    fn drop(&mut self) {
+        if !self.is_committed {
+            self.tracking.forget_others(self.before.as_deref().unwrap_or_default());
+        }
     }
 }
 

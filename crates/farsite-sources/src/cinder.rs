@@ -1,32 +1,40 @@
-//! Cinder's volumes on a file back end (NFS and the like): a folder comes in; each regular file in it is one item, named
-//! as the file is. What must hold: a folder that cannot be read, or a selection that files alone cannot answer, is an
-//! error and never a shorter list.
+//! Cinder's volumes: a folder of a file back end (NFS and the like) or a Ceph pool comes in; each regular file or image in
+//! it is one item, named as that is. What must hold: a place that cannot be read, or a selection that names alone cannot
+//! answer, is an error and never a shorter list.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use async_trait::async_trait;
-use farsite_model::policy::{self, Item, Select};
+use farsite_model::policy::{self, DiskFormat, Item, Rbd, Select};
 use farsite_model::{ItemId, ItemKind};
 
-use crate::kept;
 use crate::volume::{self, blocking};
 use crate::{Capture, CaptureContext, CheckLine, Source, SourceError};
+use crate::{kept, qcow2, rbd};
 
 /// A `cinder` entry.
 pub(crate) struct Cinder {
     item: Item,
     path: Option<PathBuf>,
+    format: DiskFormat,
+    rbd: Option<Rbd>,
     select: Option<Select>,
 }
 
 impl Cinder {
     pub(crate) fn new(item: &Item, cinder: &policy::Cinder) -> Self {
-        Self { item: item.clone(), path: cinder.path.clone(), select: cinder.select.clone() }
+        Self {
+            item: item.clone(),
+            path: cinder.path.clone(),
+            format: cinder.format,
+            rbd: cinder.rbd.clone(),
+            select: cinder.select.clone(),
+        }
     }
 
-    /// The folder, when files alone can answer what is asked for.
-    fn folder(&self) -> Result<&Path, SourceError> {
+    /// Where the volumes are, when names alone can answer what is asked for.
+    fn place(&self) -> Result<Place<'_>, SourceError> {
         let fail = |why: &str, hint: &str| {
             Err(SourceError::new(format!("listing the volumes of {}", self.item.id()), why).hint(hint))
         };
@@ -36,14 +44,27 @@ impl Cinder {
                 "select by `ids`, or leave `select` out to protect every volume in the folder",
             );
         }
-        match &self.path {
-            Some(path) => Ok(path),
-            None => fail(
-                "it has no `path`, and only file back ends are read yet",
-                "name the folder in which the back end keeps its volumes' files (`path`)",
+        match (&self.path, &self.rbd) {
+            (_, Some(rbd)) => Ok(Place::Pool(rbd)),
+            (Some(path), None) => Ok(Place::Folder(path)),
+            (None, None) => fail(
+                "it has neither `path` nor `rbd`, and other back ends are not read yet",
+                "name the folder in which the back end keeps its volumes' files (`path`), or its pool (`rbd`)",
             ),
         }
     }
+
+    /// The selected images of a pool.
+    async fn images(&self, pool: &Rbd) -> Result<Vec<String>, SourceError> {
+        let mut names = rbd::list(pool).await?;
+        names.retain(|name| self.select.as_ref().is_none_or(|select| selects(select, name)));
+        Ok(names)
+    }
+}
+
+enum Place<'a> {
+    Folder(&'a Path),
+    Pool(&'a Rbd),
 }
 
 /// What is in a folder of volumes.
@@ -90,8 +111,18 @@ fn list(folder: &Path, select: Option<&Select>) -> Result<Found, SourceError> {
 /// Everything that is given must hold: one of the ids, and one of the names.
 fn selects(select: &Select, file: &str) -> bool {
     let by_id = select.ids.is_empty() || select.ids.iter().any(|id| is_volume(file, id));
-    let by_name = select.names.is_empty() || select.names.iter().any(|name| name == file);
+    let by_name = select.names.is_empty() || select.names.iter().any(|name| fits(name, file));
     by_id && by_name
+}
+
+/// A name with `*` for any characters.
+fn fits(pattern: &str, name: &str) -> bool {
+    match pattern.split_once('*') {
+        None => pattern == name,
+        Some((start, rest)) => name.strip_prefix(start).is_some_and(|name| {
+            name.char_indices().map(|(at, _)| &name[at..]).chain([""]).any(|end| fits(rest, end))
+        }),
+    }
 }
 
 /// Cinder names a volume's file `volume-ID`, some back ends with an ending behind it.
@@ -103,9 +134,10 @@ fn is_volume(file: &str, id: &str) -> bool {
 #[async_trait]
 impl Source for Cinder {
     fn describe(&self) -> String {
-        match &self.path {
-            Some(path) => format!("cinder: {}", path.display()),
-            None => format!("cinder: {}", self.item.name()),
+        match (&self.path, &self.rbd) {
+            (_, Some(rbd)) => format!("cinder: the pool {}", rbd.pool),
+            (Some(path), None) => format!("cinder: {}", path.display()),
+            (None, None) => format!("cinder: {}", self.item.name()),
         }
     }
 
@@ -114,8 +146,21 @@ impl Source for Cinder {
         let mut say = |topic: &str, result: Result<String, String>| {
             lines.push(CheckLine { subject: format!("{}: {topic}", self.item.id()), result });
         };
-        let folder = match self.folder() {
-            Ok(folder) => folder.to_owned(),
+        let folder = match self.place() {
+            Ok(Place::Folder(folder)) => folder.to_owned(),
+            Ok(Place::Pool(pool)) => {
+                match self.images(pool).await {
+                    Ok(names) => {
+                        say("volumes", Ok(format!("{} volumes in the pool {}", names.len(), pool.pool)));
+                        say(
+                            "consistency",
+                            Ok("snapshots of the pool: captures are crash consistent".to_owned()),
+                        );
+                    }
+                    Err(error) => say("volumes", Err(error.to_string())),
+                }
+                return lines;
+            }
             Err(error) => {
                 say("selection", Err(error.to_string()));
                 return lines;
@@ -139,7 +184,7 @@ impl Source for Cinder {
                 }
                 say("volumes", Ok(format!("{} volumes in {}", found.volumes.len(), folder.display())));
                 if let Some(first) = found.volumes.first() {
-                    say("consistency", volume::stillness(&folder.join(first), &self.item));
+                    say("consistency", volume::stillness(&folder.join(first), &self.item, self.format));
                 }
             }
         }
@@ -147,7 +192,14 @@ impl Source for Cinder {
     }
 
     async fn items(&self) -> Result<Vec<ItemId>, SourceError> {
-        let (folder, select) = (self.folder()?.to_owned(), self.select.clone());
+        let folder = match self.place()? {
+            Place::Folder(folder) => folder.to_owned(),
+            Place::Pool(pool) => {
+                let names = self.images(pool).await?;
+                return Ok(names.iter().map(|name| ItemId::new(ItemKind::Cinder, name)).collect());
+            }
+        };
+        let select = self.select.clone();
         let found = blocking(move || list(&folder, select.as_ref())).await?;
         for odd in &found.odd {
             tracing::warn!(entry = %self.item.id(), "{odd}, and is not protected");
@@ -156,13 +208,29 @@ impl Source for Cinder {
     }
 
     async fn capture(&self, item: &ItemId, context: &CaptureContext) -> Result<Capture, SourceError> {
-        let path = self.folder()?.join(crate::plain_name(item)?);
-        volume::capture(&path, item, ItemKind::Cinder, context).await
+        let name = crate::plain_name(item)?;
+        let path = match self.place()? {
+            Place::Folder(folder) => folder.join(name),
+            Place::Pool(pool) => return rbd::capture(pool, name, item, context).await,
+        };
+        match self.format {
+            DiskFormat::Raw => volume::capture(&path, item, ItemKind::Cinder, context).await,
+            DiskFormat::Qcow2 => qcow2::capture(&path, item, ItemKind::Cinder, context).await,
+        }
     }
 
     async fn forget(&self, item: &ItemId, context: &CaptureContext) {
-        if let (Ok(folder), Ok(name)) = (self.folder(), crate::plain_name(item)) {
-            kept::forget(&folder.join(name), item, context, None);
+        let Ok(name) = crate::plain_name(item) else { return };
+        match self.place() {
+            Ok(Place::Folder(folder)) => {
+                let path = folder.join(name);
+                kept::forget(&path, item, context, None);
+                if self.format == DiskFormat::Qcow2 {
+                    qcow2::forget(&path, item, context).await;
+                }
+            }
+            Ok(Place::Pool(pool)) => rbd::forget(pool, name, context).await,
+            Err(_) => {}
         }
     }
 }
@@ -199,6 +267,8 @@ mod tests {
         let some = source(dir.path(), serde_json::json!({"ids": ["a", "zz"]}));
         assert_eq!(names(&*some).await, ["volume-a", "volume-a.qcow2"]);
         assert!(some.check().await.iter().any(|l| l.result.as_ref().is_err_and(|e| e.contains("zz"))));
+        let alike = source(dir.path(), serde_json::json!({"names": ["vol*-a*"]}));
+        assert_eq!(names(&*alike).await, ["volume-a", "volume-a.qcow2"]);
         let named = source(dir.path(), serde_json::json!({"names": ["volume-b"]}));
         assert_eq!(names(&*named).await, ["volume-b"]);
     }

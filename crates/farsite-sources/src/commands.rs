@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::sync::OnceLock;
 use std::sync::mpsc::{Sender, channel};
-use std::time::Duration;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::process::{Child, Command};
@@ -17,6 +18,10 @@ use crate::SourceError;
 
 /// What is kept of a program's output.
 const TAIL_BYTES: usize = 16 << 10;
+/// What is kept of an output that is wanted whole: many a program's answer in JSON is longer than a tail.
+const WHOLE_BYTES: u64 = 64 << 20;
+/// How often a program that is waited for is looked at.
+const LOOK: Duration = Duration::from_millis(2);
 /// What a message shows of it.
 const SHOWN_LINES: usize = 6;
 /// Servers' programs stand here on most systems, and are not in everybody's `PATH`.
@@ -133,6 +138,41 @@ pub async fn run(what: &str, mut command: Command, limit: Duration) -> Result<Fi
         }
         Err(_) => Err(timed_out(what, limit)),
     }
+}
+
+/// The same on this thread, with all of its standard output up to a limit: for where nothing may be waited for otherwise.
+pub fn run_now(what: &str, command: Command, limit: Duration) -> Result<Finished, SourceError> {
+    let fail = |error: std::io::Error| SourceError::new(what, error);
+    let mut command = command.into_std();
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().map_err(fail)?;
+    let (out, err) = (child.stdout.take().map(all_of), child.stderr.take().map(all_of));
+    let begun = Instant::now();
+    let status = loop {
+        if let Some(status) = child.try_wait().map_err(fail)? {
+            break status;
+        }
+        if begun.elapsed() > limit {
+            let _ = child.kill();
+            let _ = child.wait();
+            return Err(timed_out(what, limit));
+        }
+        std::thread::sleep(LOOK);
+    };
+    let text = |reader: Option<JoinHandle<Vec<u8>>>| {
+        let bytes = reader.and_then(|reader| reader.join().ok()).unwrap_or_default();
+        String::from_utf8_lossy(&bytes).into_owned()
+    };
+    Ok(Finished { status, stdout: text(out), stderr: text(err) })
+}
+
+fn all_of(mut from: impl std::io::Read + Send + 'static) -> JoinHandle<Vec<u8>> {
+    use std::io::Read as _;
+    std::thread::spawn(move || {
+        let mut kept = Vec::new();
+        let _ = from.by_ref().take(WHOLE_BYTES).read_to_end(&mut kept);
+        let _ = std::io::copy(&mut from, &mut std::io::sink());
+        kept
+    })
 }
 
 pub fn timed_out(what: &str, limit: Duration) -> SourceError {

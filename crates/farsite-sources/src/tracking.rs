@@ -15,10 +15,79 @@ pub trait ChangeTracking: Send + Sync {
     /// Extents, in bytes, that may differ between the version called `token` and this capture; all else is the same. `None`:
     /// that version is not there any more, or cannot be compared.
     fn changed_since(&self, token: &str) -> io::Result<Option<Vec<Range<u64>>>>;
+    /// Whether versions can be read from later; where not, copies of what was shipped last stand in for them.
+    fn keeps_versions(&self) -> bool {
+        true
+    }
     /// That version, to read from, where it is still there.
     fn version(&self, token: &str) -> Option<Arc<dyn ReadAt>>;
     /// Keeps this capture beside the version that is kept already, and tells its token; before the point is committed.
     fn keep(&self) -> io::Result<String>;
     /// The point exists: versions other than this one are let go.
     fn forget_others(&self, token: &str);
+}
+
+/// Extents are told no more finely than memory allows: of more than this many, near ones are joined.
+const EXTENTS: usize = 1 << 17;
+
+/// Gathers extents that come in order.
+#[derive(Debug)]
+pub(crate) struct Changed {
+    ranges: Vec<Range<u64>>,
+    /// Extents that are no further apart are one.
+    gap: u64,
+    most: usize,
+}
+
+impl Default for Changed {
+    fn default() -> Self {
+        Self { ranges: Vec::new(), gap: 0, most: EXTENTS }
+    }
+}
+
+impl Changed {
+    pub(crate) fn add(&mut self, range: Range<u64>) {
+        if range.is_empty() {
+            return;
+        }
+        match self.ranges.last_mut() {
+            Some(last) if range.start <= last.end.saturating_add(self.gap) => {
+                last.end = last.end.max(range.end);
+            }
+            _ => self.ranges.push(range),
+        }
+        while self.ranges.len() > self.most {
+            self.gap = (self.gap * 2).max(64 << 10);
+            for range in std::mem::take(&mut self.ranges) {
+                match self.ranges.last_mut() {
+                    Some(last) if range.start <= last.end.saturating_add(self.gap) => last.end = range.end,
+                    _ => self.ranges.push(range),
+                }
+            }
+        }
+    }
+
+    pub(crate) fn into_ranges(self) -> Vec<Range<u64>> {
+        self.ranges
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn many_extents_are_told_as_fewer_that_cover_them_all() {
+        let mut changed = Changed { most: 10, ..Changed::default() };
+        let told: Vec<Range<u64>> = (0..1000).map(|i| i * i * 4096..i * i * 4096 + 100).collect();
+        for range in &told {
+            changed.add(range.clone());
+        }
+        let ranges = changed.into_ranges();
+        assert!(ranges.len() <= 10, "{}", ranges.len());
+        for range in told {
+            assert!(ranges.iter().any(|r| r.start <= range.start && range.end <= r.end), "{range:?}");
+        }
+        assert!(ranges.windows(2).all(|two| two[0].end < two[1].start));
+    }
 }

@@ -4,17 +4,18 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use farsite_model::policy::{self, Item};
+use farsite_model::policy::{self, DiskFormat, Item};
 use farsite_model::{Consistency, ItemId, ItemKind};
 
 use crate::extent::FileContent;
 use crate::kept::{self, Kept};
 use crate::tracking::ChangeTracking;
-use crate::{Capture, CaptureContext, CheckLine, Content, Source, SourceError, snapshot};
+use crate::{Capture, CaptureContext, CheckLine, Content, Source, SourceError, qcow2, snapshot};
 
 /// Captures one file or device as one item; the sources of file volumes share it.
 pub(crate) async fn capture(
@@ -76,7 +77,17 @@ pub(crate) async fn blocking<T: Send + 'static>(
 }
 
 /// What `farsite check` says of how still a file volume can be held.
-pub(crate) fn stillness(path: &Path, item: &Item) -> Result<String, String> {
+pub(crate) fn stillness(path: &Path, item: &Item, format: DiskFormat) -> Result<String, String> {
+    if format == DiskFormat::Qcow2 {
+        return qcow2::stillness(path);
+    }
+    if looks_like_qcow2(path) {
+        return Err(format!(
+            "{} begins as a qcow2 image does, and is copied as the raw file that the policy calls it\n  hint: if it is one of \
+             yours, say `format: qcow2`; if a guest may write to its first bytes, leave it",
+            path.display()
+        ));
+    }
     let has_hooks = !item.hooks().before_capture.is_empty();
     let may_reflink = path.is_file() && has_reflinks(path);
     match (may_reflink, has_hooks, item.consistency()) {
@@ -93,6 +104,13 @@ pub(crate) fn stillness(path: &Path, item: &Item) -> Result<String, String> {
     }
 }
 
+/// A hint for a person and nothing more: a guest may have written it.
+fn looks_like_qcow2(path: &Path) -> bool {
+    let mut magic = [0; 4];
+    let read = File::open(path).and_then(|mut file| io::Read::read_exact(&mut file, &mut magic));
+    read.is_ok() && &magic == b"QFI\xfb"
+}
+
 /// Whether the file system is one that commonly has reflinks; only the capture itself finds out for sure.
 fn has_reflinks(path: &Path) -> bool {
     const BTRFS: i64 = 0x9123_683E;
@@ -105,11 +123,12 @@ fn has_reflinks(path: &Path) -> bool {
 pub(crate) struct Volume {
     item: Item,
     path: PathBuf,
+    format: DiskFormat,
 }
 
 impl Volume {
     pub(crate) fn new(item: &Item, volume: &policy::Volume) -> Self {
-        Self { item: item.clone(), path: volume.path.clone() }
+        Self { item: item.clone(), path: volume.path.clone(), format: volume.format }
     }
 }
 
@@ -121,10 +140,10 @@ impl Source for Volume {
 
     async fn check(&self) -> Vec<CheckLine> {
         let path = self.path.clone();
-        let item = self.item.clone();
+        let (item, format) = (self.item.clone(), self.format);
         let looked = blocking(move || {
             let size = farsite_model::content::ReadAt::size_bytes(&FileContent::open(&path)?);
-            Ok((format!("{} can be read, {size} bytes", path.display()), stillness(&path, &item)))
+            Ok((format!("{} can be read, {size} bytes", path.display()), stillness(&path, &item, format)))
         });
         let line =
             |topic: &str, result| CheckLine { subject: format!("{}: {topic}", self.item.id()), result };
@@ -139,11 +158,17 @@ impl Source for Volume {
     }
 
     async fn capture(&self, item: &ItemId, context: &CaptureContext) -> Result<Capture, SourceError> {
-        capture(&self.path, item, ItemKind::Volume, context).await
+        match self.format {
+            DiskFormat::Raw => capture(&self.path, item, ItemKind::Volume, context).await,
+            DiskFormat::Qcow2 => qcow2::capture(&self.path, item, ItemKind::Volume, context).await,
+        }
     }
 
     async fn forget(&self, item: &ItemId, context: &CaptureContext) {
         kept::forget(&self.path, item, context, None);
+        if self.format == DiskFormat::Qcow2 {
+            qcow2::forget(&self.path, item, context).await;
+        }
     }
 }
 

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::file::{BandwidthFile, PolicyFile};
-use super::{Alerts, Bandwidth, Drill, Item, Policy, Retention, Window};
+use super::{Alerts, Bandwidth, DiskFormat, Drill, Item, Policy, Retention, Window};
 use crate::quantity::{ByteSize, Span};
 use crate::schedule::{Schedule, ScheduleError};
 use crate::yaml::{At, Source, YamlError};
@@ -182,8 +182,14 @@ fn check_item(source: Source<'_>, item: &At<Item>) -> Result<(), YamlError> {
                 );
             }
         }
-        Item::Cinder(cinder) if cinder.backend.is_none() && cinder.path.is_none() => {
-            return wrong("nothing says where these volumes are", "add `backend:` or `path:`");
+        Item::Cinder(cinder) if cinder.backend.is_none() && cinder.path.is_none() && cinder.rbd.is_none() => {
+            return wrong("nothing says where these volumes are", "add `backend:`, `path:` or `rbd:`");
+        }
+        Item::Cinder(cinder) if cinder.path.is_some() && cinder.rbd.is_some() => {
+            return wrong("these volumes are in two places", "remove `path:` or `rbd:`");
+        }
+        Item::Cinder(cinder) if cinder.rbd.is_some() && cinder.format != DiskFormat::Raw => {
+            return wrong("images of a pool are raw", "remove `format:`");
         }
         Item::Files(files) if files.paths.is_empty() => {
             return wrong("no files are named", "add some: `paths: [/etc/keystone/fernet-keys]`");

@@ -116,6 +116,12 @@ item!(
         #[serde(default, deserialize_with = "crate::env::deserialize")]
         #[serde(skip_serializing_if = "Option::is_none")]
         path: Option<PathBuf>,
+        /// What the files in `path` are. It is never guessed: whoever may write to a raw disk can make it look like a qcow2.
+        #[serde(default, skip_serializing_if = "DiskFormat::is_raw")]
+        format: DiskFormat,
+        /// The Ceph pool with the volumes' images, in place of `path`.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        rbd: Option<Rbd>,
         /// Which volumes; all where it is not given.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         select: Option<Select>,
@@ -137,11 +143,50 @@ item!(
         /// The file or device.
         #[serde(deserialize_with = "crate::env::deserialize")]
         path: PathBuf,
+        /// What the file is. It is never guessed: whoever may write to a raw disk can make it look like a qcow2.
+        #[serde(default, skip_serializing_if = "DiskFormat::is_raw")]
+        format: DiskFormat,
         /// The size of its blocks where it differs from the policy's.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         block_size: Option<ByteSize>,
     }
 );
+
+/// What a volume's file is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum DiskFormat {
+    /// Its bytes are the disk's.
+    #[default]
+    Raw,
+    /// A qcow2 image: its virtual disk is read, and persistent dirty bitmaps in it tell what changed.
+    Qcow2,
+}
+
+impl DiskFormat {
+    #[allow(clippy::trivially_copy_pass_by_ref, reason = "serde asks so")]
+    fn is_raw(&self) -> bool {
+        *self == Self::Raw
+    }
+}
+
+/// Where the images of a pool are.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Rbd {
+    /// The pool (`rbd_pool` in cinder.conf).
+    #[serde(deserialize_with = "crate::env::deserialize")]
+    pub pool: String,
+    /// The RADOS namespace within it.
+    #[serde(default, deserialize_with = "crate::env::deserialize", skip_serializing_if = "Option::is_none")]
+    pub namespace: Option<String>,
+    /// The cluster's configuration file (`rbd_ceph_conf`); /etc/ceph/ceph.conf where it is not given.
+    #[serde(default, deserialize_with = "crate::env::deserialize", skip_serializing_if = "Option::is_none")]
+    pub conf: Option<PathBuf>,
+    /// The Ceph user without `client.` (`rbd_user`); its key stands in the keyring that the configuration names.
+    #[serde(default, deserialize_with = "crate::env::deserialize", skip_serializing_if = "Option::is_none")]
+    pub user: Option<String>,
+}
 
 /// How a database's log is shipped.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -199,7 +244,7 @@ pub struct Select {
     /// Ids, of which a volume must have one.
     #[serde(default, deserialize_with = "crate::env::deserialize", skip_serializing_if = "Vec::is_empty")]
     pub ids: Vec<String>,
-    /// Names, of which a volume must have one.
+    /// Names, of which a volume must have one; `*` stands for any characters.
     #[serde(default, deserialize_with = "crate::env::deserialize", skip_serializing_if = "Vec::is_empty")]
     pub names: Vec<String>,
 }

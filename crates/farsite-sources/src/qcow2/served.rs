@@ -1,0 +1,184 @@
+//! A closed image served by `qemu-nbd`, as an item's bytes. A path or an open copy comes in; [`ReadAt`] goes out. What must
+//! hold: the server never outlives its readers or this process; what it does not call zeros is read.
+
+use std::fs::File;
+use std::io;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use farsite_model::content::ReadAt;
+use farsite_nbd::{Client, Stretch};
+use tokio::process::Child;
+
+use crate::guards::RemovedFolder;
+use crate::volume::blocking;
+use crate::{SourceError, commands};
+
+/// `base:allocation`, and its flag for what reads as zeros.
+const ALLOCATION: &str = "base:allocation";
+const ZERO: u32 = 2;
+/// The longest that one answer of the server may take: a disk that hangs hangs longer.
+const ANSWER: Duration = Duration::from_mins(5);
+/// Until it listens; it only opens the image before.
+const START: Duration = Duration::from_mins(1);
+const LOOK: Duration = Duration::from_millis(5);
+/// `sun_path` of unix(7) holds 108 bytes, and `qemu-nbd` takes absolute paths only.
+const SOCKET_BYTES: usize = 100;
+
+/// A server and the way to it.
+pub(crate) struct Served {
+    pub(crate) client: Client,
+    child: Mutex<Option<Child>>,
+    _folder: Option<RemovedFolder>,
+    /// The copy that it reads, which has no name.
+    _copy: Option<File>,
+}
+
+impl Served {
+    /// Serves a closed image: the one at `path`, which nobody can open for writing meanwhile, or `copy` of it.
+    pub(crate) async fn closed(
+        path: &Path,
+        copy: Option<File>,
+        bitmaps: &[String],
+        scratch: &Path,
+    ) -> Result<Self, SourceError> {
+        let what = format!("reading {} through qemu-nbd", path.display());
+        let folder = socket_folder(scratch)?;
+        let socket = folder.path().join("s");
+        let log = folder.path().join("log");
+        let fail = |error: io::Error| SourceError::new(&what, error);
+        let mut command = commands::tied(&commands::require(&["qemu-nbd"], "qemu-utils")?);
+        command
+            .args(["--read-only", "--persistent", "--shared=0", "--format=qcow2", "--socket"])
+            .arg(&socket);
+        for bitmap in bitmaps {
+            command.arg("--bitmap").arg(bitmap);
+        }
+        match &copy {
+            Some(copy) => command.arg(super::nameless(copy)),
+            None => command.arg(path),
+        };
+        command.stdout(std::process::Stdio::null()).stderr(File::create(&log).map_err(fail)?);
+        let mut child = commands::spawn(&what, command).await?;
+        let begun = Instant::now();
+        while !socket.exists() {
+            if let Some(status) = child.try_wait().map_err(fail)? {
+                let said = std::fs::read_to_string(&log).unwrap_or_default();
+                let why = format!("it ended with {status}{}", commands::shown(&said));
+                return Err(
+                    SourceError::new(what, why).hint("has another process opened the image just now?")
+                );
+            }
+            if begun.elapsed() > START {
+                return Err(commands::timed_out(&what, START));
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+        let contexts = bitmaps.iter().map(|name| context(name)).collect();
+        let client = connect(&what, socket, "", contexts).await?;
+        Ok(Self { client, child: Mutex::new(Some(child)), _folder: Some(folder), _copy: copy })
+    }
+
+    /// Ends the server, and with it what it holds of the image. Nothing can be read after this.
+    pub(crate) fn end(&self) {
+        let child = self.child.lock().expect("no holder of this lock panics").take();
+        let Some(mut child) = child else { return };
+        let _ = child.start_kill();
+        let begun = Instant::now();
+        while !matches!(child.try_wait(), Ok(Some(_)) | Err(_)) && begun.elapsed() < START {
+            std::thread::sleep(LOOK);
+        }
+    }
+}
+
+impl Drop for Served {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+/// The context in which a bitmap is told.
+pub(crate) fn context(bitmap: &str) -> String {
+    format!("qemu:dirty-bitmap:{bitmap}")
+}
+
+async fn connect(
+    what: &str,
+    socket: PathBuf,
+    export: &str,
+    mut contexts: Vec<String>,
+) -> Result<Client, SourceError> {
+    contexts.push(ALLOCATION.to_owned());
+    let (what, export) = (what.to_owned(), export.to_owned());
+    blocking(move || {
+        let contexts: Vec<&str> = contexts.iter().map(String::as_str).collect();
+        let begun = Instant::now();
+        loop {
+            match Client::connect(&socket, &export, &contexts, ANSWER) {
+                Ok(client) => return Ok(client),
+                // The socket is there a moment before somebody listens at it.
+                Err(error) if error.kind() == io::ErrorKind::ConnectionRefused && begun.elapsed() < START => {
+                    std::thread::sleep(LOOK);
+                }
+                Err(error) => return Err(SourceError::new(what, error)),
+            }
+        }
+    })
+    .await
+}
+
+/// A folder whose path leaves room for a socket's name.
+fn socket_folder(scratch: &Path) -> Result<RemovedFolder, SourceError> {
+    let folder = RemovedFolder::create(&std::path::absolute(scratch).unwrap_or_default(), "nbd")?;
+    if folder.path().as_os_str().len() < SOCKET_BYTES {
+        return Ok(folder);
+    }
+    RemovedFolder::create(&std::env::temp_dir(), "farsite-nbd")
+}
+
+/// The bytes of an export.
+pub(crate) struct ServedContent {
+    served: Arc<Served>,
+    /// Where the last answer about zeros began, and the answer.
+    told: Mutex<(u64, Vec<Stretch>)>,
+}
+
+impl ServedContent {
+    pub(crate) fn new(served: Arc<Served>) -> Self {
+        Self { served, told: Mutex::default() }
+    }
+}
+
+impl ReadAt for ServedContent {
+    fn size_bytes(&self) -> u64 {
+        self.served.client.size_bytes()
+    }
+
+    fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
+        self.served.client.read_exact_at(buffer, offset)
+    }
+
+    fn next_data(&self, offset: u64) -> io::Result<Option<Range<u64>>> {
+        let mut told = self.told.lock().expect("no holder of this lock panics");
+        let mut at = offset;
+        while at < self.size_bytes() {
+            let mut end = told.0;
+            for (length, flags) in &told.1 {
+                end += length;
+                if end > at {
+                    if flags & ZERO == 0 {
+                        // The first stretch may begin before what was asked for.
+                        return Ok(Some(at..end.min(self.size_bytes())));
+                    }
+                    at = end;
+                }
+            }
+            if at < self.size_bytes() {
+                *told = (at, self.served.client.stretches(ALLOCATION, at..self.size_bytes())?);
+            }
+        }
+        Ok(None)
+    }
+}

@@ -1,0 +1,125 @@
+//! One image of a Ceph pool as the `rbd` command sees it: its snapshots are made, listed and removed. What must hold: only
+//! snapshots of our own name are ever removed; no key stands in an argument (it is in the keyring that the cluster's
+//! configuration names).
+
+use std::ffi::OsString;
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use farsite_model::policy::Rbd;
+use serde::Deserialize;
+
+use crate::{SourceError, commands};
+
+const CONF: &str = "/etc/ceph/ceph.conf";
+
+/// A pool and the way to its cluster.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Pool {
+    pub(crate) rbd: Rbd,
+    /// Longest time that one command may take.
+    pub(crate) limit: Duration,
+}
+
+/// One image of it.
+#[derive(Debug, Clone)]
+pub(crate) struct Image {
+    pub(crate) pool: Pool,
+    pub(crate) name: String,
+}
+
+#[derive(Deserialize)]
+struct Listed {
+    name: String,
+}
+
+impl Pool {
+    fn conf(&self) -> &Path {
+        self.rbd.conf.as_deref().unwrap_or(Path::new(CONF))
+    }
+
+    /// The names of all its images.
+    pub(crate) fn images(&self) -> Result<Vec<String>, SourceError> {
+        let what = format!("listing the images of {self}");
+        let said = self.rbd(&what, &["ls", "--format", "json"], &[])?;
+        let mut names: Vec<String> = serde_json::from_str(&said)
+            .map_err(|error| SourceError::new(what, format!("what rbd says makes no sense: {error}")))?;
+        names.sort();
+        Ok(names)
+    }
+
+    fn rbd(&self, what: &str, words: &[&str], more: &[(&str, &str)]) -> Result<String, SourceError> {
+        let mut args: Vec<OsString> = words.iter().map(OsString::from).collect();
+        let mut add = |name: &str, value: OsString| args.extend([name.into(), value]);
+        add("--conf", self.conf().into());
+        if let Some(user) = &self.rbd.user {
+            add("--id", user.into());
+        }
+        add("--pool", (&self.rbd.pool).into());
+        if let Some(namespace) = &self.rbd.namespace {
+            add("--namespace", namespace.into());
+        }
+        for (name, value) in more {
+            add(name, value.into());
+        }
+        let mut command = commands::tied(&commands::require(&["rbd"], "ceph-common")?);
+        command.args(args);
+        let hint =
+            "is the cluster well (`ceph -s`), and may this user read and snapshot the pool (`profile rbd`)?";
+        let done = commands::run_now(what, command, self.limit).map_err(|error| error.hint(hint))?;
+        Ok(done.success(what).map_err(|error| error.hint(hint))?.stdout)
+    }
+}
+
+impl fmt::Display for Pool {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.rbd.namespace {
+            Some(namespace) => write!(f, "the pool {}/{namespace}", self.rbd.pool),
+            None => write!(f, "the pool {}", self.rbd.pool),
+        }
+    }
+}
+
+impl Image {
+    /// As the reading child takes them.
+    pub(super) fn as_arguments(&self) -> [PathBuf; 5] {
+        let rbd = &self.pool.rbd;
+        [
+            self.pool.conf().to_owned(),
+            rbd.user.clone().unwrap_or_default().into(),
+            rbd.pool.clone().into(),
+            rbd.namespace.clone().unwrap_or_default().into(),
+            self.name.clone().into(),
+        ]
+    }
+
+    pub(crate) fn add_snapshot(&self, name: &str) -> Result<(), SourceError> {
+        self.snapshot("create", name)
+    }
+
+    pub(crate) fn remove_snapshot(&self, name: &str) -> Result<(), SourceError> {
+        self.snapshot("rm", name)
+    }
+
+    fn snapshot(&self, verb: &str, name: &str) -> Result<(), SourceError> {
+        let what = format!("`rbd snap {verb}` of {name} of {self}");
+        self.pool.rbd(&what, &["snap", verb], &[("--image", &self.name), ("--snap", name)])?;
+        Ok(())
+    }
+
+    /// The names of its snapshots.
+    pub(crate) fn snapshots(&self) -> Result<Vec<String>, SourceError> {
+        let what = format!("listing the snapshots of {self}");
+        let said = self.pool.rbd(&what, &["snap", "ls", "--format", "json"], &[("--image", &self.name)])?;
+        let listed: Vec<Listed> = serde_json::from_str(&said)
+            .map_err(|error| SourceError::new(what, format!("what rbd says makes no sense: {error}")))?;
+        Ok(listed.into_iter().map(|snapshot| snapshot.name).collect())
+    }
+}
+
+impl fmt::Display for Image {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} of {}", self.name, self.pool)
+    }
+}
