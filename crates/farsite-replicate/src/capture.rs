@@ -16,6 +16,7 @@ use farsite_store::local_map::{LocalMap, LocalMapWriter};
 use farsite_store::manifest::ItemLog;
 use farsite_store::map::MapRoot;
 use farsite_store::shipped::Shipped;
+use farsite_store::signals::{Meter, Signals};
 
 use crate::ReplicateError;
 use crate::basis::Basis;
@@ -38,6 +39,7 @@ pub(crate) struct Taken {
     pub(crate) ancestor: Option<ItemId>,
     pub(crate) details: std::collections::BTreeMap<String, String>,
     pub(crate) log: Option<ItemLog>,
+    pub(crate) signals: Option<Signals>,
 }
 
 /// What becomes this host's memory of the run once its point is committed.
@@ -230,10 +232,11 @@ impl Intake<'_> {
         let Capture {
             item, kind, captured, consistency, content, ancestor, details, tracking, guard, ..
         } = capture;
-        let (data, directory) = match content {
+        let (data, directory, signals) = match content {
             Content::Volume(content) => {
-                let data = self.ingest(&item, &item, &content, block_bytes, tracking, |i| Some(&i.data))?;
-                (data, None)
+                let (data, signals) =
+                    self.ingest(&item, &item, &content, block_bytes, tracking, |i| Some(&i.data))?;
+                (data, None, signals)
             }
             Content::Tree { root, paths } => {
                 let layout_path = self.group.file_of("layouts", &item, ".json");
@@ -243,14 +246,28 @@ impl Intake<'_> {
                 })
                 .map_err(ReplicateError::io(format!("listing the files of {item}")))?;
                 let content: Arc<dyn ReadAt> = Arc::new(TreeContent::new(&root, &entries));
-                let data = self.ingest(&item, &item, &content, block_bytes, None, |i| Some(&i.data))?;
+                let (data, signals) =
+                    self.ingest(&item, &item, &content, block_bytes, None, |i| Some(&i.data))?;
                 let directory = self.directory(&item, &entries, block_bytes)?;
+                let files_before = previous.len() as u64;
+                let files_gone = previous.keys().filter(|path| !layout.contains_key(*path)).count() as u64;
                 self.memory.layouts.push((layout_path, layout));
-                (data, Some(directory))
+                (data, Some(directory), Signals { files_before, files_gone, ..signals })
             }
         };
         drop(guard);
-        Ok(Taken { id: item, kind, captured, consistency, data, directory, ancestor, details, log: None })
+        Ok(Taken {
+            id: item,
+            kind,
+            captured,
+            consistency,
+            data,
+            directory,
+            ancestor,
+            details,
+            log: None,
+            signals: Some(signals),
+        })
     }
 
     fn directory(
@@ -261,7 +278,8 @@ impl Intake<'_> {
     ) -> Result<MapRoot, ReplicateError> {
         let bytes = serde_json::to_vec(entries).expect("a directory is valid JSON");
         let content: Arc<dyn ReadAt> = Arc::new(InMemory(bytes));
-        self.ingest(&directory_id(item), item, &content, block_bytes, None, |i| i.directory.as_ref())
+        let id = directory_id(item);
+        Ok(self.ingest(&id, item, &content, block_bytes, None, |i| i.directory.as_ref())?.0)
     }
 
     /// `id` names the local map, `item` the item that it is part of.
@@ -273,7 +291,7 @@ impl Intake<'_> {
         block_bytes: u32,
         tracking: Option<Box<dyn ChangeTracking>>,
         of: impl Fn(&farsite_store::manifest::ManifestItem) -> Option<&MapRoot>,
-    ) -> Result<MapRoot, ReplicateError> {
+    ) -> Result<(MapRoot, Signals), ReplicateError> {
         let previous = if self.full { None } else { self.basis.local_map(self.group, id, of, item) };
         let maps = self.group.maps();
         let mut out = LocalMapWriter::create(&maps, id)
@@ -292,12 +310,14 @@ impl Intake<'_> {
                 .inspect_err(|error| tracing::warn!(item = %id, "no copies of its blocks are kept: {error}"))
                 .ok(),
         };
+        let meter = Meter::default();
         let input = Input {
             previous: previous.as_ref(),
             changed: told.changed.as_deref(),
             claims: told.claims.as_ref(),
             before: told.before.as_deref(),
             copies: copies.as_ref(),
+            meter: Some(&meter),
             ..Input::first(id.as_str(), &**content, block_bytes)
         };
         let map = match self.writer.ingest(&input, &mut out) {
@@ -326,7 +346,9 @@ impl Intake<'_> {
             }
         }
         self.memory.maps.push(out);
-        Ok(map)
+        let before = previous.and_then(|previous| self.basis.data_blocks(item, previous.map()));
+        let signals = meter.signals(before, map.blocks());
+        Ok((map, signals))
     }
 
     /// The entry's items in the newest point that this run builds on.

@@ -16,6 +16,7 @@ use crate::local_map::{Known, KnownChild};
 use crate::print::{Print, Printer};
 use crate::seal::{BlobKind, Sealer};
 use crate::shipped::Copies;
+use crate::signals::Meter;
 
 /// Where each block lies, and how many patches deep.
 pub(super) type Places = HashMap<BlobId, (Location, u8)>;
@@ -89,6 +90,7 @@ pub(super) struct Blocks<'a> {
     /// The item as it was when `previous` was written, where its source can still read that.
     pub(super) before: Option<&'a dyn ReadAt>,
     pub(super) copies: Option<&'a Copies<'a>>,
+    pub(super) meter: Option<&'a Meter>,
 }
 
 impl Blocks<'_> {
@@ -117,6 +119,11 @@ impl Blocks<'_> {
                 claims.found(start..start + u64::from(self.block_bytes), self.size_bytes);
             }
             changed_bytes += changed;
+            if let Some(meter) =
+                self.meter.filter(|_| matches!(outcome, Outcome::Sent(_) | Outcome::New { .. }))
+            {
+                meter.block(raw);
+            }
             outcome
         });
         let outcomes = outcomes.collect();
