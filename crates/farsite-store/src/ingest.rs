@@ -485,7 +485,7 @@ impl<'a> Assembly<'a> {
         }
         match (&old, self.previous) {
             (Some(old), Some(previous)) if old.blocks == blocks => {
-                out.keep_leaf(previous, index);
+                out.keep_leaf(previous, index)?;
                 self.tree.put(writer, out, 0, index, Some(old.node))
             }
             _ => {
@@ -527,12 +527,12 @@ impl<'a> Assembly<'a> {
                 continue;
             }
             if self.keeps {
-                out.keep_leaf(previous, skipped);
+                out.keep_leaf(previous, skipped)?;
                 continue;
             }
             let Some(old) = previous.leaf(skipped)? else { return Err(TreeError::Lost) };
             if self.tracked {
-                out.keep_leaf(previous, skipped);
+                out.keep_leaf(previous, skipped)?;
                 self.tree.put(writer, out, 0, skipped, Some(old.node))?;
             } else {
                 self.count_cleared(writer, skipped, &old, &[]);
