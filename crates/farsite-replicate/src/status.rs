@@ -11,10 +11,13 @@ use farsite_store::ledger::{self, CommittedPoint, EpochStart, GroupState, Ledger
 use farsite_store::{Store, StoreError, logs};
 use jiff::SignedDuration;
 
+use crate::throttle::shortfall;
 use crate::{ReplicateError, connect};
 
 /// An old primary that still writes this long after its epoch ended was not merely finishing.
 const LATE: SignedDuration = SignedDuration::from_secs(5);
+/// What a point ships as a rule is told by so many of them.
+const USUAL_POINTS: usize = 9;
 /// So long a person is told of a suspicious point that others came after.
 const SUSPICION: SignedDuration = SignedDuration::from_hours(7 * 24);
 /// Writing that stopped this long ago suspects nobody any more.
@@ -108,6 +111,12 @@ pub async fn of_group(
         }
     }
     warnings.extend(earlier_suspicion(&live, newest, now));
+    if let Some(policy) = policy.filter(|p| state.primary() == Some(&p.site)) {
+        // The first one is the whole group.
+        let newest = live.iter().skip(1).rev().take(USUAL_POINTS);
+        let shipped = newest.map(|p| p.said.shipped_bytes).collect();
+        warnings.extend(shortfall(&policy.bandwidth, policy.schedule(), shipped, now.0));
+    }
     let late = late_writer(store, state, now).await?;
     if let Some(words) = &late {
         warnings.push(words.clone());
