@@ -81,6 +81,13 @@ pub(crate) struct Intake<'g> {
     pub(crate) full: bool,
 }
 
+/// What is known of an item besides its bytes.
+#[derive(Default)]
+struct Heard {
+    tracking: Option<Box<dyn ChangeTracking>>,
+    made_from: Option<Ancestor>,
+}
+
 /// How one entry of the policy ended.
 #[derive(Default)]
 pub(crate) struct EntryOutcome {
@@ -238,7 +245,9 @@ impl Intake<'_> {
             Content::Volume(content) => {
                 let made_from = self.made_from(&item, &mut ancestor, &*content, block_bytes);
                 let (data, signals) =
-                    self.ingest(&item, &item, &content, block_bytes, tracking, made_from, |i| Some(&i.data))?;
+                    self.ingest(&item, &item, &content, block_bytes, Heard { tracking, made_from }, |i| {
+                        Some(&i.data)
+                    })?;
                 (data, None, signals)
             }
             Content::Tree { root, paths } => {
@@ -250,7 +259,7 @@ impl Intake<'_> {
                 .map_err(ReplicateError::io(format!("listing the files of {item}")))?;
                 let content: Arc<dyn ReadAt> = Arc::new(TreeContent::new(&root, &entries));
                 let (data, signals) =
-                    self.ingest(&item, &item, &content, block_bytes, None, None, |i| Some(&i.data))?;
+                    self.ingest(&item, &item, &content, block_bytes, Heard::default(), |i| Some(&i.data))?;
                 let directory = self.directory(&item, &entries, block_bytes)?;
                 let files_before = previous.len() as u64;
                 let files_gone = previous.keys().filter(|path| !layout.contains_key(*path)).count() as u64;
@@ -282,7 +291,7 @@ impl Intake<'_> {
         let bytes = serde_json::to_vec(entries).expect("a directory is valid JSON");
         let content: Arc<dyn ReadAt> = Arc::new(InMemory(bytes));
         let id = directory_id(item);
-        Ok(self.ingest(&id, item, &content, block_bytes, None, None, |i| i.directory.as_ref())?.0)
+        Ok(self.ingest(&id, item, &content, block_bytes, Heard::default(), |i| i.directory.as_ref())?.0)
     }
 
     /// What a volume without a map of its own was made from; `said` is what its source knows, and learns what was found.
@@ -314,10 +323,10 @@ impl Intake<'_> {
         item: &ItemId,
         content: &Arc<dyn ReadAt>,
         block_bytes: u32,
-        tracking: Option<Box<dyn ChangeTracking>>,
-        made_from: Option<Ancestor>,
+        heard: Heard,
         of: impl Fn(&ManifestItem) -> Option<&MapRoot>,
     ) -> Result<(MapRoot, Signals), ReplicateError> {
+        let Heard { tracking, made_from } = heard;
         let previous = if self.full { None } else { self.basis.local_map(self.group, id, of, item) };
         let maps = self.group.maps();
         let mut out = LocalMapWriter::create(&maps, id)
