@@ -7,6 +7,7 @@ mod file;
 mod hooks;
 mod items;
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use jiff::Timestamp;
@@ -23,7 +24,7 @@ pub use items::{
 use crate::quantity::{ByteSize, Rate, Span};
 use crate::schedule::Schedule;
 use crate::yaml::{Source, YamlError};
-use crate::{GroupName, Level, SiteName, env, yaml};
+use crate::{GroupName, ItemId, Level, SiteName, env, yaml};
 
 /// A policy in which everything has been checked that can be without looking at the site.
 #[derive(Debug, Clone)]
@@ -54,6 +55,8 @@ pub struct Policy {
     pub compression: Compression,
     /// What a source says of its changes is compared with a full read when the last one is as old as this.
     pub verify_tracking: Span,
+    /// What items were made from, as far as a person has said so.
+    pub ancestors: BTreeMap<ItemId, ItemId>,
     schedule: Schedule,
     warnings: Vec<String>,
 }

@@ -50,6 +50,9 @@ pub struct GroupStatus {
     pub clock_ahead_ms: Option<i64>,
     pub points: usize,
     pub partial_points: usize,
+    /// Points that something unusual was seen in, and that have not expired.
+    #[serde(default)]
+    pub suspicious_points: usize,
     /// Sentences that a person must read: damage, clamped clocks, suspicious points, an unsafe store.
     pub warnings: Vec<String>,
 }
@@ -65,4 +68,7 @@ pub struct PointStatus {
     pub weakest: Consistency,
     pub changed_bytes: u64,
     pub shipped_bytes: u64,
+    /// What was unusual in it, in words.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub suspicious: Vec<String>,
 }

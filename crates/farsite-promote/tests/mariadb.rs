@@ -125,6 +125,7 @@ async fn replicate(world: &World, base: &BaseBackup, spool: &Path, p1: &LogPosit
         ancestor: None,
         details: base.details.clone(),
         carried_from: None,
+        signals: None,
         log: Some(ItemLog {
             timeline,
             base: log_point(&base.position),

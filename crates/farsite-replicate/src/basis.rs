@@ -63,6 +63,12 @@ impl Basis {
         self.manifests.iter().find(|m| Some(m.epoch) == self.epoch)
     }
 
+    /// How many blocks of an item held data when a map was written, where that was counted.
+    pub(crate) fn data_blocks(&self, item: &ItemId, map: &farsite_store::map::MapRoot) -> Option<u64> {
+        let items = self.manifests.iter().filter_map(|m| m.item(item));
+        items.filter(|i| i.data == *map).find_map(|i| Some(i.signals?.data_blocks))
+    }
+
     /// The local map of an item, if a pinned point holds what it describes. `of` names the part of the item.
     pub(crate) fn local_map(
         &self,

@@ -13,11 +13,13 @@ use farsite_sources::{Capture, CaptureContext, Content, Source};
 use farsite_store::StoreError;
 use farsite_store::ingest::{Input, RunWriter};
 use farsite_store::local_map::{LocalMap, LocalMapWriter};
-use farsite_store::manifest::ItemLog;
+use farsite_store::manifest::{ItemLog, ManifestItem};
 use farsite_store::map::MapRoot;
 use farsite_store::shipped::Shipped;
+use farsite_store::signals::{Meter, Signals};
 
 use crate::ReplicateError;
+use crate::ancestry::{self, Ancestor};
 use crate::basis::Basis;
 use crate::frozen;
 use crate::group::Group;
@@ -38,6 +40,7 @@ pub(crate) struct Taken {
     pub(crate) ancestor: Option<ItemId>,
     pub(crate) details: std::collections::BTreeMap<String, String>,
     pub(crate) log: Option<ItemLog>,
+    pub(crate) signals: Option<Signals>,
 }
 
 /// What becomes this host's memory of the run once its point is committed.
@@ -76,6 +79,13 @@ pub(crate) struct Intake<'g> {
     pub(crate) basis: Basis,
     pub(crate) memory: Memory,
     pub(crate) full: bool,
+}
+
+/// What is known of an item besides its bytes.
+#[derive(Default)]
+struct Heard {
+    tracking: Option<Box<dyn ChangeTracking>>,
+    made_from: Option<Ancestor>,
 }
 
 /// How one entry of the policy ended.
@@ -230,10 +240,15 @@ impl Intake<'_> {
         let Capture {
             item, kind, captured, consistency, content, ancestor, details, tracking, guard, ..
         } = capture;
-        let (data, directory) = match content {
+        let mut ancestor = ancestor;
+        let (data, directory, signals) = match content {
             Content::Volume(content) => {
-                let data = self.ingest(&item, &item, &content, block_bytes, tracking, |i| Some(&i.data))?;
-                (data, None)
+                let made_from = self.made_from(&item, &mut ancestor, &*content, block_bytes);
+                let (data, signals) =
+                    self.ingest(&item, &item, &content, block_bytes, Heard { tracking, made_from }, |i| {
+                        Some(&i.data)
+                    })?;
+                (data, None, signals)
             }
             Content::Tree { root, paths } => {
                 let layout_path = self.group.file_of("layouts", &item, ".json");
@@ -243,14 +258,28 @@ impl Intake<'_> {
                 })
                 .map_err(ReplicateError::io(format!("listing the files of {item}")))?;
                 let content: Arc<dyn ReadAt> = Arc::new(TreeContent::new(&root, &entries));
-                let data = self.ingest(&item, &item, &content, block_bytes, None, |i| Some(&i.data))?;
+                let (data, signals) =
+                    self.ingest(&item, &item, &content, block_bytes, Heard::default(), |i| Some(&i.data))?;
                 let directory = self.directory(&item, &entries, block_bytes)?;
+                let files_before = previous.len() as u64;
+                let files_gone = previous.keys().filter(|path| !layout.contains_key(*path)).count() as u64;
                 self.memory.layouts.push((layout_path, layout));
-                (data, Some(directory))
+                (data, Some(directory), Signals { files_before, files_gone, ..signals })
             }
         };
         drop(guard);
-        Ok(Taken { id: item, kind, captured, consistency, data, directory, ancestor, details, log: None })
+        Ok(Taken {
+            id: item,
+            kind,
+            captured,
+            consistency,
+            data,
+            directory,
+            ancestor,
+            details,
+            log: None,
+            signals: Some(signals),
+        })
     }
 
     fn directory(
@@ -261,7 +290,30 @@ impl Intake<'_> {
     ) -> Result<MapRoot, ReplicateError> {
         let bytes = serde_json::to_vec(entries).expect("a directory is valid JSON");
         let content: Arc<dyn ReadAt> = Arc::new(InMemory(bytes));
-        self.ingest(&directory_id(item), item, &content, block_bytes, None, |i| i.directory.as_ref())
+        let id = directory_id(item);
+        Ok(self.ingest(&id, item, &content, block_bytes, Heard::default(), |i| i.directory.as_ref())?.0)
+    }
+
+    /// What a volume without a map of its own was made from; `said` is what its source knows, and learns what was found.
+    fn made_from(
+        &self,
+        item: &ItemId,
+        said: &mut Option<ItemId>,
+        content: &dyn ReadAt,
+        block_bytes: u32,
+    ) -> Option<Ancestor> {
+        let before = self.basis.manifests.iter().find_map(|m| m.item(item));
+        if let Some(known) = before.and_then(|item| item.ancestor.clone()) {
+            said.get_or_insert(known);
+        }
+        if self.full || self.basis.local_map(self.group, item, |i| Some(&i.data), item).is_some() {
+            return None;
+        }
+        let found = tokio::task::block_in_place(|| {
+            ancestry::find(self.group, &self.basis, item, said.as_ref(), content, block_bytes)
+        })?;
+        *said = Some(found.item.clone());
+        Some(found)
     }
 
     /// `id` names the local map, `item` the item that it is part of.
@@ -271,9 +323,10 @@ impl Intake<'_> {
         item: &ItemId,
         content: &Arc<dyn ReadAt>,
         block_bytes: u32,
-        tracking: Option<Box<dyn ChangeTracking>>,
-        of: impl Fn(&farsite_store::manifest::ManifestItem) -> Option<&MapRoot>,
-    ) -> Result<MapRoot, ReplicateError> {
+        heard: Heard,
+        of: impl Fn(&ManifestItem) -> Option<&MapRoot>,
+    ) -> Result<(MapRoot, Signals), ReplicateError> {
+        let Heard { tracking, made_from } = heard;
         let previous = if self.full { None } else { self.basis.local_map(self.group, id, of, item) };
         let maps = self.group.maps();
         let mut out = LocalMapWriter::create(&maps, id)
@@ -292,12 +345,22 @@ impl Intake<'_> {
                 .inspect_err(|error| tracing::warn!(item = %id, "no copies of its blocks are kept: {error}"))
                 .ok(),
         };
+        let ancestors_copies = made_from.as_ref().and_then(|ancestor| {
+            let copies = self.shipped.item(&ancestor.item, block_bytes).ok()?;
+            Some(ancestry::Shipped { copies, size_bytes: ancestor.map.map().size_bytes, block_bytes })
+        });
+        let before = match &ancestors_copies {
+            Some(copies) => Some(copies as &dyn ReadAt),
+            None => told.before.as_deref(),
+        };
+        let meter = Meter::default();
         let input = Input {
-            previous: previous.as_ref(),
+            previous: previous.as_ref().or(made_from.as_ref().map(|ancestor| &ancestor.map)),
             changed: told.changed.as_deref(),
             claims: told.claims.as_ref(),
-            before: told.before.as_deref(),
+            before,
             copies: copies.as_ref(),
+            meter: Some(&meter),
             ..Input::first(id.as_str(), &**content, block_bytes)
         };
         let map = match self.writer.ingest(&input, &mut out) {
@@ -326,7 +389,15 @@ impl Intake<'_> {
             }
         }
         self.memory.maps.push(out);
-        Ok(map)
+        let before = match (&previous, &made_from) {
+            (Some(previous), _) => self.basis.data_blocks(item, previous.map()),
+            (None, Some(ancestor)) => self.basis.data_blocks(&ancestor.item, ancestor.map.map()),
+            (None, None) => None,
+        };
+        let mut signals = meter.signals(before, map.blocks());
+        // What differs from its ancestor is no change of its own.
+        signals.first_copy |= previous.is_none();
+        Ok((map, signals))
     }
 
     /// The entry's items in the newest point that this run builds on.

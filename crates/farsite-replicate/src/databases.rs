@@ -139,6 +139,8 @@ pub(crate) async fn finish(
             p1: to_point(&p1),
             p2: to_point(&p2),
         }),
+        // Of the base, in the first point that stands on it and in no other.
+        signals: live.base.signals.take(),
     })
 }
 
@@ -241,9 +243,10 @@ async fn new_base(
         ancestor: None,
         details: taken.details,
         carried_from: None,
+        signals: None,
         log: None,
     };
-    let timeline = Timeline {
+    let mut timeline = Timeline {
         id: Hex::random(),
         epoch,
         run: intake.run,
@@ -256,6 +259,7 @@ async fn new_base(
     // The note says that this run may go on with the base after a restart: so the base is durable first.
     intake.writer.flush().await?;
     timeline.save(&state_file(intake.group, id))?;
+    timeline.base.signals = taken.signals;
     Ok(Ok(timeline))
 }
 

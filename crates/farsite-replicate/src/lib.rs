@@ -5,6 +5,8 @@
 //! packs; capture times come from a clock that cannot jump while a run is under way.
 
 pub mod agent;
+mod ancestry;
+mod anomaly;
 mod basis;
 pub mod capture;
 pub mod connect;

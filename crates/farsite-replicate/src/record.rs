@@ -57,6 +57,15 @@ impl Record {
         Ok(Self { connection: Mutex::new(connection), path })
     }
 
+    /// Work on the record that belongs to another file.
+    pub(crate) fn with<T>(
+        &self,
+        work: impl FnOnce(&Connection) -> rusqlite::Result<T>,
+    ) -> Result<T, ReplicateError> {
+        let connection = self.connection.lock().expect("no holder of this lock panics");
+        work(&connection).map_err(self.fail())
+    }
+
     fn fail(&self) -> impl Fn(rusqlite::Error) -> ReplicateError {
         let path = self.path.display().to_string();
         move |source| ReplicateError::Record { path: path.clone(), source }

@@ -23,6 +23,7 @@ use farsite_store::shipped::Shipped;
 use jiff::Timestamp;
 use serde::Serialize;
 
+use crate::anomaly::{self, History};
 use crate::basis::Basis;
 use crate::capture::{EntryOutcome, Intake, Memory, Taken, directory_id};
 use crate::databases::{self, Logs};
@@ -34,9 +35,6 @@ use crate::{ReplicateError, frozen, hooks};
 
 /// Longest time that one listing, query or external command of a source may take.
 const SOURCE_LIMIT: Duration = Duration::from_hours(6);
-/// When more than this share of a group's items vanish at once, a person must look.
-const MASS_DELETE_SHARE: f64 = 0.5;
-const MASS_DELETE_ITEMS: usize = 3;
 
 /// Sees a run from outside: progress on a terminal, the dashboard's progression.
 pub trait Observer: Send + Sync {
@@ -75,6 +73,8 @@ pub struct RunReport {
     pub weakest: Consistency,
     pub failed: Vec<FailedItem>,
     pub absent: Vec<ItemId>,
+    /// What looks unusual, in words: such a point is never taken by default.
+    pub suspicious: Vec<String>,
     /// Age of the oldest item when the point became visible, at worst, in seconds.
     pub exposure_at_commit_s: f64,
     pub read_bytes: u64,
@@ -216,7 +216,12 @@ async fn attempt(
         )));
     }
     let hash = manifest.write(&group.store, &group.signer).await?;
-    let committed = committed(&manifest, hash, suspicious(&manifest, basis.newest()));
+    let history = History::open(group)?;
+    let suspicious = anomaly::suspicious(group, &history, ledger.state(), &manifest, basis.newest()).await;
+    for words in &suspicious {
+        tracing::warn!(group = %group.policy.group, point = %manifest.point, "suspicious: {words}");
+    }
+    let committed = committed(&manifest, hash, suspicious);
     options.observer.stage("committing");
     let answer = ledger
         .append(&group.signer, |state| {
@@ -244,8 +249,17 @@ async fn attempt(
             shipped.remove(&id);
         }
     }
-    let report =
-        report(&manifest, group.store.latest(written), &writer.stats, run_state.resumed, begun.elapsed());
+    if let Err(error) = history.add(&manifest, &committed.suspicious) {
+        tracing::warn!(group = %group.policy.group, "what was seen of its items is not in the record: {error}");
+    }
+    let report = report(
+        &manifest,
+        &committed.suspicious,
+        group.store.latest(written),
+        &writer.stats,
+        run_state.resumed,
+        begun.elapsed(),
+    );
     run_state.end();
     if let Err(why) = hooks::run(&group.policy.hooks.after_commit).await {
         tracing::warn!(group = %group.policy.group, "after-commit: {why}");
@@ -367,7 +381,7 @@ fn manifest(
     let mut items: Vec<ManifestItem> = captured
         .taken
         .into_iter()
-        .map(|Taken { id, kind, captured, consistency, data, directory, ancestor, details, log }| {
+        .map(|Taken { id, kind, captured, consistency, data, directory, ancestor, details, log, signals }| {
             ManifestItem {
                 id,
                 kind,
@@ -379,6 +393,7 @@ fn manifest(
                 details,
                 carried_from: None,
                 log,
+                signals,
             }
         })
         .collect();
@@ -431,19 +446,9 @@ fn committed(manifest: &Manifest, hash: Hex<32>, suspicious: Vec<String>) -> Com
     }
 }
 
-/// What a person should look at before this point is taken.
-fn suspicious(manifest: &Manifest, before: Option<&Manifest>) -> Vec<String> {
-    let had = before.map_or(0, |b| b.items.len());
-    let gone = manifest.absent.len();
-    if gone >= MASS_DELETE_ITEMS && gone as f64 > had as f64 * MASS_DELETE_SHARE {
-        vec![format!("mass delete: {gone} of {had} items are gone since the point before")]
-    } else {
-        Vec::new()
-    }
-}
-
 fn report(
     manifest: &Manifest,
+    suspicious: &[String],
     written: farsite_model::StoreTime,
     stats: &RunStats,
     resumed: bool,
@@ -457,6 +462,7 @@ fn report(
         weakest: manifest.weakest(),
         failed: manifest.failed.clone(),
         absent: manifest.absent.clone(),
+        suspicious: suspicious.to_vec(),
         exposure_at_commit_s: oldest.as_secs_f64(),
         read_bytes: manifest.read_bytes,
         changed_bytes: manifest.changed_bytes,

@@ -11,10 +11,15 @@ use farsite_store::ledger::{self, CommittedPoint, EpochStart, GroupState, Ledger
 use farsite_store::{Store, StoreError, logs};
 use jiff::SignedDuration;
 
+use crate::throttle::shortfall;
 use crate::{ReplicateError, connect};
 
 /// An old primary that still writes this long after its epoch ended was not merely finishing.
 const LATE: SignedDuration = SignedDuration::from_secs(5);
+/// What a point ships as a rule is told by so many of them.
+const USUAL_POINTS: usize = 9;
+/// So long a person is told of a suspicious point that others came after.
+const SUSPICION: SignedDuration = SignedDuration::from_hours(7 * 24);
 /// Writing that stopped this long ago suspects nobody any more.
 const STALE: SignedDuration = SignedDuration::from_secs(3600);
 
@@ -105,6 +110,13 @@ pub async fn of_group(
             );
         }
     }
+    warnings.extend(earlier_suspicion(&live, newest, now));
+    if let Some(policy) = policy.filter(|p| state.primary() == Some(&p.site)) {
+        // The first one is the whole group.
+        let newest = live.iter().skip(1).rev().take(USUAL_POINTS);
+        let shipped = newest.map(|p| p.said.shipped_bytes).collect();
+        warnings.extend(shortfall(&policy.bandwidth, policy.schedule(), shipped, now.0));
+    }
     let late = late_writer(store, state, now).await?;
     if let Some(words) = &late {
         warnings.push(words.clone());
@@ -138,8 +150,30 @@ pub async fn of_group(
             .and_then(|p| p.said.by_kind.values().map(|s| s.skew.ahead_ms).max_by_key(|ms| ms.abs())),
         points: live.len(),
         partial_points: live.iter().filter(|p| !p.said.whole).count(),
+        suspicious_points: live.iter().filter(|p| !p.said.suspicious.is_empty()).count(),
         warnings,
     })
+}
+
+/// What was encrypted in one point is so in the points after it, which look like any other.
+fn earlier_suspicion(
+    live: &[&CommittedPoint],
+    newest: Option<&CommittedPoint>,
+    now: StoreTime,
+) -> Option<String> {
+    let odd = |p: &&&CommittedPoint| {
+        !p.superseded
+            && !p.said.suspicious.is_empty()
+            && now.since(p.committed) < SUSPICION
+            && newest.is_none_or(|newest| newest.id() != p.id())
+    };
+    let last = live.iter().rev().find(odd)?;
+    Some(format!(
+        "point {} of {} was suspicious ({}), and the points after it stand on it\n  hint: look at the source; `farsite points list` shows the points before it, `farsite points hold` keeps one",
+        last.id().short(),
+        last.committed,
+        last.said.suspicious.join(", ")
+    ))
 }
 
 fn primary_of(state: &GroupState, otherwise: &SiteName) -> SiteName {
@@ -195,6 +229,7 @@ pub fn point_status(point: &CommittedPoint) -> PointStatus {
         weakest: point.said.weakest,
         changed_bytes: point.said.changed_bytes,
         shipped_bytes: point.said.shipped_bytes,
+        suspicious: point.said.suspicious.clone(),
     }
 }
 
@@ -268,6 +303,7 @@ fn unborn(policy: &Policy, to: &SiteName) -> GroupStatus {
         clock_ahead_ms: None,
         points: 0,
         partial_points: 0,
+        suspicious_points: 0,
         warnings: Vec::new(),
     }
 }
@@ -301,6 +337,7 @@ fn unreadable(
         clock_ahead_ms: None,
         points: state.points.len(),
         partial_points: 0,
+        suspicious_points: 0,
         warnings: damage,
     }
 }

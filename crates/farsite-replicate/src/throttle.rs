@@ -9,14 +9,18 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use farsite_model::StoreTime;
 use farsite_model::policy::Bandwidth;
+use farsite_model::quantity::ByteSize;
+use farsite_model::schedule::Schedule;
 use farsite_store::backend::provider::Provider;
 use farsite_store::backend::{Backend, BackendError, Listed, Object, SharedBackend};
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use tokio::sync::Mutex;
 use tokio::time::Instant;
 
 /// Uploads smaller than this never wait: ledger entries and log segments are what the RPO hangs on.
 const FREE_BYTES: usize = 64 << 10;
+/// Of fewer points nobody knows what a point ships as a rule.
+const LEAST_POINTS: usize = 3;
 
 /// A store with a limit in front of it.
 pub struct Throttled {
@@ -51,6 +55,48 @@ impl Throttled {
         // The object leaves at once when its turn comes; its whole length is paid for before the next one.
         tokio::time::sleep_until(start).await;
     }
+}
+
+/// A limit is looked up so many times between two runs at most.
+const LOOKS: i64 = 1440;
+
+/// What the limit lets through between two moments; `None` while there is a stretch without a limit.
+fn let_through(bandwidth: &Bandwidth, from: Timestamp, to: Timestamp) -> Option<u64> {
+    let whole = to.duration_since(from);
+    // Windows are minutes.
+    let step = (whole / LOOKS as i32).max(SignedDuration::from_mins(1));
+    let (mut at, mut bytes) = (from, 0.0);
+    while at < to {
+        let until = (at + step).min(to);
+        bytes += bandwidth.limit_at(at)?.0 as f64 * until.duration_since(at).as_secs_f64();
+        at = until;
+    }
+    Some(bytes as u64)
+}
+
+/// Says so when the limit does not let through, between the next run and the one after it, what a point usually ships.
+pub(crate) fn shortfall(
+    bandwidth: &Bandwidth,
+    schedule: &Schedule,
+    shipped_bytes: Vec<u64>,
+    now: Timestamp,
+) -> Option<String> {
+    let mut shipped = shipped_bytes;
+    if shipped.len() < LEAST_POINTS {
+        return None;
+    }
+    shipped.sort_unstable();
+    let usual = shipped[shipped.len() / 2];
+    let next = schedule.next_after(now)?;
+    let after = schedule.next_after(next)?;
+    let through = let_through(bandwidth, next, after)?;
+    (through < usual).then(|| {
+        format!(
+            "the schedule cannot be met: a point ships {} as a rule, and from {next:.0} to {after:.0} the bandwidth limit lets {} through\n  hint: raise the limit, or let runs be further apart",
+            ByteSize(usual),
+            ByteSize(through)
+        )
+    })
 }
 
 #[async_trait]
@@ -102,6 +148,8 @@ impl Backend for Throttled {
 
 #[cfg(test)]
 mod tests {
+    use farsite_model::policy::Window;
+
     use super::*;
     use farsite_model::quantity::Rate;
     use farsite_store::backend::folder::Folder;
@@ -119,5 +167,31 @@ mod tests {
         assert_eq!(start.elapsed().as_secs(), 3, "the first one leaves at once, each other a second later");
         throttled.admit(100).await;
         assert_eq!(start.elapsed().as_secs(), 3, "small things never wait");
+    }
+
+    #[test]
+    fn a_schedule_that_the_limit_of_its_hours_cannot_meet_is_said_so() {
+        let schedule = Schedule::parse("*/15 * * * *", Some("UTC")).unwrap();
+        let office = Window {
+            name: "office-hours".into(),
+            cron: Schedule::parse("* 8-17 * * *", Some("UTC")).unwrap(),
+            limit: Rate(10 << 10),
+        };
+        let bandwidth = Bandwidth { limit: Some(Rate(1 << 20)), windows: vec![office] };
+        let at = |text: &str| text.parse::<Timestamp>().unwrap();
+        let (night, day) = (at("2026-11-24T03:01:00Z"), at("2026-11-24T12:01:00Z"));
+        // 15 minutes let 900 MiB through at night, and 9000 KiB by day.
+        let shipped = || vec![80 << 20, 100 << 20, 90 << 20];
+        assert_eq!(shortfall(&bandwidth, &schedule, shipped(), night), None);
+        let words = shortfall(&bandwidth, &schedule, shipped(), day).unwrap();
+        assert!(words.contains("a point ships 90MiB") && words.contains("lets 8.8MiB through"), "{words}");
+        assert_eq!(shortfall(&bandwidth, &schedule, vec![90 << 20; 2], day), None, "too few points to know");
+        assert_eq!(shortfall(&bandwidth, &schedule, vec![1 << 20; 5], day), None);
+        // At the border of the window the two limits count for as long as each holds.
+        let border = at("2026-11-24T07:50:00Z");
+        let through = let_through(&bandwidth, border, border + SignedDuration::from_mins(15)).unwrap();
+        assert_eq!(through, (600 << 20) + 300 * (10 << 10));
+        let free = Bandwidth { limit: None, windows: bandwidth.windows.clone() };
+        assert_eq!(shortfall(&free, &schedule, shipped(), night), None, "there is no limit at night");
     }
 }

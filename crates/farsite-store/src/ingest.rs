@@ -34,6 +34,7 @@ use crate::pack::{PackBuilder, PatchBase};
 use crate::print::Printer;
 use crate::seal::{BlobKind, Sealer};
 use crate::shipped::Copies;
+use crate::signals::Meter;
 use crate::{Store, StoreError};
 
 /// Limits of a run. Peak memory is about `pack_bytes × (uploads + 2)`, `batch_bytes × 4 × (cores + 2)` and 120 bytes for
@@ -96,6 +97,8 @@ pub struct Input<'a> {
     /// That version itself, where the source can still read it.
     pub before: Option<&'a dyn ReadAt>,
     pub copies: Option<&'a Copies<'a>>,
+    /// Counts what is unusual.
+    pub meter: Option<&'a Meter>,
 }
 
 impl<'a> Input<'a> {
@@ -110,6 +113,7 @@ impl<'a> Input<'a> {
             claims: None,
             before: None,
             copies: None,
+            meter: None,
         }
     }
     pub fn since(self, previous: Option<&'a LocalMap>) -> Self {
@@ -218,6 +222,9 @@ impl RunWriter {
         let content_error =
             |source| TreeError::Store(StoreError::Content { what: input.what.to_owned(), source });
         let size_bytes = input.content.size_bytes();
+        if let Some(meter) = input.meter {
+            meter.begin(input.previous.is_some());
+        }
         let map = MapRoot { size_bytes, block_bytes: input.block_bytes, root: None };
         let batch_blocks = (self.options.batch_bytes as u64 / u64::from(input.block_bytes)).max(1);
         // While some wait for the disk the others compute.
@@ -241,6 +248,7 @@ impl RunWriter {
             claims: input.claims.filter(|_| input.previous.is_some()),
             before: input.before,
             copies: input.copies,
+            meter: input.meter,
         };
         let reading = Reading {
             content: input.content,
@@ -409,6 +417,7 @@ struct Assembly<'a> {
     map: &'a MapRoot,
     previous: Option<&'a LocalMap>,
     claims: Option<&'a Claims>,
+    meter: Option<&'a Meter>,
     /// Only what changed is read; all else stays.
     tracked: bool,
     /// What is not read stays in the tree by itself, without being put there.
@@ -430,7 +439,8 @@ impl<'a> Assembly<'a> {
         let tracked = input.changed.is_some();
         let keeps = tracked && previous.is_some_and(|p| p.map().blocks() == map.blocks());
         let tree = Tree::new(map, previous, keeps, out);
-        Self { tree, map, previous, claims: input.claims, tracked, keeps, leaf: None, next_leaf: 0 }
+        let (claims, meter) = (input.claims, input.meter);
+        Self { tree, map, previous, claims, meter, tracked, keeps, leaf: None, next_leaf: 0 }
     }
 
     fn batch(
@@ -500,9 +510,12 @@ impl<'a> Assembly<'a> {
         {
             self.count_cleared(writer, index, old, &blocks);
         }
+        if let Some(meter) = self.meter {
+            meter.leaf(old.as_ref().map(|old| &old.blocks[..]), &blocks);
+        }
         match (&old, self.previous) {
             (Some(old), Some(previous)) if old.blocks == blocks => {
-                out.keep_leaf(previous, index);
+                out.keep_leaf(previous, index)?;
                 self.tree.put(writer, out, 0, index, Some(old.node))
             }
             _ => {
@@ -544,15 +557,18 @@ impl<'a> Assembly<'a> {
                 continue;
             }
             if self.keeps {
-                out.keep_leaf(previous, skipped);
+                out.keep_leaf(previous, skipped)?;
                 continue;
             }
             let Some(old) = previous.leaf(skipped)? else { return Err(TreeError::Lost) };
             if self.tracked {
-                out.keep_leaf(previous, skipped);
+                out.keep_leaf(previous, skipped)?;
                 self.tree.put(writer, out, 0, skipped, Some(old.node))?;
             } else {
                 self.count_cleared(writer, skipped, &old, &[]);
+                if let Some(meter) = self.meter {
+                    meter.leaf(Some(&old.blocks), &[]);
+                }
             }
         }
         Ok(())

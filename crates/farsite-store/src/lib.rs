@@ -31,6 +31,7 @@ pub mod print;
 pub mod read;
 pub mod seal;
 pub mod shipped;
+pub mod signals;
 pub mod signed;
 #[cfg(test)]
 mod worked_example;

@@ -185,6 +185,24 @@ impl LocalMap {
         self.meta.token.as_deref()
     }
 
+    /// How many of these blocks (by number, with their fingerprints) the map has at the same place.
+    pub fn agrees_on(&self, blocks: &[(u64, Print)]) -> io::Result<usize> {
+        let mut leaf: Option<(u64, Option<Leaf>)> = None;
+        let mut count = 0;
+        for (number, print) in blocks {
+            let index = number / FAN_OUT;
+            if leaf.as_ref().is_none_or(|(at, _)| *at != index) {
+                let read =
+                    if index < self.meta.map.blocks().div_ceil(FAN_OUT) { self.leaf(index)? } else { None };
+                leaf = Some((index, read));
+            }
+            let blocks = leaf.as_ref().and_then(|(_, leaf)| Some(&leaf.as_ref()?.blocks));
+            let known = blocks.and_then(|blocks| blocks.get((number % FAN_OUT) as usize).copied().flatten());
+            count += usize::from(known.is_some_and(|known| known.print == *print));
+        }
+        Ok(count)
+    }
+
     pub fn read_in_full(&self) -> Timestamp {
         self.meta.read_in_full
     }

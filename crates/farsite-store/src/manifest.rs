@@ -13,6 +13,7 @@ use crate::hex::Hex;
 use crate::keys::{Role, Signer};
 use crate::logs::TimelineId;
 use crate::map::MapRoot;
+use crate::signals::Signals;
 use crate::signed::{self, Kind};
 use crate::{Damage, Store, StoreError};
 
@@ -66,6 +67,9 @@ pub struct ManifestItem {
     /// For a database with a shipped log.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub log: Option<ItemLog>,
+    /// What was seen while it was read; older programs did not look.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub signals: Option<Signals>,
 }
 
 /// How far a database goes beyond its base snapshot.

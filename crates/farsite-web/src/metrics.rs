@@ -81,6 +81,18 @@ pub(crate) fn exposition(groups: &[GroupStatus]) -> String {
         "Recovery points in the store that are partial.",
         |g| Some(g.partial_points as f64),
     );
+    text.gauge(
+        groups,
+        "farsite_suspicious_points",
+        "Recovery points in the store in which something unusual was seen.",
+        |g| Some(g.suspicious_points as f64),
+    );
+    text.gauge(
+        groups,
+        "farsite_last_point_suspicious",
+        "1 when something unusual was seen in the newest recovery point: no failover takes it by itself.",
+        |g| g.newest_point.as_ref().map(|point| f64::from(u8::from(!point.suspicious.is_empty()))),
+    );
     text.gauge(groups, "farsite_epoch", "Grows by one whenever the group's primary changes.", |g| {
         Some(g.epoch.0 as f64)
     });

@@ -53,6 +53,7 @@ fn group(name: &str) -> GroupStatus {
             weakest: Consistency::Crash,
             changed_bytes: 1 << 30,
             shipped_bytes: 3 << 20,
+            suspicious: vec!["volume/a: 90% of it was overwritten".into()],
         }),
         newest_proven: Some(point),
         exposure_s: Some(300.0),
@@ -63,6 +64,7 @@ fn group(name: &str) -> GroupStatus {
         clock_ahead_ms: Some(-40),
         points: 24,
         partial_points: 1,
+        suspicious_points: 2,
         warnings: Vec::new(),
     }
 }
@@ -166,6 +168,7 @@ async fn a_group_without_a_point_is_in_initial_sync_and_not_at_zero() {
         clock_ahead_ms: None,
         points: 0,
         partial_points: 0,
+        suspicious_points: 0,
         ..group("new")
     };
     let (address, stop) = start(Known(vec![empty])).await;
@@ -225,6 +228,7 @@ async fn prometheus_can_read_every_line() {
         r#"farsite_last_point_commit_timestamp_seconds{group="cloud",site="north",to="south"} 1795489230.5"#,
         r#"farsite_clock_skew_seconds{group="cloud",site="north",to="south"} -0.04"#,
         r#"farsite_partial_points_total{group="cloud",site="north",to="south"} 1"#,
+        r#"farsite_suspicious_points{group="cloud",site="north",to="south"} 2"#,
         r#"farsite_group_phase{group="cloud",site="north",to="south",phase="replicating"} 1"#,
         r#"farsite_group_phase{group="cloud",site="north",to="south",phase="damaged"} 0"#,
     ] {

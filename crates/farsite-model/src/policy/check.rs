@@ -7,7 +7,7 @@ use super::{Alerts, Bandwidth, DiskFormat, Drill, Item, Policy, Retention, Windo
 use crate::quantity::{ByteSize, Span};
 use crate::schedule::{Schedule, ScheduleError};
 use crate::yaml::{At, Source, YamlError};
-use crate::{GroupName, ItemKind};
+use crate::{GroupName, ItemId, ItemKind};
 
 const BLOCK_SIZES: std::ops::RangeInclusive<u64> = 4 << 10..=4 << 20;
 const DEFAULT_BLOCK_SIZE: ByteSize = ByteSize(64 << 10);
@@ -96,6 +96,11 @@ pub(super) fn check(source: Source<'_>, file: PolicyFile) -> Result<Policy, Yaml
         memory,
         cache: file.cache.map_or(DEFAULT_CACHE, |cache| cache.value),
         compression: file.compression,
+        ancestors: file
+            .ancestors
+            .into_iter()
+            .map(|(item, ancestor)| (ItemId::parse(item), ItemId::parse(ancestor)))
+            .collect(),
         verify_tracking: file.verify_tracking.map_or(DEFAULT_VERIFY_TRACKING, |span| span.value),
         schedule,
         warnings,

@@ -65,6 +65,10 @@ pub(super) struct PolicyFile {
     /// given, 0s never believes it.
     #[serde(default)]
     pub(super) verify_tracking: Option<At<Span>>,
+    /// What items were made from: `cinder/volume-b: glance/IMAGE`. The first copy of such an item sends only what differs.
+    /// Items that are not named are compared with a few blocks of all others.
+    #[serde(default)]
+    pub(super) ancestors: BTreeMap<String, String>,
 }
 
 /// Which points are kept. A point is kept when any of these keeps it.

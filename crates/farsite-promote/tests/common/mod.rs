@@ -210,6 +210,7 @@ impl World {
             ancestor: None,
             details: BTreeMap::new(),
             carried_from: None,
+            signals: None,
             log: None,
         };
         let mut items = Vec::new();

@@ -17,6 +17,7 @@ use crate::local_map::{Known, KnownChild};
 use crate::print::{Print, Printer};
 use crate::seal::{BlobKind, GROUP, Sealer};
 use crate::shipped::Copies;
+use crate::signals::Meter;
 
 /// Where each block lies, and how many patches deep.
 pub(super) type Places = HashMap<BlobId, (Location, u8)>;
@@ -135,6 +136,7 @@ pub(super) struct Blocks<'a> {
     /// The item as it was when `previous` was written, where its source can still read that.
     pub(super) before: Option<&'a dyn ReadAt>,
     pub(super) copies: Option<&'a Copies<'a>>,
+    pub(super) meter: Option<&'a Meter>,
 }
 
 impl Blocks<'_> {
@@ -173,6 +175,11 @@ impl Blocks<'_> {
                 claims.found(start..start + u64::from(self.block_bytes), self.size_bytes);
             }
             changed_bytes += changed;
+            let is_new =
+                matches!(looked, Looked::New { .. } | Looked::Is(Outcome::Sent(_) | Outcome::New { .. }));
+            if let Some(meter) = self.meter.filter(|_| is_new) {
+                meter.block(raw);
+            }
             match looked {
                 Looked::Is(outcome) => found.blocks.push(outcome),
                 Looked::New { id, print } => {

@@ -100,10 +100,16 @@ impl LocalMapWriter {
         Ok(())
     }
 
-    /// A leaf that is as it was in the old map of this same folder.
-    pub(crate) fn keep_leaf(&mut self, old: &LocalMap, index: u64) {
-        if let Some(slot) = old.slot(index) {
+    /// A leaf that is as it was in an old map: of this item, where it keeps its slot, or of the item that it was made from.
+    pub(crate) fn keep_leaf(&mut self, old: &LocalMap, index: u64) -> io::Result<()> {
+        let Some(slot) = old.slot(index) else { return Ok(()) };
+        if old.meta.item == self.item {
             self.slots.insert(index, slot);
+            return Ok(());
+        }
+        match old.leaf(index)? {
+            Some(leaf) => self.leaf(index, &leaf),
+            None => Err(io::Error::other(format!("the block map of {} is damaged", old.meta.item))),
         }
     }
 

@@ -275,6 +275,7 @@ pub fn manifest(id: u64, map: MapRoot) -> Manifest {
             ancestor: None,
             details: BTreeMap::new(),
             carried_from: None,
+            signals: None,
             log: None,
         }],
         absent: vec![],

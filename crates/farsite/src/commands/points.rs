@@ -10,6 +10,7 @@ use farsite_replicate::status::point_status;
 use farsite_store::Store;
 use farsite_store::ledger::{CommittedPoint, Ledger, PointFlaw, Statement};
 use farsite_store::manifest::Manifest;
+use farsite_store::signals::Signals;
 use jiff::Timestamp;
 use serde::Serialize;
 
@@ -292,11 +293,14 @@ async fn show(named: &Named, store: &Store, context: &Context) -> Ended {
                 ByteSize(item.data.size_bytes).to_string(),
                 item.consistency.to_string(),
                 age(item.stamp.captured.0),
-                item.carried_from.map(|from| format!("of point {}", from.short())).unwrap_or_default(),
+                item.carried_from.map_or_else(
+                    || item.signals.as_ref().map(seen).unwrap_or_default(),
+                    |from| format!("of point {}", from.short()),
+                ),
             ]
         })
         .collect();
-    out.table(&["item", "size", "consistency", "captured", ""], &rows);
+    out.table(&["item", "size", "consistency", "captured", "seen"], &rows);
     for failed in &manifest.failed {
         out.line(format!("{} {}: {}", out.paint(Tone::Bad, "✗"), failed.id, failed.why));
     }
@@ -329,6 +333,26 @@ fn head(point: &CommittedPoint, manifest: &Manifest, context: &Context) {
         out.line(format!("{} {flaw}", out.paint(Tone::Warn, "!")));
     }
     out.line("");
+}
+
+/// What changed of an item, in the words of its signals.
+fn seen(signals: &Signals) -> String {
+    if signals.first_copy {
+        return "first copy".into();
+    }
+    let percent = |part: u64, of: u64| match of {
+        0 => "0%".to_owned(),
+        of => format!("{:.0}%", part as f64 * 100.0 / of as f64),
+    };
+    let (lost, new) = (signals.lost_blocks(), signals.new_blocks());
+    if lost + new == 0 {
+        return "unchanged".into();
+    }
+    format!(
+        "{} overwritten or removed, {} of what is new incompressible",
+        percent(lost, signals.blocks_before()),
+        percent(signals.incompressible_blocks, new)
+    )
 }
 
 fn age(at: Timestamp) -> String {

@@ -181,6 +181,9 @@ fn show(done: &Done, report: &RunReport, context: &Context) {
     for failed in &report.failed {
         out.say(format!("  {} {}: {}", out.paint(Tone::Bad, "✗"), failed.id, failed.why));
     }
+    for words in &report.suspicious {
+        out.say(format!("  {} suspicious: {words}", out.paint(Tone::Warn, "!")));
+    }
     for gone in &report.absent {
         out.say(format!("  - {gone} is gone at its source"));
     }

@@ -163,7 +163,13 @@ fn rows(status: &GroupStatus) -> Vec<Vec<String>> {
             .newest_proven
             .map_or_else(|| "none: `farsite drill run` proves one".to_owned(), |id| id.short()),
     );
-    row("points", format!("{} ({} partial)", status.points, status.partial_points));
+    row(
+        "points",
+        format!(
+            "{} ({} partial, {} suspicious)",
+            status.points, status.partial_points, status.suspicious_points
+        ),
+    );
     row("primary", format!("{} in epoch {}", status.primary, status.epoch));
     if let Some(ms) = status.clock_ahead_ms.filter(|ms| ms.abs() >= 1000) {
         row("clock", format!("{:.1}s ahead of the store's", ms as f64 / 1000.0));
