@@ -14,7 +14,7 @@ const MEMBER_BYTES: usize = 32 + 4;
 
 /// Encodes these blocks, whose bytes lie one after the other in `raw`. `None` when that saves less than a sixteenth.
 pub(crate) fn encode(members: &[(BlobId, u32)], raw: &[u8], level: i32) -> Option<Vec<u8>> {
-    debug_assert!(raw.len() <= RAW_BYTES && members.len() <= usize::from(u16::MAX));
+    debug_assert!(raw.len() <= RAW_BYTES && u16::try_from(members.len()).is_ok());
     let mut out = Vec::with_capacity(2 + members.len() * MEMBER_BYTES + blob::most_bytes(raw.len()));
     out.extend_from_slice(&(members.len() as u16).to_le_bytes());
     for (id, len) in members {

@@ -205,7 +205,7 @@ mod tests {
         }
         // Numbers in ascending order, compressed hard.
         let numbers: String =
-            (0..400_000u32).map(|n| format!("{}\n", n.wrapping_mul(2_654_435_761))).collect();
+            (0..400_000u32).flat_map(|n| [n.wrapping_mul(2_654_435_761).to_string(), "\n".into()]).collect();
         let packed = zstd::bulk::compress(numbers.as_bytes(), 9).unwrap();
         let (millibits, sample) = entropy(&packed[..65536]);
         assert!(is_incompressible(millibits, sample), "{millibits}");
@@ -214,7 +214,7 @@ mod tests {
         let mean = code.iter().sum::<u32>() / code.len() as u32;
         assert!(mean < 7000, "{mean}");
         assert_eq!(entropy(&[]), (0, 0));
-        assert_eq!(entropy(&[7; 65536]).0, 0);
+        assert_eq!(entropy(&vec![7; 65536]).0, 0);
     }
 
     #[test]
@@ -231,7 +231,7 @@ mod tests {
         );
         meter.leaf(None, &[known(7), None]);
         meter.block(&noise(65536));
-        meter.block(&[1; 65536]);
+        meter.block(&vec![1; 65536]);
         let seen = meter.signals(Some(100), 1000);
         assert_eq!((seen.overwritten_blocks, seen.cleared_blocks, seen.added_blocks), (1, 2, 2));
         assert_eq!((seen.data_blocks, seen.blocks_before(), seen.incompressible_blocks), (100, 100, 1));

@@ -4,6 +4,7 @@
 
 mod common;
 
+use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -362,16 +363,16 @@ async fn table(place: &str, world: World, bits: &[u8]) {
     assert!(whole.objects.is_empty(), "{place}: {:?}", whole.objects);
     let mut lines = format!("{place:12}");
     for way in WAYS {
-        lines.push_str(&format!(" {way:>18}"));
+        write!(lines, " {way:>18}").unwrap();
     }
     let mut cells = 0;
     for kind in KINDS {
-        lines.push_str(&format!("\n{kind:12}"));
+        write!(lines, "\n{kind:12}").unwrap();
         for way in WAYS {
             let tried = filled.cell(kind, way, bits).await;
             assert!(tried > 0);
             cells += 1;
-            lines.push_str(&format!(" {:>18}", format!("{tried} of {tried}")));
+            write!(lines, " {:>18}", format!("{tried} of {tried}")).unwrap();
         }
     }
     assert_eq!(cells, KINDS.len() * WAYS.len());

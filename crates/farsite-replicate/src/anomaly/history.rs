@@ -43,7 +43,7 @@ impl History {
         })?;
         Ok(Self {
             record: group.record.clone(),
-            store: group.store.format.store.to_string(),
+            store: group.store.format().store.to_string(),
             group: group.policy.group.to_string(),
         })
     }

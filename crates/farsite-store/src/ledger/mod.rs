@@ -165,17 +165,13 @@ impl Ledger {
             let format = self.store().format();
             let role = format.in_force(&signer.key_id()).cloned();
             // A statement that would have no effect is not written at all.
-            match &role {
-                Some(role) => {
-                    self.state.may_say(&statement, role)?;
-                    if role.role == Role::SourceAgent {
-                        self.state.refuse_damage()?;
-                    }
-                }
-                None => {
-                    let role = unknown_key(&format, signer);
-                    return Err(Refusal::Role { what: "an entry", role }.into());
-                }
+            let Some(role) = &role else {
+                let role = unknown_key(&format, signer);
+                return Err(Refusal::Role { what: "an entry", role }.into());
+            };
+            self.state.may_say(&statement, role)?;
+            if role.role == Role::SourceAgent {
+                self.state.refuse_damage()?;
             }
             if let Some((_, written)) = self.chain.append(self.head, signer, statement).await? {
                 let number = self.head.next;

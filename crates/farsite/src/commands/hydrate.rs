@@ -30,11 +30,11 @@ struct Done {
     /// The point that all copies are of now.
     #[serde(skip_serializing_if = "Option::is_none")]
     point: Option<PointId>,
-    items: Vec<Item>,
+    items: Vec<Copied>,
 }
 
 #[derive(Debug, Serialize)]
-struct Item {
+struct Copied {
     item: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     how: Option<&'static str>,
@@ -100,7 +100,7 @@ pub fn place() -> Place {
 }
 
 fn done(group: GroupName, hydrated: Hydrated) -> Done {
-    let applied = hydrated.items.into_iter().map(|(item, applied)| Item {
+    let applied = hydrated.items.into_iter().map(|(item, applied)| Copied {
         item: item.to_string(),
         how: Some(match applied.how {
             How::Already => "already",
@@ -111,7 +111,7 @@ fn done(group: GroupName, hydrated: Hydrated) -> Done {
         written_bytes: applied.written_bytes,
         error: None,
     });
-    let failed = hydrated.failed.into_iter().map(|(item, why)| Item {
+    let failed = hydrated.failed.into_iter().map(|(item, why)| Copied {
         item: item.to_string(),
         how: None,
         written_bytes: 0,

@@ -129,14 +129,14 @@ async fn accept_damage(args: AcceptDamage, config: &Config, context: &Context) -
     }
     let says = format!("The damage of {} is accepted: agents seal again.", named.join(", "));
     if args.change.dry_run {
-        return said(
+        return Ok(said(
             context,
             &args.change,
             None,
             "damage-accepted",
             serde_json::json!({ "numbers": args.numbers }),
             &says,
-        );
+        ));
     }
     context.confirm(&format!(
         "Whatever {} said has no effect. Is it said again, or was it nothing?",
@@ -147,14 +147,14 @@ async fn accept_damage(args: AcceptDamage, config: &Config, context: &Context) -
         Ok(Amendment::DamageAccepted { numbers: numbers.clone(), who: who(), reason: reason.clone() })
     })
     .await?;
-    said(
+    Ok(said(
         context,
         &args.change,
         Some(number),
         "damage-accepted",
         serde_json::json!({ "numbers": numbers }),
         &says,
-    )
+    ))
 }
 
 /// Says what was changed, or would be.
@@ -165,12 +165,12 @@ fn said(
     what: &str,
     more: serde_json::Value,
     words: &str,
-) -> Ended {
+) -> u8 {
     if context.out.json {
         context.out.json(&Answer { dry_run: change.dry_run, amendment, change: what, more });
     } else {
         let dry = if change.dry_run { "Dry run, nothing was changed. " } else { "" };
         context.out.line(format!("{dry}{words}"));
     }
-    Ok(DONE)
+    DONE
 }

@@ -70,7 +70,7 @@ pub async fn add(args: Add, config: &Config, context: &Context) -> Ended {
             planned.written,
             not_opened(&planned.not_opened)
         );
-        return said(context, &args.change, None, "recipient-added", more(&planned), &words);
+        return Ok(said(context, &args.change, None, "recipient-added", more(&planned), &words));
     }
     let mut number = None;
     if !there {
@@ -98,8 +98,8 @@ pub async fn add(args: Add, config: &Config, context: &Context) -> Ended {
         done.written,
         not_opened(&done.not_opened)
     );
-    said(context, &args.change, number, "recipient-added", more(&done), &words)?;
-    ended(&done)
+    said(context, &args.change, number, "recipient-added", more(&done), &words);
+    Ok(ended(&done))
 }
 
 /// Names nothing: damage is counted here and named by `list`.
@@ -110,8 +110,8 @@ fn not_opened(damage: &[Damage]) -> String {
     }
 }
 
-fn ended(wrapped: &Wrapped) -> Ended {
-    Ok(if wrapped.not_opened.is_empty() { DONE } else { FAILED })
+fn ended(wrapped: &Wrapped) -> u8 {
+    if wrapped.not_opened.is_empty() { DONE } else { FAILED }
 }
 
 async fn wrapped(
@@ -172,14 +172,14 @@ pub async fn remove(args: Remove, config: &Config, context: &Context) -> Ended {
     if args.change.dry_run {
         amendments::would(&store, &signer, says).await?;
         let words = format!("Nothing more would be sealed for {recipient}. {keeps}.");
-        return said(context, &args.change, None, "recipient-removed", more, &words);
+        return Ok(said(context, &args.change, None, "recipient-removed", more, &words));
     }
     context.confirm(&format!("Seal nothing more for {recipient}? {keeps}."))?;
     let number = amend(config, &site, &store, &signer, says).await?;
     let words = format!(
         "Nothing more is sealed for {recipient}: runs that begin from now on leave it out. {keeps}. Take it out of `recipients:` in the configurations."
     );
-    said(context, &args.change, Some(number), "recipient-removed", more, &words)
+    Ok(said(context, &args.change, Some(number), "recipient-removed", more, &words))
 }
 
 pub async fn rotate(args: Rotate, config: &Config, context: &Context) -> Ended {
@@ -211,7 +211,7 @@ pub async fn rotate(args: Rotate, config: &Config, context: &Context) -> Ended {
             not_opened(&done.not_opened)
         ));
     }
-    ended(&done)
+    Ok(ended(&done))
 }
 
 /// The one that is meant: all of it, its beginning, or its name.

@@ -57,16 +57,12 @@ fn role(text: &str) -> Result<Role, String> {
 
 pub async fn add(args: Add, config: &Config, context: &Context) -> Ended {
     let (site, store, signer) = open(config, &args.change).await?;
-    let (public, text) = match &args.key {
-        Some(hex) => {
-            let key: PublicKey =
-                hex.parse().map_err(|why: String| Failure::usage(format!("--key: {why}")))?;
-            (key, None)
-        }
-        None => {
-            let (made, text) = Signer::generate();
-            (made.public(), Some(text))
-        }
+    let (public, text) = if let Some(hex) = &args.key {
+        let key: PublicKey = hex.parse().map_err(|why: String| Failure::usage(format!("--key: {why}")))?;
+        (key, None)
+    } else {
+        let (made, text) = Signer::generate();
+        (made.public(), Some(text))
     };
     let listed = KeyRole { key: public, role: args.role, site: args.site.clone(), name: args.name.clone() };
     let described = describe(&listed);
@@ -79,7 +75,7 @@ pub async fn add(args: Add, config: &Config, context: &Context) -> Ended {
     let more = |files: &[PathBuf]| json!({ "signer": listed, "id": key_id(&public), "files": files });
     if args.change.dry_run {
         let words = format!("A {} would be listed ({}).", args.role, args.name);
-        return said(context, &args.change, None, "signer-added", more(&files), &words);
+        return Ok(said(context, &args.change, None, "signer-added", more(&files), &words));
     }
     context.confirm(&format!("List {described} in {}?", store.backend.describe()))?;
     if let (Some(text), Some(out)) = (text, &args.out) {
@@ -90,7 +86,9 @@ pub async fn add(args: Add, config: &Config, context: &Context) -> Ended {
         Err(error) => {
             // A key that is surely not listed is of no use.
             if matches!(error, StoreError::Refused(_)) {
-                files.iter().for_each(|file| drop(std::fs::remove_file(file)));
+                for file in &files {
+                    drop(std::fs::remove_file(file));
+                }
             }
             return Err(error.into());
         }
@@ -98,14 +96,14 @@ pub async fn add(args: Add, config: &Config, context: &Context) -> Ended {
     let shown = files.iter().map(|file| file.display().to_string()).collect::<Vec<_>>().join(", ");
     let whither =
         if files.is_empty() { String::new() } else { format!(" Its files go to its machine: {shown}.") };
-    said(
+    Ok(said(
         context,
         &args.change,
         Some(number),
         "signer-added",
         more(&files),
         &format!("{described} may sign from now on.{whither}"),
-    )
+    ))
 }
 
 /// The key's file is durable before the key is listed.
@@ -167,11 +165,11 @@ pub async fn retire(args: Retire, config: &Config, context: &Context) -> Ended {
     let tells = "What it has signed so far still counts, what it signs from then on does not";
     if args.change.dry_run {
         let words = format!("{described} would sign nothing more. {tells}.");
-        return said(context, &args.change, None, "signer-retired", more(&plan), &words);
+        return Ok(said(context, &args.change, None, "signer-retired", more(&plan), &words));
     }
     context.confirm(&format!("Let {described} sign nothing more, for good? {tells}."))?;
     let (number, counts) = amendments::retire(&store, &signer, &id, &who(), &args.change.reason).await?;
     remembered(config, &site, &store).await;
     let words = format!("{described} signs nothing more. {tells}.");
-    said(context, &args.change, Some(number), "signer-retired", more(&counts), &words)
+    Ok(said(context, &args.change, Some(number), "signer-retired", more(&counts), &words))
 }
