@@ -201,7 +201,7 @@ fn items_must_be_told_apart_and_say_where_they_are() {
         "10:5",
         &["item name \"a/b\" is not valid"],
     );
-    assert_says(&wrong(files, "- cinder: {}"), "10:5", &["add `backend:` or `path:`"]);
+    assert_says(&wrong(files, "- cinder: {}"), "10:5", &["add `backend:`, `path:` or `rbd:`"]);
     assert_says(&wrong(files, "- volume: { path: /a, block-size: 5KiB }"), "10:5", &["power of two"]);
     assert_says(&wrong("socket: /run/mysqld/mysqld.sock", "log: continuous"), "9:5", &["no address"]);
     assert_says(&wrong("mysqld.sock }", "mysqld.sock, host: db }"), "9:5", &["two addresses"]);

@@ -100,10 +100,13 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let marker = dir.path().join("drill-folder");
         let mut child = std::process::Command::new("sh")
-            .args(["-c", "read line", marker.to_str().unwrap()])
+            .args(["-c", "echo up; read line", marker.to_str().unwrap()])
             .stdin(std::process::Stdio::piped())
+            .stdout(std::process::Stdio::piped())
             .spawn()
             .unwrap();
+        // What a process was started with can be seen a moment after it was started.
+        std::io::Read::read_exact(child.stdout.as_mut().unwrap(), &mut [0; 3]).unwrap();
         let found = processes_naming(&[&marker]);
         child.kill().unwrap();
         child.wait().unwrap();
