@@ -166,6 +166,12 @@ impl Filled {
                 named.good = 1;
                 return named;
             }
+            // Found by the checksum that the server keeps.
+            Err(StoreError::Damaged(found)) => {
+                named.objects.extend(found.into_iter().map(|damage| damage.object));
+                named.good = 1;
+                return named;
+            }
             Err(error) => panic!("{error}"),
         };
         store.expect_amendments(self.seen).await.unwrap();
