@@ -51,11 +51,14 @@ pub(super) struct LivePack {
 }
 
 impl LivePack {
-    /// Sealed bytes of what is live: several members of one group are counted once.
+    /// Sealed bytes of what is live: of a group the share of its live members.
     pub(super) fn live_bytes(&self) -> u64 {
+        let mut members: HashMap<u32, u64> = HashMap::new();
+        for entry in &self.entries {
+            *members.entry(entry.offset).or_default() += 1;
+        }
         let live = self.live.iter().filter_map(|line| self.entries.get(*line as usize));
-        let spans: HashSet<(u32, u32)> = live.map(|entry| (entry.offset, entry.sealed_bytes())).collect();
-        spans.iter().map(|(_, len)| u64::from(*len)).sum()
+        live.map(|entry| u64::from(entry.sealed_bytes()) / members[&entry.offset]).sum()
     }
 
     pub(super) fn blob(&self, line: u32) -> Option<BlobRef> {
