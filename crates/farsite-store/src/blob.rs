@@ -199,27 +199,6 @@ pub(crate) fn is_compressed(blob: &[u8]) -> bool {
     blob.first() == Some(&ZSTD)
 }
 
-/// Whether these bytes, by a look at a few of them, seem to be compressed or encrypted already.
-pub(crate) fn looks_random(raw: &[u8]) -> bool {
-    const STRETCHES: usize = 16;
-    const STRETCH_BYTES: usize = 128;
-    let step = raw.len() / STRETCHES;
-    if step < STRETCH_BYTES {
-        return false;
-    }
-    let mut counts = [0u16; 256];
-    for stretch in 0..STRETCHES {
-        for byte in &raw[stretch * step..stretch * step + STRETCH_BYTES] {
-            counts[usize::from(*byte)] += 1;
-        }
-    }
-    // Bits that a byte of them carries: 7.91 of 8 where all 2048 are drawn by chance.
-    let all = (STRETCHES * STRETCH_BYTES) as f32;
-    let bits: f32 =
-        counts.iter().filter(|n| **n > 0).map(|n| f32::from(*n) / all).map(|p| -p * p.log2()).sum();
-    bits > 7.8
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

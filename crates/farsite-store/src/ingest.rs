@@ -505,9 +505,7 @@ impl<'a> Assembly<'a> {
     /// The leaf that was being filled is complete.
     fn end_leaf(&mut self, writer: &mut RunWriter, out: &mut LocalMapWriter) -> Result<(), TreeError> {
         let Some(Filling { index, old, blocks }) = self.leaf.take() else { return Ok(()) };
-        if !self.tracked
-            && let Some(old) = &old
-        {
+        if let Some(old) = &old {
             self.count_cleared(writer, index, old, &blocks);
         }
         if let Some(meter) = self.meter {
@@ -515,7 +513,7 @@ impl<'a> Assembly<'a> {
         }
         match (&old, self.previous) {
             (Some(old), Some(previous)) if old.blocks == blocks => {
-                out.keep_leaf(previous, index)?;
+                keep_leaf(out, previous, index)?;
                 self.tree.put(writer, out, 0, index, Some(old.node))
             }
             _ => {
@@ -530,7 +528,7 @@ impl<'a> Assembly<'a> {
         }
     }
 
-    /// Blocks that were data and lie in a hole now were never read, but they did change.
+    /// Blocks that were data and are holes now, read or not.
     fn count_cleared(&self, writer: &RunWriter, index: u64, old: &Leaf, blocks: &[KnownChild]) {
         let block_bytes = u64::from(self.map.block_bytes);
         for (i, old) in old.blocks.iter().enumerate() {
@@ -557,12 +555,12 @@ impl<'a> Assembly<'a> {
                 continue;
             }
             if self.keeps {
-                out.keep_leaf(previous, skipped)?;
+                keep_leaf(out, previous, skipped)?;
                 continue;
             }
             let Some(old) = previous.leaf(skipped)? else { return Err(TreeError::Lost) };
             if self.tracked {
-                out.keep_leaf(previous, skipped)?;
+                keep_leaf(out, previous, skipped)?;
                 self.tree.put(writer, out, 0, skipped, Some(old.node))?;
             } else {
                 self.count_cleared(writer, skipped, &old, &[]);
@@ -584,4 +582,12 @@ impl<'a> Assembly<'a> {
         self.skip_to(writer, out, leaves)?;
         self.tree.finish(writer, out)
     }
+}
+
+/// A leaf of another item's map is copied; one that cannot be read there is lost, and costs a full read.
+fn keep_leaf(out: &mut LocalMapWriter, previous: &LocalMap, index: u64) -> Result<(), TreeError> {
+    out.keep_leaf(previous, index).map_err(|error| match error.kind() {
+        std::io::ErrorKind::InvalidData => TreeError::Lost,
+        _ => TreeError::Local(error),
+    })
 }

@@ -134,6 +134,12 @@ impl Meter {
     }
 }
 
+/// Whether these bytes, by a look at a few of them, seem to be compressed or encrypted already.
+pub(crate) fn looks_incompressible(raw: &[u8]) -> bool {
+    let (millibits, sample_bytes) = entropy(raw);
+    is_incompressible(millibits, sample_bytes)
+}
+
 /// Order-0 entropy of a sample, in thousandths of a bit for each byte, and how long the sample was.
 fn entropy(raw: &[u8]) -> (u32, usize) {
     let mut counts = [0_u32; 256];

@@ -189,3 +189,39 @@ async fn a_local_map_that_lost_a_leaf_beside_a_told_change_is_not_built_upon() {
         assert_restores(&world, &ran.map, &content).await;
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_block_that_is_cleared_counts_once_whether_its_zeros_are_read_or_not() {
+    for told in [None, Some(0..3 * BLOCK as u64)] {
+        let world = World::in_folder().await;
+        let mut content = noise(1, BYTES);
+        run(&world, 1, BLOCK, &content, None, None).await;
+        content[..2 * BLOCK].fill(0);
+        let ran = run(&world, 2, BLOCK, &content, told.as_ref().map(std::slice::from_ref), None).await;
+        assert_eq!(ran.changed_bytes, 2 * BLOCK as u64, "{told:?}");
+        assert_restores(&world, &ran.map, &content).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_ancestor_that_lost_a_leaf_costs_a_full_copy_and_no_more() {
+    let world = World::in_folder().await;
+    let content = noise(1, BYTES);
+    run(&world, 1, BLOCK, &content, None, None).await;
+    let path =
+        common::objects(&world.maps()).into_iter().find(|p| p.extension().unwrap() == "leaves").unwrap();
+    let mut bytes = std::fs::read(&path).unwrap();
+    let third = bytes.len() / 3;
+    bytes[third + 40] ^= 1;
+    std::fs::write(&path, bytes).unwrap();
+    let ancestor = LocalMap::open(&world.maps(), &item()).unwrap();
+    let clone = ItemId::new(ItemKind::Volume, "clone");
+    let mut writer = world.writer(2, IngestOptions::within(64 << 20, (3, 3))).await;
+    let mut out = LocalMapWriter::create(&world.maps(), &clone).unwrap();
+    let bytes = InMemory(content.clone());
+    let input = Input::first("clone", &bytes, BLOCK as u32).since(ancestor.as_ref());
+    let map = writer.ingest(&input, &mut out).unwrap();
+    writer.flush().await.unwrap();
+    out.commit().unwrap();
+    assert_restores(&world, &map, &content).await;
+}

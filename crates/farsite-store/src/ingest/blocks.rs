@@ -17,7 +17,7 @@ use crate::local_map::{Known, KnownChild};
 use crate::print::{Print, Printer};
 use crate::seal::{BlobKind, GROUP, Sealer};
 use crate::shipped::Copies;
-use crate::signals::Meter;
+use crate::signals::{self, Meter};
 
 /// Where each block lies, and how many patches deep.
 pub(super) type Places = HashMap<BlobId, (Location, u8)>;
@@ -166,7 +166,7 @@ impl Blocks<'_> {
                 self.block(raw, number, old, &mut by_itself)
             };
             let changed = match &looked {
-                Looked::Is(Outcome::Hole) if old.is_some() => u64::from(self.block_bytes),
+                // What was cleared is counted with its leaf: most of it is never read.
                 Looked::Is(Outcome::Hole | Outcome::Kept(_)) => 0,
                 Looked::Is(_) | Looked::New { .. } => raw.len() as u64,
             };
@@ -289,7 +289,7 @@ impl Blocks<'_> {
                 }
             }
         }
-        let tried = tried.or_else(|| blob::looks_random(raw).then(|| blob::encode(raw, level)));
+        let tried = tried.or_else(|| signals::looks_incompressible(raw).then(|| blob::encode(raw, level)));
         if let Some(blob) = tried.filter(|blob| !blob::is_compressed(blob)) {
             return sealed(&blob, None);
         }

@@ -101,6 +101,7 @@ impl LocalMapWriter {
     }
 
     /// A leaf that is as it was in an old map: of this item, where it keeps its slot, or of the item that it was made from.
+    /// Of the latter one that is damaged is `InvalidData`.
     pub(crate) fn keep_leaf(&mut self, old: &LocalMap, index: u64) -> io::Result<()> {
         let Some(slot) = old.slot(index) else { return Ok(()) };
         if old.meta.item == self.item {
@@ -109,7 +110,7 @@ impl LocalMapWriter {
         }
         match old.leaf(index)? {
             Some(leaf) => self.leaf(index, &leaf),
-            None => Err(io::Error::other(format!("the block map of {} is damaged", old.meta.item))),
+            None => Err(io::ErrorKind::InvalidData.into()),
         }
     }
 
