@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use farsite_model::{GroupName, Level, Mode, PointId, PromotionId};
+use farsite_replicate::pin::ReadPin;
 use farsite_runbook::engine::EngineError;
 use farsite_runbook::journal::{JournalEntry, RunResult, StepStatus, What};
 use farsite_runbook::state::RunState;
@@ -85,13 +86,28 @@ pub async fn drill(
     let level = level.unwrap_or_else(|| level_of(&standby.config, [group]));
     let real = Listing::of(&real_places(standby, group));
     let group_run = begin(standby, signer, group, level, options).await?;
+    let pin = ReadPin::begin(&standby.store, signer, group, &[group_run.point]).await;
+    let drilled = restored_and_checked(&group_run, signer, options, &real).await;
+    if let Some(pin) = pin {
+        pin.end().await;
+    }
+    verdict(standby, signer, &group_run, &options.who, &options.driving, drilled?).await
+}
+
+/// The runbook and the clean-up. Returns why the drill has not passed.
+async fn restored_and_checked(
+    group_run: &Arc<GroupRun>,
+    signer: &Arc<Signer>,
+    options: &DrillOptions,
+    real: &Listing,
+) -> Result<Vec<String>, PromoteError> {
     let mut driving = options.driving.clone();
     let plan = {
-        let prepared = prepare(&group_run, signer, &driving).await?;
+        let prepared = prepare(group_run, signer, &driving).await?;
         driving.people = Arc::new(DrillAnswers::of(&prepared.plan));
         prepared.plan
     };
-    let Prepared { run, .. } = prepare(&group_run, signer, &driving).await?;
+    let Prepared { run, .. } = prepare(group_run, signer, &driving).await?;
     let mut reasons = match run.execute(&plan).await {
         Ok((RunResult::Completed, _)) => Vec::new(),
         Ok((result, state)) => {
@@ -106,14 +122,14 @@ pub async fn drill(
         Err(
             source @ (EngineError::Interrupted | EngineError::TakenOver { .. } | EngineError::Journal(_)),
         ) => {
-            return Err(PromoteError::Engine { group: group.clone(), source });
+            return Err(PromoteError::Engine { group: group_run.group.clone(), source });
         }
         Err(source) => vec![source.to_string()],
     };
     // Cleaning up goes on even though the run was told to stop.
-    let Prepared { run, .. } = prepare(&group_run, signer, &driving).await?;
-    reasons.extend(clean_up(&group_run, signer, &run, &plan, &driving, Some(&real)).await?);
-    verdict(standby, signer, &group_run, &options.who, &driving, reasons).await
+    let Prepared { run, .. } = prepare(group_run, signer, &driving).await?;
+    reasons.extend(clean_up(group_run, signer, &run, &plan, &driving, Some(real)).await?);
+    Ok(reasons)
 }
 
 fn real_places(standby: &Standby, group: &GroupName) -> Vec<PathBuf> {

@@ -16,6 +16,7 @@ pub mod group;
 mod hooks;
 pub mod hydrate;
 pub mod logship;
+pub mod pin;
 pub mod record;
 pub mod restore;
 pub mod restore_log;

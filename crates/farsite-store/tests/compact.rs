@@ -13,7 +13,7 @@ use common::keeping::{
 use common::{World, group, site};
 use farsite_store::StoreError;
 use farsite_store::keep::{CompactOptions, Compacted, Depth, GcOptions, MarkOptions, stats};
-use farsite_store::ledger::{Ledger, Refusal, Statement};
+use farsite_store::ledger::{Ledger, Patience, Refusal, Statement};
 use farsite_store::pack::object_key;
 use farsite_store::read::LazyItem;
 use farsite_store::seal::{ContentKeyObject, Sealer, Seals};
@@ -81,8 +81,10 @@ async fn heavy_a_compaction_that_is_cut_off_anywhere_harms_nothing_and_collectio
         replicate(&world, &world.store, id).await.unwrap();
     }
     gc(&world, &world.store, 2, &GcOptions::default()).await.unwrap();
-    let impatient =
-        GcOptions { give_up_compaction_after: jiff::SignedDuration::ZERO, ..GcOptions::default() };
+    let impatient = GcOptions {
+        give_up: Patience { compactions: jiff::SignedDuration::ZERO, ..Patience::default() },
+        ..GcOptions::default()
+    };
     let (mut cut, mut finished) = (1, false);
     while !finished {
         let writes = Arc::new(AtomicU64::new(0));

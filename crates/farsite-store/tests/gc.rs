@@ -11,7 +11,7 @@ use farsite_model::{PointId, RunId};
 use farsite_store::blob::{self, BlobRef};
 use farsite_store::hex::Hex;
 use farsite_store::keep::{Collected, GcOptions, MarkOptions, collect};
-use farsite_store::ledger::{CommittedPoint, GroupState, Ledger, Refusal, Statement};
+use farsite_store::ledger::{CommittedPoint, GroupState, Ledger, Patience, Refusal, Statement};
 use farsite_store::map::{MapRoot, Node};
 use farsite_store::pack::{PackBuilder, PatchBase, object_key};
 use farsite_store::seal::{BlobKind, Sealer};
@@ -140,7 +140,10 @@ async fn packs_of_a_run_that_is_under_way_stay_while_its_pin_lives() {
     assert_eq!(done.groups[&group()].of_open_runs.objects, 1, "{done:?}");
     assert_eq!(count(&world, "packs"), before);
     // Given up: it goes, and the run cannot commit any more.
-    let impatient = GcOptions { give_up_after: jiff::SignedDuration::ZERO, ..GcOptions::default() };
+    let impatient = GcOptions {
+        give_up: Patience { runs: jiff::SignedDuration::ZERO, ..Patience::default() },
+        ..GcOptions::default()
+    };
     tokio::time::sleep(std::time::Duration::from_millis(30)).await;
     let done = gc(&world, &world.store, 1, &impatient).await.unwrap();
     assert_eq!(done.groups[&group()].given_up, [run]);
@@ -149,6 +152,38 @@ async fn packs_of_a_run_that_is_under_way_stay_while_its_pin_lives() {
     let refused = ledger.append(&world.source, |_| Ok(Statement::PointCommitted(late.clone()))).await;
     assert!(matches!(refused, Err(StoreError::Refused(Refusal::PinReleased { .. }))), "{refused:?}");
     every_live_point_is_whole(&world).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_readers_pin_keeps_its_point_until_it_ends_or_is_given_up() {
+    let world = founded_world().await;
+    for id in 1..4 {
+        replicate(&world, &world.store, id, version(id)).await.unwrap();
+    }
+    let first = PointId::from_random(1);
+    let (reader, writer) = (RunId::from_random(90), RunId::from_random(91));
+    let mut ledger = Ledger::open(&world.store, &group()).await.unwrap();
+    let pin = |run| move |_: &GroupState| Ok(Statement::PinBegun { run, points: vec![first] });
+    ledger.append(&world.standby, pin(reader)).await.unwrap();
+    let is_pinned =
+        |state: &GroupState| state.facts().iter().find(|facts| facts.id == first).map(|facts| facts.pinned);
+    assert_eq!(is_pinned(ledger.state()), Some(true));
+    // An agent neither ends another's pin, nor does anybody end that of a run in this way.
+    let end = |run| move |_: &GroupState| Ok(Statement::PinEnded { run });
+    let refused = ledger.append(&world.source, end(reader)).await;
+    assert!(matches!(refused, Err(StoreError::Refused(Refusal::Role { .. }))), "{refused:?}");
+    ledger.append(&world.source, pin(writer)).await.unwrap();
+    let refused = ledger.append(&world.standby, end(writer)).await;
+    assert!(matches!(refused, Err(StoreError::Refused(Refusal::Other(_)))), "{refused:?}");
+    ledger.append(&world.standby, end(reader)).await.unwrap();
+    assert_eq!(ledger.state().pins.keys().collect::<Vec<_>>(), [&writer]);
+    // One that was killed.
+    ledger.append(&world.standby, pin(reader)).await.unwrap();
+    tokio::time::sleep(std::time::Duration::from_millis(30)).await;
+    let now = world.store.backend.time().await.unwrap();
+    assert!(ledger.state().abandoned(now, &Patience::default()).is_empty());
+    let impatient = Patience { readers: jiff::SignedDuration::ZERO, ..Patience::default() };
+    assert_eq!(ledger.state().abandoned(now, &impatient), [reader]);
 }
 
 #[tokio::test(flavor = "multi_thread")]

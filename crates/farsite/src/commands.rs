@@ -24,7 +24,7 @@ pub mod status;
 pub mod store;
 
 use crate::cli::{Cli, Command};
-use crate::context::{Context, watch_signals};
+use crate::context::{Context, Pins, watch_signals};
 use crate::failure::Failure;
 use crate::output::Output;
 
@@ -34,8 +34,16 @@ pub type Ended = Result<u8, Failure>;
 /// Runs the command; prints its failure.
 pub async fn dispatch(cli: Cli) -> u8 {
     let out = Output::new(cli.json);
-    let context = Context { config_path: cli.config, yes: cli.yes, out, cancel: watch_signals() };
-    match run(cli.command, &context).await {
+    let context = Context {
+        config_path: cli.config,
+        yes: cli.yes,
+        out,
+        cancel: watch_signals(),
+        pins: Pins::default(),
+    };
+    let ended = run(cli.command, &context).await;
+    context.pins.end().await;
+    match ended {
         Ok(code) => code,
         Err(failure) => {
             out.error(&failure.text);

@@ -5,6 +5,10 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use farsite_model::config::Config;
+use farsite_model::{GroupName, PointId};
+use farsite_replicate::pin::ReadPin;
+use farsite_store::Store;
+use tokio::sync::Mutex;
 use tokio_util::sync::CancellationToken;
 
 use crate::failure::Failure;
@@ -16,6 +20,24 @@ pub struct Context {
     pub out: Output,
     /// Set by SIGINT and SIGTERM.
     pub cancel: CancellationToken,
+    pub pins: Pins,
+}
+
+/// What this command reads at a store, kept from collection until it ends, however it ends.
+#[derive(Default)]
+pub struct Pins(Mutex<Vec<ReadPin>>);
+
+impl Pins {
+    pub async fn hold(&self, config: &Config, store: &Store, group: &GroupName, points: &[PointId]) {
+        // Under the lock, so that a command that is cut off here has either no pin or one that is ended.
+        let mut pins = self.0.lock().await;
+        pins.extend(ReadPin::of_host(config, store, group, points).await);
+    }
+    pub async fn end(&self) {
+        for pin in self.0.lock().await.drain(..) {
+            pin.end().await;
+        }
+    }
 }
 
 impl Context {

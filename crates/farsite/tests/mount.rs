@@ -184,3 +184,31 @@ fn a_restore_that_was_killed_is_gone_on_with() {
     assert!(said["unchanged_bytes"].as_u64().unwrap() > 800_000, "{said}");
     assert!(!world.at(".disk.raw.farsite-partial").exists());
 }
+
+#[test]
+fn what_is_mounted_is_kept_from_collection_until_it_ends() {
+    let world = World::new();
+    for site in ["north", "south"] {
+        let keep_one = "rto: 10m\nretention: { last: 1, keep: none }\n";
+        world.edit(&format!("{site}/policies/cloud.yaml"), |text| text.replace("rto: 10m\n", keep_one));
+    }
+    write(&world, &volume(1));
+    let first = world.replicate();
+    let mount = Mount::start(&world, &["latest", "volume-1", "--listen", "127.0.0.1:0", "--cache", "1MiB"]);
+    for seed in 2..4 {
+        // Nothing that the first point needs is needed by the others.
+        write(&world, &volume(seed));
+        world.north(&["replicate", "--full"]).expect(0);
+    }
+    let collected = || world.south(&["store", "gc", "--yes", "--json"]).expect(0).json();
+    let of_group = collected()["groups"]["cloud"].clone();
+    assert_eq!(of_group["released"].as_array().unwrap().len(), 1, "{of_group}");
+    let copied = world.at("copied");
+    let (good, said) = client("nbdcopy", &[mount.uri(), copied.to_str().unwrap()]);
+    assert!(good, "{said}");
+    assert!(std::fs::read(&copied).unwrap() == volume(1));
+    assert_eq!(mount.end("-TERM").0, 0);
+    let of_group = collected()["groups"]["cloud"].clone();
+    assert_eq!(of_group["released"], serde_json::json!([first]), "{of_group}");
+    world.south(&["points", "verify", "--all", "cloud"]).expect(0);
+}

@@ -1,5 +1,6 @@
 //! Farsite itself as one of the tools: a store in a folder, one group with the volume in it.
 
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -52,6 +53,15 @@ impl Farsite {
         std::fs::write(policies.join(format!("{GROUP}.yaml")), text)
     }
 
+    /// Where the standby keeps its own copy.
+    fn place(&self) -> std::io::Result<()> {
+        let mut file =
+            std::fs::File::options().append(true).open(self.folder.join("keys/south/farsite.yaml"))?;
+        let path = self.folder.join("standby/volume");
+        std::fs::create_dir_all(self.folder.join("standby"))?;
+        writeln!(file, "places:\n  {GROUP}:\n    volume: {{ path: {} }}", path.display())
+    }
+
     fn item(&self) -> String {
         format!("volume/{}", self.volume.file_name().unwrap_or_default().to_string_lossy())
     }
@@ -72,6 +82,7 @@ impl Tool for Farsite {
         let set_up = || {
             self.own_state("north")?;
             self.own_state("south")?;
+            self.place()?;
             self.policy(&self.volume)
         };
         set_up().map_err(|e| at(&self.folder, &e))
@@ -93,6 +104,9 @@ impl Tool for Farsite {
     }
     fn check(&self) -> Command {
         self.command("south", &["points", "verify"])
+    }
+    fn hydrate(&self) -> Option<Command> {
+        Some(self.command("south", &["hydrate"]))
     }
     fn store(&self) -> &Path {
         &self.replica

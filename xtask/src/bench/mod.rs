@@ -3,6 +3,7 @@
 //! can do at all. Prints the tables of `docs/benchmarks.md`.
 
 mod farsite;
+mod growth;
 mod limits;
 mod measure;
 mod peers;
@@ -19,11 +20,12 @@ use crate::programs::{self, Program};
 use crate::step::{minutes, run};
 
 pub const USAGE: &str = "\
-usage: cargo xtask bench data-plane [--size MIB] [--runs N] [--peers NAMES|none] [--folder DIR]
+usage: cargo xtask bench data-plane [--size MIB] [--runs N] [--peers NAMES|none] [--growth yes|no] [--folder DIR]
 
   --size MIB      size of the volume (2048): 40 % holes, 30 % incompressible, 30 % like files
   --runs N        counted runs of each row (3); what is printed is the median
   --peers NAMES   restic,borg,casync by default; rustic and bupstash are built with `cargo install`, which takes long
+  --growth no     leaves out the sparse volumes of up to 1 TiB, for which an XFS is mounted as root
   --folder DIR    where volume and stores lie (target/bench); needs about six times the size
 ";
 
@@ -32,6 +34,7 @@ struct Options {
     size_mib: u64,
     runs: usize,
     peers: Vec<String>,
+    growth: bool,
     folder: PathBuf,
 }
 
@@ -46,6 +49,10 @@ trait Tool {
     /// Into a copy of an older version; `None` where the program cannot.
     fn restore_into(&self, to: &Path) -> Option<Command>;
     fn check(&self) -> Command;
+    /// Brings the standby's own copy to what was backed up last; `None` where the program keeps none.
+    fn hydrate(&self) -> Option<Command> {
+        None
+    }
     /// Where its store lies.
     fn store(&self) -> &Path;
     /// The exit codes of a good run.
@@ -86,6 +93,9 @@ pub fn bench(root: &Path, args: &[&str]) -> Result<(), Failure> {
     }
     let limits = limits::measure(&release.join("examples/limits"), &options.folder, &volume)?;
     print!("{}", table.print(&limits));
+    if options.growth {
+        print!("{}", growth::measure(root, &release.join("farsite"), &options.folder, options.runs)?);
+    }
     Ok(())
 }
 
@@ -112,6 +122,14 @@ fn one_turn(
             let mut measured = measure::run(tool.backup(), tool.good(), &options.folder)?;
             measured.store_bytes = measure::size_of(tool.store()).saturating_sub(before);
             table.add(row, tool.name(), &measured);
+            let Some(hydrate) = tool.hydrate().filter(|_| [Row::First, Row::Pages].contains(&row)) else {
+                continue;
+            };
+            let measured = measure::run(hydrate, tool.good(), &options.folder)?;
+            // The first time it is a restore.
+            if row == Row::Pages {
+                table.add(Row::Hydrate, tool.name(), &measured);
+            }
         }
         table.ideal(row, ideal.bytes);
     }
@@ -142,6 +160,7 @@ fn parse(root: &Path, args: &[&str]) -> Result<Options, Failure> {
         size_mib: 2048,
         runs: 3,
         peers: ["restic", "borg", "casync"].map(str::to_owned).to_vec(),
+        growth: true,
         folder: root.join("target/bench"),
     };
     let wrong = |what: String| Failure::usage(what, USAGE);
@@ -156,6 +175,7 @@ fn parse(root: &Path, args: &[&str]) -> Result<Options, Failure> {
             }
             "--peers" if *value == "none" => options.peers.clear(),
             "--peers" => options.peers = value.split(',').map(str::to_owned).collect(),
+            "--growth" => options.growth = *value != "no",
             "--folder" => options.folder = PathBuf::from(value),
             _ => return Err(wrong(format!("not understood: `{word}`"))),
         }

@@ -114,7 +114,10 @@ impl Tool for Peer {
             Kind::Restic => vec![self.command("restic", &["init", "-q"])],
             Kind::Borg => vec![self.command("borg", &["init", "-e", "repokey-blake2"])],
             Kind::Casync => Vec::new(),
-            Kind::Rustic => vec![self.command("rustic", &["init"])],
+            // Of its chunkers the one that is the fastest on volumes.
+            Kind::Rustic => vec![
+                self.command("rustic", &["init", "--set-chunker", "fixed_size", "--set-chunk-size", "64KiB"]),
+            ],
             Kind::Bupstash => {
                 let key = self.cache.join("key");
                 let mut new_key = self.command("bupstash", &["new-key", "-o"]);

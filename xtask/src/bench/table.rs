@@ -12,6 +12,7 @@ pub enum Row {
     First,
     NoChange,
     Pages,
+    Hydrate,
     Sequential,
     Database,
     Restore,
@@ -20,10 +21,11 @@ pub enum Row {
 }
 
 impl Row {
-    const ALL: [Self; 8] = [
+    const ALL: [Self; 9] = [
         Self::First,
         Self::NoChange,
         Self::Pages,
+        Self::Hydrate,
         Self::Sequential,
         Self::Database,
         Self::Restore,
@@ -35,6 +37,7 @@ impl Row {
             Self::First => "first copy",
             Self::NoChange => "no change",
             Self::Pages => "1 % of 4 KiB pages",
+            Self::Hydrate => "those pages in the standby's own copy",
             Self::Sequential => "64 MiB rewritten",
             Self::Database => "100 bytes in each quarter of 0.25 % of 16 KiB pages",
             Self::Restore => "restore",
@@ -114,6 +117,14 @@ impl Table {
                     ratio(self.ideal.get(&row).map(|ideal| stored / *ideal as f64)),
                 );
             }
+        }
+        let wall = |row| self.median(row, OWN, |m| m.wall_s);
+        if let (Some(hydrated), Some(shipped)) = (wall(Row::Hydrate), wall(Row::Pages)) {
+            let _ = writeln!(
+                out,
+                "\nHydrating the pages took {:.2} times as long as shipping them.",
+                hydrated / shipped
+            );
         }
         out
     }

@@ -32,7 +32,7 @@ impl Random {
 
 /// Text and records as files hold them: words of a small language, some far more often than others, and numbers. zstd -3
 /// makes about a third of it.
-fn like_files(random: &mut Random, bytes: &mut [u8]) {
+pub fn like_files(random: &mut Random, bytes: &mut [u8]) {
     let mut at = 0;
     while at < bytes.len() {
         let draw = random.draw();

@@ -16,6 +16,7 @@ use farsite_store::read::{ReadStats, Reader};
 use tokio_util::sync::CancellationToken;
 
 use super::copy::{Applied, Copy, How};
+use crate::pin::LaterPin;
 use crate::restore::Guard;
 use crate::{ReplicateError, connect};
 
@@ -68,8 +69,27 @@ pub async fn hydrate_group(
     }
     let Some(point) = state.default_point() else { return Ok(hydrated) };
     let manifest = Manifest::read(store, group, point.id(), &point.said.manifest).await?;
+    let pin = LaterPin::of_host(config, store, group, point.id());
+    let result = hydrate_items(config, reader, group, &manifest, place, guard, &mut hydrated).await;
+    pin.end().await;
+    result?;
+    if hydrated.failed.is_empty() {
+        hydrated.point = Some(point.id());
+    }
+    Ok(hydrated)
+}
+
+async fn hydrate_items(
+    config: &Config,
+    reader: &Reader,
+    group: &GroupName,
+    manifest: &Manifest,
+    place: &Place,
+    guard: &Guard,
+    hydrated: &mut Hydrated,
+) -> Result<(), ReplicateError> {
     for item in manifest.items.iter().filter(|item| is_hydrated(item)) {
-        let path = match place(config, group, &manifest, item) {
+        let path = match place(config, group, manifest, item) {
             Ok(path) => path,
             Err(why) => {
                 hydrated.failed.push((item.id.clone(), why));
@@ -80,17 +100,14 @@ pub async fn hydrate_group(
             continue;
         }
         let stats = ReadStats::default();
-        match Copy::of(&item.id, &path).apply(reader, item, point.id(), guard, &stats).await {
+        match Copy::of(&item.id, &path).apply(reader, item, manifest.point, guard, &stats).await {
             Ok(Some(applied)) => hydrated.items.push((item.id.clone(), applied)),
             Ok(None) => hydrated.failed.push((item.id.clone(), "another process works on its copy".into())),
             Err(error) => hydrated.failed.push((item.id.clone(), error.to_string())),
         }
         guard().map_err(ReplicateError::io("hydrating"))?;
     }
-    if hydrated.failed.is_empty() {
-        hydrated.point = Some(point.id());
-    }
-    Ok(hydrated)
+    Ok(())
 }
 
 /// Keeps all groups of this site hydrated until it is cancelled.

@@ -14,7 +14,7 @@ use super::owner::{Kept, Owner, Owners, read_on};
 use crate::backend::{BackendError, Listed, UPLOAD_LIVES_AT_MOST};
 use crate::hex::Hex;
 use crate::keys::Signer;
-use crate::ledger::{GroupState, Ledger, Refusal, Statement};
+use crate::ledger::{GroupState, Ledger, Patience, Refusal, Statement};
 use crate::logs::TimelineId;
 use crate::manifest::Manifest;
 use crate::pack::PackId;
@@ -31,10 +31,8 @@ pub struct GcOptions {
     /// Nothing is written and nothing removed; what would be is counted.
     pub dry_run: bool,
     pub mark: MarkOptions,
-    /// A run whose pin is older has been given up, and cannot commit any more. Longer than the longest first copy.
-    pub give_up_after: SignedDuration,
-    /// The same of a compaction: one round of it, which reads and writes some hundred MiB.
-    pub give_up_compaction_after: SignedDuration,
+    /// A run whose pin is older is given up, and cannot commit any more.
+    pub give_up: Patience,
     /// Where the store locks objects for this long: the lock of a pack that some live point needs is lengthened to this from
     /// now, once less than a third of it is left. `None`: locks are left alone.
     pub extend_locks: Option<SignedDuration>,
@@ -45,8 +43,7 @@ impl Default for GcOptions {
         Self {
             dry_run: false,
             mark: MarkOptions::default(),
-            give_up_after: SignedDuration::from_hours(24 * 30),
-            give_up_compaction_after: SignedDuration::from_hours(6),
+            give_up: Patience::default(),
             extend_locks: None,
         }
     }
@@ -207,13 +204,8 @@ async fn release(
     let now = ledger.store().backend.time().await?;
     ledger.refresh().await?;
     ledger.state().refuse_damage()?;
-    let decide = |state: &GroupState| {
-        let mut runs = state.abandoned(now, options.give_up_after);
-        runs.extend(state.abandoned_compactions(now, options.give_up_compaction_after));
-        runs.sort_unstable();
-        runs.dedup();
-        (state.would_expire(&retention(state)), runs)
-    };
+    let decide =
+        |state: &GroupState| (state.would_expire(&retention(state)), state.abandoned(now, &options.give_up));
     let (released, runs) = decide(ledger.state());
     let needed = !released.is_empty() || !runs.is_empty() || !ledger.state().has_been_collected();
     (said.released, said.given_up) = (released, runs);

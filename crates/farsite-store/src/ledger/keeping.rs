@@ -10,6 +10,27 @@ use jiff::SignedDuration;
 use super::{CommittedPoint, GroupState};
 use crate::pack::PackId;
 
+/// How long a pin may be old before its run is given up.
+#[derive(Debug, Clone, Copy)]
+pub struct Patience {
+    /// Longer than the longest first copy.
+    pub runs: SignedDuration,
+    /// One round of a compaction reads and writes some hundred MiB.
+    pub compactions: SignedDuration,
+    /// A reader begins its pin again every day.
+    pub readers: SignedDuration,
+}
+
+impl Default for Patience {
+    fn default() -> Self {
+        Self {
+            runs: SignedDuration::from_hours(24 * 30),
+            compactions: SignedDuration::from_hours(6),
+            readers: SignedDuration::from_hours(24 * 3),
+        }
+    }
+}
+
 impl GroupState {
     /// Points whose data must be there, in order of commit.
     pub fn live_points(&self) -> impl Iterator<Item = &CommittedPoint> {
@@ -57,17 +78,20 @@ impl GroupState {
         after
     }
 
-    /// Runs whose pin is older than `age`: their agents are gone, or stuck. Ending a pin is always safe, because a run
-    /// without one cannot commit; so a clock may decide this.
-    pub fn abandoned(&self, now: StoreTime, age: SignedDuration) -> Vec<RunId> {
-        let old = self.pinned_at.iter().filter(|(_, begun)| now.since(**begun) > age);
-        old.map(|(run, _)| *run).collect()
-    }
-
-    /// Compactions whose pin is older than `age`: a round of one takes minutes, so they were cut off.
-    pub fn abandoned_compactions(&self, now: StoreTime, age: SignedDuration) -> Vec<RunId> {
-        let old = self.pinned_at.iter().filter(|(_, begun)| now.since(**begun) > age);
-        old.map(|(run, _)| *run).filter(|run| self.compacting.contains(run)).collect()
+    /// Runs whose pins are too old: whoever made them is gone, or stuck. A run without a pin cannot commit, and a reader may
+    /// find something missing and says so; so a clock may decide this.
+    pub fn abandoned(&self, now: StoreTime, patience: &Patience) -> Vec<RunId> {
+        let given_up = |run: &RunId, begun: StoreTime| {
+            let patience = if self.compacting.contains(run) {
+                patience.compactions.min(patience.runs)
+            } else if self.reading.contains(run) {
+                patience.readers.min(patience.runs)
+            } else {
+                patience.runs
+            };
+            now.since(begun) > patience
+        };
+        self.pinned_at.iter().filter(|(run, begun)| given_up(run, **begun)).map(|(run, _)| *run).collect()
     }
 
     /// Whether this run was a compaction, and its packs are where blobs are now.

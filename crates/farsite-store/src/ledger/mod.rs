@@ -9,6 +9,7 @@ mod statement;
 
 use farsite_model::{Epoch, GroupName, PointId, RunId, SiteName, StoreTime};
 
+pub use keeping::Patience;
 pub use site::{SiteLedger, SitePromotion, SiteState, SiteStatement};
 pub use state::{CommittedPoint, EpochStart, GroupState, PointFlaw};
 pub use statement::{AcceptedLog, Committed, Statement};

@@ -126,6 +126,8 @@ pub struct GroupState {
     pub(super) moved_by: BTreeSet<RunId>,
     /// Pins of compactions: of a standby role, on no point.
     pub(super) compacting: BTreeSet<RunId>,
+    /// Pins of readers: of a standby role, on the points that they read.
+    pub(super) reading: BTreeSet<RunId>,
     /// Entries without effect: number and why.
     pub void: Vec<(u64, String)>,
     /// Entries whose bytes are not what was written.
@@ -151,6 +153,7 @@ impl GroupState {
             kept_packs: BTreeSet::new(),
             moved_by: BTreeSet::new(),
             compacting: BTreeSet::new(),
+            reading: BTreeSet::new(),
             void: Vec::new(),
             damage: Vec::new(),
             newest: None,
@@ -209,8 +212,18 @@ impl GroupState {
                     Err(role("the primary site's agent or an operator"))
                 }
             }
-            // A compaction pins as well: its new packs must stay until its entry is written.
+            // A compaction pins as well: its new packs must stay until its entry is written. A reader pins what it reads.
             Statement::PinBegun { .. } if by.role != Role::SourceAgent => Ok(()),
+            Statement::PinEnded { run } => {
+                if by.role == Role::SourceAgent {
+                    return Err(role("a standby agent or an operator"));
+                }
+                if self.reading.contains(run) || self.compacting.contains(run) {
+                    Ok(())
+                } else {
+                    Err(Refusal::Other(format!("{run} is no reader and no compaction that has a pin")))
+                }
+            }
             Statement::PinBegun { .. } => {
                 self.source_agent(by).map_err(|()| role("the primary site's source agent"))
             }
@@ -426,13 +439,15 @@ impl GroupState {
                         points.iter().filter(|point| !pinned.contains(point)).copied().collect::<Vec<_>>(),
                     );
                     self.pinned_at.insert(run, entry.written);
-                    if by_standby && points_none {
-                        self.compacting.insert(run);
+                    if by_standby {
+                        let these = if points_none { &mut self.compacting } else { &mut self.reading };
+                        these.insert(run);
                     }
                 } else {
                     self.voided_pins.insert(run);
                 }
             }
+            Statement::PinEnded { run } => self.unpin(run),
             Statement::PointCommitted(said) => {
                 self.unpin(said.run);
                 self.points.push(CommittedPoint {
@@ -454,6 +469,7 @@ impl GroupState {
                 self.pins.clear();
                 self.pinned_at.clear();
                 self.compacting.clear();
+                self.reading.clear();
                 self.epoch_in_doubt = false;
                 self.epochs.push(EpochStart {
                     epoch,
@@ -564,5 +580,6 @@ impl GroupState {
         self.pins.remove(&run);
         self.pinned_at.remove(&run);
         self.compacting.remove(&run);
+        self.reading.remove(&run);
     }
 }

@@ -20,11 +20,15 @@ pub enum Statement {
         group: GroupName,
         primary: SiteName,
     },
-    /// A run (or a compaction) builds on these points: collection keeps them, and its packs, until it commits. Collection
-    /// may end the pin; then the run cannot commit.
+    /// A run (or a compaction) builds on these points, or somebody at the standby reads them: collection keeps them, and the
+    /// run's packs, until it commits or the pin ends. Collection may end the pin; then the run cannot commit.
     PinBegun {
         run: RunId,
         points: Vec<PointId>,
+    },
+    /// Whoever read has read, and a compaction that has nothing to say is over.
+    PinEnded {
+        run: RunId,
     },
     /// A manifest becomes a recovery point.
     PointCommitted(Committed),
@@ -148,6 +152,7 @@ impl Statement {
         match self {
             Self::GroupFounded { .. } => "group founded",
             Self::PinBegun { .. } => "pin begun",
+            Self::PinEnded { .. } => "pin ended",
             Self::PointCommitted(_) => "point committed",
             Self::EpochBegun { .. } => "epoch begun",
             Self::PointRechosen { .. } => "point rechosen",

@@ -65,6 +65,7 @@ pub async fn run(args: Args, context: &Context) -> Ended {
             .hint("`farsite restore` writes it into a folder"));
     }
     let reader = connect::reader(&config, &site, &store).await?;
+    context.pins.hold(&config, &store, found.ledger.group(), &[point.id()]).await;
     for flaw in point.flaws() {
         context.out.warn(&format!("point {} is {flaw}", point.id().short()));
     }

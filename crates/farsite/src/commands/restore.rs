@@ -83,6 +83,7 @@ pub async fn run(args: Args, context: &Context) -> Ended {
         None => None,
     };
     let reader = connect::reader(&config, &site, &store).await?;
+    context.pins.hold(&config, &store, found.ledger.group(), &[point.id()]).await;
     for flaw in point.flaws() {
         context.out.warn(&format!("point {} is {flaw}", point.id().short()));
     }

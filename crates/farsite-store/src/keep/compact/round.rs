@@ -91,9 +91,7 @@ impl<'a> Round<'a> {
         self.finish(&sealer).await?;
         if emptied.is_empty() {
             // What was written for it is garbage at once.
-            ledger
-                .append(who.signer, |_| Ok(Statement::GcBegun { released: vec![], runs: vec![run] }))
-                .await?;
+            ledger.append(who.signer, |_| Ok(Statement::PinEnded { run })).await?;
             return Ok(());
         }
         let from: Vec<PackId> = emptied.iter().map(|(id, _)| *id).collect();

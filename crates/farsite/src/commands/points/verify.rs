@@ -56,6 +56,12 @@ pub async fn run(named: &Named, all: bool, record: bool, config: &Config, contex
     for damage in &ledger.state().damage {
         context.out.warn(&format!("damaged at the store: {damage}"));
     }
+    let live: Vec<PointId> = points
+        .iter()
+        .filter(|id| ledger.state().point(**id).is_some_and(|point| !point.expired))
+        .copied()
+        .collect();
+    context.pins.hold(config, &store, ledger.group(), &live).await;
     let progress = Progress::new();
     let mut verified = Vec::new();
     for point in points {

@@ -12,7 +12,7 @@ use farsite_model::{GroupName, PointId, SiteName};
 use farsite_replicate::connect;
 use farsite_store::Store;
 use farsite_store::keep::{Collected, GcOptions, MarkOptions, collect};
-use farsite_store::ledger::{GroupState, Ledger};
+use farsite_store::ledger::{GroupState, Ledger, Patience};
 use serde::Serialize;
 
 use crate::commands::Ended;
@@ -75,7 +75,7 @@ pub async fn run(args: Args, context: &Context) -> Ended {
     let mut options = GcOptions {
         dry_run: args.dry_run,
         mark: MarkOptions::within(args.memory.0 as usize),
-        give_up_after: args.give_up_after.to_signed(),
+        give_up: Patience { runs: args.give_up_after.to_signed(), ..Patience::default() },
         extend_locks: args.extend_locks.map(Span::to_signed),
         ..GcOptions::default()
     };
