@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 pub use compression::Compression;
 pub use hooks::{GroupHooks, Hook, ItemHooks};
 pub use items::{
-    Checksums, ChecksumsInMariadb, Cinder, Databases, DiskFormat, Files, Glance, Item, Log, Mariadb, Rbd,
+    Checksums, ChecksumsInMariadb, Cinder, Databases, DiskFormat, Files, Glance, Item, Log, Mariadb, Qmp, Rbd,
     Select, Sqlite, Volume,
 };
 
