@@ -55,6 +55,8 @@ pub struct Policy {
     pub compression: Compression,
     /// What a source says of its changes is compared with a full read when the last one is as old as this.
     pub verify_tracking: Span,
+    /// The most that kept versions may hold at the source, all together.
+    pub keep_versions: Option<ByteSize>,
     /// What items were made from, as far as a person has said so.
     pub ancestors: BTreeMap<ItemId, ItemId>,
     schedule: Schedule,

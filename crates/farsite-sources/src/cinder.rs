@@ -10,7 +10,7 @@ use farsite_model::policy::{self, DiskFormat, Item, Qmp, Rbd, Select};
 use farsite_model::{ItemId, ItemKind};
 
 use crate::volume::{self, blocking};
-use crate::{Capture, CaptureContext, CheckLine, Source, SourceError};
+use crate::{Capture, CaptureContext, CheckLine, KeptSpace, Source, SourceError};
 use crate::{kept, qcow2, rbd};
 
 /// A `cinder` entry.
@@ -224,6 +224,17 @@ impl Source for Cinder {
             DiskFormat::Qcow2 => {
                 qcow2::capture(&path, self.qmp.as_ref(), item, ItemKind::Cinder, context).await
             }
+        }
+    }
+
+    async fn kept(&self, context: &CaptureContext) -> Result<Vec<KeptSpace>, SourceError> {
+        match self.place()? {
+            Place::Folder(folder) => {
+                let items = self.items().await?;
+                let volumes = items.into_iter().map(|item| (item.clone(), folder.join(item.name())));
+                volume::kept_in(volumes.collect(), context).await
+            }
+            Place::Pool(pool) => rbd::kept(pool, self.images(pool).await?, context).await,
         }
     }
 

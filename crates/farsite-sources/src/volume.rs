@@ -15,7 +15,7 @@ use farsite_model::{Consistency, ItemId, ItemKind};
 use crate::extent::FileContent;
 use crate::kept::{self, Kept};
 use crate::tracking::ChangeTracking;
-use crate::{Capture, CaptureContext, CheckLine, Content, Source, SourceError, qcow2, snapshot};
+use crate::{Capture, CaptureContext, CheckLine, Content, KeptSpace, Source, SourceError, qcow2, snapshot};
 
 /// Captures one file or device as one item; the sources of file volumes share it.
 pub(crate) async fn capture(
@@ -74,6 +74,23 @@ pub(crate) async fn blocking<T: Send + 'static>(
         Ok(result) => result,
         Err(error) => Err(SourceError::new("reading an item", error)),
     }
+}
+
+/// What the versions of some volumes take.
+pub(crate) async fn kept_in(
+    volumes: Vec<(ItemId, PathBuf)>,
+    context: &CaptureContext,
+) -> Result<Vec<KeptSpace>, SourceError> {
+    let context = context.clone();
+    blocking(move || {
+        let space = |(item, path): (ItemId, PathBuf)| match kept::space(&path, &item, &context) {
+            // It went meanwhile, and its versions with it.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            space => space.map_err(|error| SourceError::new(format!("measuring what is kept of {item}"), error)),
+        };
+        volumes.into_iter().filter_map(|volume| space(volume).transpose()).collect()
+    })
+    .await
 }
 
 /// What `farsite check` says of how still a file volume can be held.
@@ -176,6 +193,10 @@ impl Source for Volume {
                 qcow2::capture(&self.path, self.qmp.as_ref(), item, ItemKind::Volume, context).await
             }
         }
+    }
+
+    async fn kept(&self, context: &CaptureContext) -> Result<Vec<KeptSpace>, SourceError> {
+        kept_in(vec![(self.item.id(), self.path.clone())], context).await
     }
 
     async fn forget(&self, item: &ItemId, context: &CaptureContext) {

@@ -104,6 +104,7 @@ pub(super) fn check(source: Source<'_>, file: PolicyFile) -> Result<Policy, Yaml
             .map(|(item, ancestor)| (ItemId::parse(item), ItemId::parse(ancestor)))
             .collect(),
         verify_tracking: file.verify_tracking.map_or(DEFAULT_VERIFY_TRACKING, |span| span.value),
+        keep_versions: file.keep_versions.map(|size| size.value),
         schedule,
         warnings,
     })
