@@ -17,8 +17,8 @@ use serde::{Deserialize, Serialize};
 pub use compression::Compression;
 pub use hooks::{GroupHooks, Hook, ItemHooks};
 pub use items::{
-    Checksums, ChecksumsInMariadb, Cinder, Databases, DiskFormat, Files, Glance, Item, Log, Mariadb, Qmp, Rbd,
-    Select, Sqlite, Volume,
+    Checksums, ChecksumsInMariadb, Cinder, Databases, DiskFormat, Files, Glance, Item, Log, Mariadb, Qmp,
+    Rbd, Select, Sqlite, Volume,
 };
 
 use crate::quantity::{ByteSize, Rate, Span};

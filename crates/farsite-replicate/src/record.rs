@@ -112,7 +112,8 @@ impl Record {
         store: &str,
         kept: &KeptVersions,
     ) -> Result<(), ReplicateError> {
-        let figures = [kept.measured.as_millisecond(), kept.versions as i64, kept.bytes as i64, kept.let_go as i64];
+        let figures =
+            [kept.measured.as_millisecond(), kept.versions as i64, kept.bytes as i64, kept.let_go as i64];
         let [measured, versions, bytes, let_go] = figures;
         self.with(|connection| {
             connection.execute(

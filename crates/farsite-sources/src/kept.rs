@@ -217,7 +217,8 @@ pub(crate) fn space(volume: &Path, item: &ItemId, context: &CaptureContext) -> i
             let (version, now) = (File::open(entry.path())?, File::open(volume)?);
             let size = version.metadata()?.len().max(now.metadata()?.len());
             let mut bytes = 0;
-            let mut add = |range: Range<u64>, is_held: bool| bytes += if is_held { range.end - range.start } else { 0 };
+            let mut add =
+                |range: Range<u64>, is_held: bool| bytes += if is_held { range.end - range.start } else { 0 };
             match differences(&mut Extents::of(&version), &mut Extents::of(&now), size, &mut add) {
                 // At worst all of it.
                 Err(error) if error.kind() == io::ErrorKind::Unsupported => bytes = version.metadata()?.len(),

@@ -86,7 +86,9 @@ pub(crate) async fn kept_in(
         let space = |(item, path): (ItemId, PathBuf)| match kept::space(&path, &item, &context) {
             // It went meanwhile, and its versions with it.
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            space => space.map_err(|error| SourceError::new(format!("measuring what is kept of {item}"), error)),
+            space => {
+                space.map_err(|error| SourceError::new(format!("measuring what is kept of {item}"), error))
+            }
         };
         volumes.into_iter().filter_map(|volume| space(volume).transpose()).collect()
     })
@@ -151,12 +153,7 @@ pub(crate) struct Volume {
 
 impl Volume {
     pub(crate) fn new(item: &Item, volume: &policy::Volume) -> Self {
-        Self {
-            item: item.clone(),
-            path: volume.path.clone(),
-            format: volume.format,
-            qmp: volume.qmp.clone(),
-        }
+        Self { item: item.clone(), path: volume.path.clone(), format: volume.format, qmp: volume.qmp.clone() }
     }
 }
 

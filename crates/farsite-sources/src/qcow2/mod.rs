@@ -191,7 +191,9 @@ pub(crate) fn stillness(path: &Path, qmp: Option<&Qmp>) -> Result<String, String
             "a closed qcow2, {} bytes: captures are crash consistent, and bitmaps tell what changed",
             seen.size_bytes
         )),
-        Err(Trouble::Open(_)) if silent.is_some() => Err(silent.map(|error| error.to_string()).unwrap_or_default()),
+        Err(Trouble::Open(_)) if silent.is_some() => {
+            Err(silent.map(|error| error.to_string()).unwrap_or_default())
+        }
         Err(trouble) => Err(trouble.into_error(path).to_string()),
     }
 }

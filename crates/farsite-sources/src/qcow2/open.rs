@@ -8,8 +8,8 @@
 use std::fs::{self, File};
 use std::io;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use farsite_model::policy::Qmp;
 use serde_json::{Value, json};
@@ -72,10 +72,12 @@ pub(super) fn hold(
     scratch.give(&file.path).map_err(fail)?;
 
     let random = u32::from_be_bytes(random::bytes().map_err(fail)?) >> 8;
-    let mut held = Held {
+    let server = process.nbd_server(qmp, &image.path)?;
+    let socket = server.socket.clone();
+    let held = Held {
         names: format!("{names}{random:06x}"),
         process: process.clone(),
-        _server: None,
+        _server: server,
         is_over: AtomicBool::new(false),
         _scratch: scratch,
         _reserved: reserved,
@@ -91,10 +93,8 @@ pub(super) fn hold(
         let place = Place::Open { process: process.clone(), node: node.name.clone(), image: image.clone() };
         Bitmaps::new(place, prefix, token, there.clone())
     });
-    let server = process.nbd_server(qmp, &image.path)?;
     held.export(&there).map_err(fail)?;
-    let (socket, export) = (server.socket.clone(), held.name("e"));
-    held._server = Some(server);
+    let export = held.name("e");
     let served = Served::new(&what, socket, &export, &there, Box::new(held))?;
     Ok(Opened { served, tracking })
 }
@@ -104,7 +104,7 @@ struct Held {
     /// How the names begin of all that is set up there.
     names: String,
     process: Arc<Process>,
-    _server: Option<Arc<NbdServer>>,
+    _server: Arc<NbdServer>,
     is_over: AtomicBool,
     _scratch: Scratch,
     _reserved: Reserved,

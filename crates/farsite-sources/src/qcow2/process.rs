@@ -72,8 +72,7 @@ pub(super) fn find(qmp: &Qmp, image: &Path) -> Found {
 fn sockets(place: &Path) -> Vec<PathBuf> {
     let Ok(entries) = fs::read_dir(place) else { return vec![place.to_owned()] };
     let is_socket = |entry: &fs::DirEntry| entry.file_type().is_ok_and(|kind| kind.is_socket());
-    let mut sockets: Vec<PathBuf> =
-        entries.flatten().filter(is_socket).map(|entry| entry.path()).collect();
+    let mut sockets: Vec<PathBuf> = entries.flatten().filter(is_socket).map(|entry| entry.path()).collect();
     sockets.sort();
     sockets
 }
@@ -172,9 +171,7 @@ impl Process {
                 && !matches!(there["status"].as_str(), Some("aborting" | "concluded" | "null") | None)
         };
         if !jobs.as_array().is_some_and(|jobs| jobs.iter().any(goes_on)) {
-            return Err(io::Error::other(
-                "the backup job that holds its instant was ended by somebody else",
-            ));
+            return Err(io::Error::other("the backup job that holds its instant was ended by somebody else"));
         }
         Ok(())
     }
@@ -234,7 +231,11 @@ impl Process {
     }
 
     /// Its NBD server: the one that it has, or one that is started and ends with its last user.
-    pub(super) fn nbd_server(self: &Arc<Self>, qmp: &Qmp, beside: &Path) -> Result<Arc<NbdServer>, SourceError> {
+    pub(super) fn nbd_server(
+        self: &Arc<Self>,
+        qmp: &Qmp,
+        beside: &Path,
+    ) -> Result<Arc<NbdServer>, SourceError> {
         let mut there = self.server.lock().expect("no holder of this lock panics");
         if let Some(server) = there.upgrade() {
             return Ok(server);
@@ -335,7 +336,10 @@ impl Drop for NbdServer {
             && there.strong_count() == 0
             && let Err(error) = self.process.ask("nbd-server-stop", &json!({}))
         {
-            tracing::warn!("the NBD server in the process at {} may stay: {error}", self.process.socket.display());
+            tracing::warn!(
+                "the NBD server in the process at {} may stay: {error}",
+                self.process.socket.display()
+            );
         }
     }
 }

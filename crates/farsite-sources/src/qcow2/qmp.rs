@@ -55,7 +55,10 @@ impl Monitor {
         let greeting = new.message(Instant::now() + GREETING).map_err(|error| match error.kind() {
             io::ErrorKind::TimedOut => io::Error::new(
                 error.kind(),
-                format!("no greeting within {} s: does another program hold this monitor?", GREETING.as_secs()),
+                format!(
+                    "no greeting within {} s: does another program hold this monitor?",
+                    GREETING.as_secs()
+                ),
             ),
             _ => error,
         })?;

@@ -78,7 +78,10 @@ impl Scratch {
         let half = room.f_bavail.saturating_mul(room.f_frsize) / 2;
         let limit = qmp.scratch_size.map_or(DEFAULT_BYTES, |size| size.0).min(half);
         if limit < LEAST_BYTES {
-            return Err(io::Error::new(io::ErrorKind::StorageFull, "there is no room for what a guest overwrites"));
+            return Err(io::Error::new(
+                io::ErrorKind::StorageFull,
+                "there is no room for what a guest overwrites",
+            ));
         }
         // Whole sectors.
         Ok(limit & !4095)

@@ -97,7 +97,8 @@ pub(crate) async fn kept(
     let used = blocking(move || pool.usage()).await?;
     let space = |name: &String| {
         let of_it = used.iter().filter(|used| used.image == *name);
-        let is_before = |used: &&Used| used.snapshot.as_ref().is_none_or(|snapshot| !snapshot.starts_with(&prefix));
+        let is_before =
+            |used: &&Used| used.snapshot.as_ref().is_none_or(|snapshot| !snapshot.starts_with(&prefix));
         let mut since = of_it.skip_while(is_before).skip(1).peekable();
         since.peek()?;
         Some(KeptSpace {
