@@ -285,10 +285,9 @@ async fn a_scratch_that_is_full_fails_the_capture_and_never_the_guest() {
     let images =
         site(&small, ", hooks: { before-capture: ['true'], after-capture: ['sh NORTH/write'] }").await;
     let host = Host::with_guest(&images);
-    // Twice all of it, and so much in small pieces that maps of the scratch image are written as well.
-    let mut write =
-        format!("qemu-io -f raw -c 'write -P 60 0 96M' -c 'write -P 61 0 96M' '{}'", guest(&images));
-    write += &format!(" && echo written > {}", path(&images.sites.data("written")));
+    // Twice all of it.
+    let twice = format!("qemu-io -f raw -c 'write -P 60 0 96M' -c 'write -P 61 0 96M' '{}'", guest(&images));
+    let write = format!("{twice} && echo written > {}", path(&images.sites.data("written")));
     fs::write(images.sites.data("write"), write).unwrap();
     let output = images.sites.farsite("north", &["replicate"]);
     let words = said(&output);
