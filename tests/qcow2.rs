@@ -5,128 +5,24 @@
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::FileExt;
-use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
+use farsite_scenarios::images::{BLOCK, Images, MIB, path, tool};
 use farsite_scenarios::mounts::{self, Mounted};
 use farsite_scenarios::process::{Running, comes_true};
-use farsite_scenarios::{TwoSites, said};
+use farsite_scenarios::said;
 
-const MIB: u64 = 1 << 20;
-const BLOCK: u64 = 64 << 10;
-const DISK_BYTES: u64 = 96 * MIB;
 const ITEMS: &str = "  - cinder: { path: NORTH/volumes, format: qcow2 }\n";
 /// XFS lives in an image file here, which only root may mount.
 const PROBE: [&str; 3] = ["sh", "-c", "test -w /dev/loop-control && mount -t tmpfs tmpfs /mnt"];
-
-struct Site {
-    sites: TwoSites,
-}
-
-impl Site {
-    async fn new() -> Self {
-        let sites = TwoSites::founded(ITEMS).await;
-        fs::create_dir(sites.data("volumes")).unwrap();
-        Self { sites }
-    }
-
-    fn image(&self) -> PathBuf {
-        self.sites.data("volumes/volume-a")
-    }
-
-    /// 96 MiB, of which 33 hold data.
-    fn with_image(self) -> Self {
-        tool("qemu-img", &["create", "-q", "-f", "qcow2", path(&self.image()), &DISK_BYTES.to_string()]);
-        self.io(&["write -P 17 0 32M", "write -P 18 64M 1M"]);
-        self
-    }
-
-    /// What a guest does, from its start to its end.
-    fn io(&self, commands: &[&str]) {
-        let image = self.image();
-        let mut args = vec!["-f", "qcow2"];
-        for command in commands {
-            args.extend(["-c", command]);
-        }
-        args.push(path(&image));
-        tool("qemu-io", &args);
-    }
-
-    /// A run's report.
-    #[track_caller]
-    fn replicate(&self) -> serde_json::Value {
-        let output = self.sites.farsite("north", &["replicate", "--json"]);
-        assert!(matches!(output.status.code(), Some(0 | 3)), "{}", said(&output));
-        let answer: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
-        answer[0]["report"].clone()
-    }
-
-    /// A run that reads so many blocks, and whose point holds what the disk holds.
-    #[track_caller]
-    fn reads(&self, blocks: u64) -> serde_json::Value {
-        let report = self.replicate();
-        assert_eq!(report["failed"], serde_json::json!([]), "{report}");
-        assert_eq!(report["read_bytes"], blocks * BLOCK, "{report}");
-        self.assert_restores(&report);
-        assert_eq!(self.bitmaps().len(), 1, "{:?}", self.bitmaps());
-        report
-    }
-
-    #[track_caller]
-    fn assert_restores(&self, report: &serde_json::Value) {
-        let [restored, expected] = ["restored", "expected"].map(|name| self.sites.path(name));
-        let _ = fs::remove_file(&restored);
-        let point = report["point"].as_str().unwrap();
-        let args = ["restore", point, "cinder/volume-a", "--to", path(&restored)];
-        let output = self.sites.farsite("south", &args);
-        assert!(output.status.success(), "{}", said(&output));
-        tool("qemu-img", &["convert", "-f", "qcow2", "-O", "raw", path(&self.image()), path(&expected)]);
-        assert!(fs::read(&restored).unwrap() == fs::read(&expected).unwrap(), "it restores as another disk");
-    }
-
-    fn bitmaps(&self) -> Vec<String> {
-        self.bitmaps_now().expect("nobody writes the image")
-    }
-
-    /// None while somebody writes the image.
-    fn bitmaps_now(&self) -> Option<Vec<String>> {
-        let mut info = Command::new("qemu-img");
-        info.args(["info", "-U", "--output=json", path(&self.image())]);
-        let info: serde_json::Value = serde_json::from_slice(&info.output().unwrap().stdout).ok()?;
-        let bitmaps = info["format-specific"]["data"]["bitmaps"].as_array().cloned().unwrap_or_default();
-        Some(bitmaps.iter().map(|bitmap| bitmap["name"].as_str().unwrap().to_owned()).collect())
-    }
-
-    fn policy(&self, change: impl Fn(&str) -> String) {
-        self.sites.edit("north/policies/cloud.yaml", |text| change(&text));
-    }
-
-    fn verify_tracking(&self, after: &str) {
-        self.policy(|text| {
-            let lines = text.lines().filter(|line| !line.starts_with("verify-tracking"));
-            lines.collect::<Vec<_>>().join("\n") + &format!("\nverify-tracking: {after}\n")
-        });
-    }
-}
-
-fn path(path: &std::path::Path) -> &str {
-    path.to_str().unwrap()
-}
-
-#[track_caller]
-fn tool(program: &str, args: &[&str]) -> String {
-    let output = Command::new("timeout").arg("60").arg(program).args(args).output().unwrap();
-    assert!(output.status.success(), "{program} {args:?}: {}", said(&output));
-    String::from_utf8(output.stdout).unwrap()
-}
 
 /// A guest that has the image open; killed when this is dropped, as by a crash of its host.
 struct Guest(Child);
 
 impl Guest {
     /// Open, and what it writes first is written.
-    fn start(site: &Site, command: &str) -> Self {
+    fn start(site: &Images, command: &str) -> Self {
         let mut child = Command::new("qemu-io")
             .args(["-f", "qcow2", path(&site.image())])
             .stdin(Stdio::piped())
@@ -151,7 +47,7 @@ impl Drop for Guest {
 }
 
 /// What every file system must do.
-fn follows_what_is_written(site: &Site) {
+fn follows_what_is_written(site: &Images) {
     // The disk, not the file: its holes are not read.
     let first = site.reads(33 * MIB / BLOCK);
     assert_eq!(first["weakest"], "crash", "{first}");
@@ -188,7 +84,7 @@ fn follows_what_is_written(site: &Site) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn heavy_a_closed_image_is_read_as_its_disk_and_only_what_its_bitmap_tells() {
-    follows_what_is_written(&Site::new().await.with_image());
+    follows_what_is_written(&Images::new(ITEMS).await.with_image());
 }
 
 #[test]
@@ -197,7 +93,7 @@ fn heavy_on_a_file_system_with_reflinks_a_copy_of_the_image_is_read() {
         return mounts::with_own("heavy_on_a_file_system_with_reflinks_a_copy_of_the_image_is_read", &PROBE);
     }
     tokio::runtime::Runtime::new().unwrap().block_on(async {
-        let site = Site::new().await;
+        let site = Images::new(ITEMS).await;
         let _disk = Mounted::xfs(&site.sites.data("volumes"), &site.sites.path("xfs.image"), 400);
         follows_what_is_written(&site.with_image());
     });
@@ -205,7 +101,7 @@ fn heavy_on_a_file_system_with_reflinks_a_copy_of_the_image_is_read() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_open_image_is_not_read_behind_its_process_and_a_bitmap_in_use_is_not_believed() {
-    let site = Site::new().await.with_image();
+    let site = Images::new(ITEMS).await.with_image();
     site.reads(33 * MIB / BLOCK);
     let guest = Guest::start(&site, "write -P 40 3M 64k");
     let output = site.sites.farsite("north", &["replicate"]);
@@ -224,7 +120,7 @@ async fn an_open_image_is_not_read_behind_its_process_and_a_bitmap_in_use_is_not
 
 #[tokio::test(flavor = "multi_thread")]
 async fn heavy_a_run_that_is_killed_or_fails_leaves_a_bitmap_that_is_right_and_none_too_many() {
-    let site = Site::new().await.with_image();
+    let site = Images::new(ITEMS).await.with_image();
     site.reads(33 * MIB / BLOCK);
     site.io(&["write -P 50 1M 64k"]);
     // Slow enough to be killed between its bitmap and its point.
@@ -261,7 +157,7 @@ async fn heavy_a_run_that_is_killed_or_fails_leaves_a_bitmap_that_is_right_and_n
 
 #[tokio::test(flavor = "multi_thread")]
 async fn heavy_a_change_that_a_bitmap_did_not_tell_is_found_by_the_full_read_and_it_is_distrusted() {
-    let site = Site::new().await.with_image();
+    let site = Images::new(ITEMS).await.with_image();
     site.reads(33 * MIB / BLOCK);
     // Somebody writes into the file itself, past QEMU.
     let map = tool("qemu-img", &["map", "--output=json", "-f", "qcow2", path(&site.image())]);
@@ -282,7 +178,7 @@ async fn heavy_a_change_that_a_bitmap_did_not_tell_is_found_by_the_full_read_and
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_image_never_has_other_files_of_the_host_read() {
-    let site = Site::new().await;
+    let site = Images::new(ITEMS).await;
     let secret = site.sites.path("secret");
     fs::write(&secret, vec![7; 100_000]).unwrap();
     let image = site.image();

@@ -109,6 +109,15 @@ async fn heavy_images_of_a_ceph_pool_are_read_by_what_differs_and_their_snapshot
     site.write(40 * MIB, &noise(3, 3 * BLOCK as usize));
     site.reads(3);
 
+    // What the last snapshot holds for itself is more than it may: it is let go, and all is read.
+    site.write(48 * MIB, &noise(10, 2 * MIB as usize));
+    site.policy(|text| format!("{text}keep-versions: 1MiB\n"));
+    let report = site.replicate_and_restore();
+    assert!(report["read_bytes"].as_u64().unwrap() >= 11 * MIB, "{report}");
+    let status = said(&site.sites.farsite("north", &["status"]));
+    assert!(status.contains("kept at source") && status.contains("1 let go"), "{status}");
+    site.policy(|text| text.replace("keep-versions: 1MiB\n", ""));
+
     // Longer; shorter and longer again; and back to what it was before.
     site.rbd(&["resize", "volumes/volume-a", "--size", "80M"]);
     // At the start of an object: RBD tells of a new one all that lies before its last byte.

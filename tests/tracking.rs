@@ -4,8 +4,10 @@
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use farsite_scenarios::mounts::{self, Mounted};
+use farsite_scenarios::process::{Running, comes_true};
 use farsite_scenarios::{TwoSites, noise, said};
 
 const MIB: usize = 1 << 20;
@@ -149,6 +151,53 @@ fn invariant_10_change_tracking_is_checked_against_a_full_read_and_a_source_that
         write_at(&sites, 9 * MIB, b"more");
         let report = replicate(&sites);
         assert_eq!(report["read_bytes"], VOLUME_BYTES, "it reads everything from now on");
+        assert_restores(&sites, &report);
+    });
+}
+
+#[test]
+fn a_kept_version_that_holds_too_much_is_let_go_and_a_dead_store_does_not_make_it_grow() {
+    if !mounts::are_own() {
+        return mounts::with_own(
+            "a_kept_version_that_holds_too_much_is_let_go_and_a_dead_store_does_not_make_it_grow",
+            &PROBE,
+        );
+    }
+    tokio::runtime::Runtime::new().unwrap().block_on(async {
+        let (sites, _disk) = a_site().await;
+        sites.edit("north/policies/cloud.yaml", |text| text + "keep-versions: 8MiB\n");
+        replicate(&sites);
+        write_at(&sites, 0, &noise(4, MIB));
+        assert_eq!(replicate(&sites)["read_bytes"], MIB, "what it held was allowed");
+        let status = |word: &str| {
+            let output = sites.farsite("north", &["status", "--json"]);
+            let status: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+            status["groups"][0]["kept"][word].clone()
+        };
+        assert_eq!((status("bytes"), status("versions"), status("let_go")), (MIB.into(), 1.into(), 0.into()));
+
+        write_at(&sites, 20 * MIB, &noise(5, 16 * MIB));
+        let output = sites.farsite("north", &["replicate", "--json"]);
+        let words = said(&output);
+        assert!(words.contains("held 16MiB and is let go"), "{words}");
+        assert!(words.contains(&format!("\"read_bytes\": {VOLUME_BYTES}")), "{words}");
+        let human = said(&sites.farsite("north", &["status"]));
+        assert!(human.contains("kept at source") && human.contains("1 let go"), "{human}");
+        // The new one tells again.
+        write_at(&sites, 0, b"x");
+        assert_eq!(replicate(&sites)["read_bytes"], BLOCK);
+
+        // While no run succeeds it is measured as well.
+        fs::rename(sites.path("south/replica"), sites.path("south/away")).unwrap();
+        write_at(&sites, 20 * MIB, &noise(6, 16 * MIB));
+        assert_eq!(kept(&sites).len(), 1);
+        let agent = Running::start(sites.command("north/farsite.yaml", &["agent"]), &sites.path("agent.log"));
+        let is_let_go = comes_true(Duration::from_secs(20), || kept(&sites).is_empty());
+        assert!(is_let_go, "{}", agent.said());
+        drop(agent);
+        fs::rename(sites.path("south/away"), sites.path("south/replica")).unwrap();
+        let report = replicate(&sites);
+        assert_eq!(report["read_bytes"], VOLUME_BYTES);
         assert_restores(&sites, &report);
     });
 }

@@ -2,6 +2,7 @@
 //! configurations that the library and the real binary both read.
 
 pub mod ceph;
+pub mod images;
 pub mod listing;
 pub mod mounts;
 pub mod process;

@@ -17,8 +17,8 @@ use serde::{Deserialize, Serialize};
 pub use compression::Compression;
 pub use hooks::{GroupHooks, Hook, ItemHooks};
 pub use items::{
-    Checksums, ChecksumsInMariadb, Cinder, Databases, DiskFormat, Files, Glance, Item, Log, Mariadb, Rbd,
-    Select, Sqlite, Volume,
+    Checksums, ChecksumsInMariadb, Cinder, Databases, DiskFormat, Files, Glance, Item, Log, Mariadb, Qmp,
+    Rbd, Select, Sqlite, Volume,
 };
 
 use crate::quantity::{ByteSize, Rate, Span};
@@ -55,6 +55,8 @@ pub struct Policy {
     pub compression: Compression,
     /// What a source says of its changes is compared with a full read when the last one is as old as this.
     pub verify_tracking: Span,
+    /// The most that kept versions may hold at the source, all together.
+    pub keep_versions: Option<ByteSize>,
     /// What items were made from, as far as a person has said so.
     pub ancestors: BTreeMap<ItemId, ItemId>,
     schedule: Schedule,

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::{CaptureTime, Consistency, Epoch, GroupName, Level, PointId, SiteName, StoreTime};
@@ -48,6 +49,9 @@ pub struct GroupStatus {
     pub log_lag_s: Option<f64>,
     /// Source minus store, as measured at the newest commit.
     pub clock_ahead_ms: Option<i64>,
+    /// What is kept at the source to tell changes; known to the source's own host alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kept: Option<KeptVersions>,
     pub points: usize,
     pub partial_points: usize,
     /// Points that something unusual was seen in, and that have not expired.
@@ -55,6 +59,17 @@ pub struct GroupStatus {
     pub suspicious_points: usize,
     /// Sentences that a person must read: damage, clamped clocks, suspicious points, an unsafe store.
     pub warnings: Vec<String>,
+}
+
+/// Versions of a group's items that stay at the source until the next point.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeptVersions {
+    pub measured: Timestamp,
+    pub versions: u64,
+    /// Held for them alone when it was measured, at most.
+    pub bytes: u64,
+    /// Items whose version was let go then, because it took too much.
+    pub let_go: u64,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -283,3 +283,18 @@ fn the_cache_and_the_compression_have_defaults_and_may_be_set() {
     let wrong = policy("compression: fast\n").unwrap_err().to_string();
     assert!(wrong.contains("p.yaml:9:14") && wrong.contains("1 (fast) to 19"), "{wrong}");
 }
+
+#[test]
+fn only_qcow2_images_are_read_through_the_process_that_has_them_open() {
+    let files = "files: { paths: [/etc/keystone] }";
+    for item in ["volume: { path: /v", "cinder: { path: /v"] {
+        let open = format!("{item}, qmp: {{ socket: /run/q }} }}");
+        assert_says(&wrong(files, &open), "10:5", &["only qcow2", "format: qcow2"]);
+        let good = GOOD.replace(
+            files,
+            &format!("{item}, format: qcow2, qmp: {{ socket: /run/q, scratch-size: 2GiB }} }}"),
+        );
+        let policy = Policy::parse("p.yaml", &(good + "keep-versions: 5GiB\n")).unwrap();
+        assert_eq!(policy.keep_versions, Some(ByteSize(5 << 30)));
+    }
+}

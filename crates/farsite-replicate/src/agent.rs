@@ -19,10 +19,11 @@ use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::ReplicateError;
 use crate::databases::Logs;
-use crate::group::Group;
+use crate::group::{self, Group};
+use crate::record::Record;
 use crate::run::{self, Observer, RunOptions};
+use crate::{ReplicateError, kept};
 
 /// How long a run under way may take to end by itself when the agent is asked to stop; then it stops between two
 /// batches, and its complete packs count when it is resumed.
@@ -197,12 +198,26 @@ impl Keeper {
                         doing.since = Some(Timestamp::now());
                         doing.last_error = error.to_string();
                     });
+                    if !matches!(error, ReplicateError::Busy { .. }) {
+                        self.bound_kept().await;
+                    }
                 }
             }
             tokio::select! {
                 () = tokio::time::sleep(pause) => pause = (pause * 2).min(RETRY_LIMIT),
                 () = self.stop.cancelled() => return None,
             }
+        }
+    }
+
+    /// What is kept at the source grows as long as no run succeeds.
+    async fn bound_kept(&self) {
+        let folder = group::folder(&self.config, &self.policy, &self.to);
+        match Record::open(&self.config.state_dir()) {
+            Ok(record) => {
+                kept::bound(&self.policy, &self.to, &folder, self.clock.clone(), &record).await;
+            }
+            Err(error) => tracing::warn!(group = %self.policy.group, "{error}"),
         }
     }
 

@@ -54,7 +54,7 @@ impl Group {
                 policy.group, policy.site, config.site
             )));
         }
-        let folder = config.state_dir().join("groups").join(policy.group.as_str()).join(to.as_str());
+        let folder = folder(config, policy, to);
         std::fs::create_dir_all(&folder)
             .map_err(ReplicateError::io(format!("creating {}", folder.display())))?;
         let lock = lock(&folder, policy)?;
@@ -80,12 +80,8 @@ impl Group {
         })
     }
 
-    /// Tells what this group keeps on shared file systems from what others keep: it follows from where its state lies.
     pub(crate) fn owner(&self) -> String {
-        let folder = self.folder.canonicalize().unwrap_or_else(|_| self.folder.clone());
-        let host = crate::capture::host_name();
-        let hash = blake3::hash(format!("{host} {}", folder.display()).as_bytes()).to_hex();
-        hash[..12].to_owned()
+        owner(&self.folder)
     }
     pub(crate) fn maps(&self) -> PathBuf {
         self.folder.join("maps")
@@ -102,6 +98,19 @@ impl Group {
         let stem = &blake3_stem(item);
         self.folder.join(below).join(format!("{stem}{ending}"))
     }
+}
+
+/// Where a group's state for one standby lies.
+pub(crate) fn folder(config: &Config, policy: &Policy, to: &SiteName) -> PathBuf {
+    config.state_dir().join("groups").join(policy.group.as_str()).join(to.as_str())
+}
+
+/// Tells what a group keeps on shared file systems from what others keep: it follows from where its state lies.
+pub(crate) fn owner(folder: &Path) -> String {
+    let folder = folder.canonicalize().unwrap_or_else(|_| folder.to_owned());
+    let host = crate::capture::host_name();
+    let hash = blake3::hash(format!("{host} {}", folder.display()).as_bytes()).to_hex();
+    hash[..12].to_owned()
 }
 
 fn blake3_stem(item: &ItemId) -> String {

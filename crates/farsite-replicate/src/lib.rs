@@ -15,6 +15,7 @@ mod frozen;
 pub mod group;
 mod hooks;
 pub mod hydrate;
+mod kept;
 pub mod logship;
 pub mod pin;
 pub mod record;

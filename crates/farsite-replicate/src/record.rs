@@ -4,11 +4,14 @@
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
+use farsite_model::status::KeptVersions;
 use jiff::Timestamp;
 use rusqlite::{Connection, params};
 use serde::Serialize;
 
 use crate::ReplicateError;
+
+const FILE: &str = "record.sqlite";
 
 /// One run, as it ended.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -36,10 +39,15 @@ pub struct Record {
 }
 
 impl Record {
+    /// The record of a host that has one.
+    pub(crate) fn open_existing(state: &Path) -> Option<Self> {
+        if state.join(FILE).exists() { Self::open(state).ok() } else { None }
+    }
+
     pub fn open(state: &Path) -> Result<Self, ReplicateError> {
         std::fs::create_dir_all(state)
             .map_err(ReplicateError::io(format!("creating {}", state.display())))?;
-        let path = state.join("record.sqlite");
+        let path = state.join(FILE);
         let fail = |source| ReplicateError::Record { path: path.display().to_string(), source };
         let connection = Connection::open(&path).map_err(fail)?;
         connection.busy_timeout(std::time::Duration::from_secs(5)).map_err(fail)?;
@@ -51,6 +59,9 @@ impl Record {
                    point TEXT NOT NULL, whole INTEGER NOT NULL, exposure_at_commit_s REAL NOT NULL,
                    read_bytes INTEGER NOT NULL, changed_bytes INTEGER NOT NULL, shipped_bytes INTEGER NOT NULL,
                    error TEXT NOT NULL);
+                 CREATE TABLE IF NOT EXISTS kept (
+                   group_name TEXT NOT NULL, store TEXT NOT NULL, measured_ms INTEGER NOT NULL, versions INTEGER NOT NULL,
+                   bytes INTEGER NOT NULL, let_go INTEGER NOT NULL, PRIMARY KEY (group_name, store));
                  CREATE INDEX IF NOT EXISTS runs_by_group ON runs (group_name, started_ms);",
             )
             .map_err(fail)?;
@@ -92,6 +103,41 @@ impl Record {
             )
             .map_err(self.fail())?;
         Ok(())
+    }
+
+    /// What the group keeps at its source, as it was measured last.
+    pub(crate) fn note_kept(
+        &self,
+        group: &str,
+        store: &str,
+        kept: &KeptVersions,
+    ) -> Result<(), ReplicateError> {
+        let figures =
+            [kept.measured.as_millisecond(), kept.versions as i64, kept.bytes as i64, kept.let_go as i64];
+        let [measured, versions, bytes, let_go] = figures;
+        self.with(|connection| {
+            connection.execute(
+                "INSERT OR REPLACE INTO kept VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+                params![group, store, measured, versions, bytes, let_go],
+            )
+        })?;
+        Ok(())
+    }
+
+    pub(crate) fn kept(&self, group: &str, store: &str) -> Result<Option<KeptVersions>, ReplicateError> {
+        self.with(|connection| {
+            let mut statement = connection.prepare(
+                "SELECT measured_ms, versions, bytes, let_go FROM kept WHERE group_name = ?1 AND store = ?2",
+            )?;
+            let mut rows = statement.query([group, store])?;
+            let Some(row) = rows.next()? else { return Ok(None) };
+            Ok(Some(KeptVersions {
+                measured: Timestamp::from_millisecond(row.get(0)?).unwrap_or(Timestamp::UNIX_EPOCH),
+                versions: row.get::<_, i64>(1)? as u64,
+                bytes: row.get::<_, i64>(2)? as u64,
+                let_go: row.get::<_, i64>(3)? as u64,
+            }))
+        })
     }
 
     /// When the group's last run began that committed a point.

@@ -31,7 +31,7 @@ use crate::group::Group;
 use crate::record::RunRow;
 use crate::run_clock::RunClock;
 use crate::run_state::RunState;
-use crate::{ReplicateError, frozen, hooks};
+use crate::{ReplicateError, frozen, hooks, kept};
 
 /// Longest time that one listing, query or external command of a source may take.
 const SOURCE_LIMIT: Duration = Duration::from_hours(6);
@@ -90,6 +90,7 @@ pub struct RunReport {
 pub async fn run(group: &Group, logs: &mut Logs, options: &RunOptions) -> Result<RunReport, ReplicateError> {
     let started = Timestamp::now();
     let mut run_id = String::new();
+    kept::bound(&group.policy, &group.to, &group.folder, group.clock.clone(), &group.record).await;
     let result = attempt(group, logs, options, &mut run_id).await;
     let row = match &result {
         Ok(report) => RunRow {

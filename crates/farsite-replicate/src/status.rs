@@ -11,6 +11,7 @@ use farsite_store::ledger::{self, CommittedPoint, EpochStart, GroupState, Ledger
 use farsite_store::{Store, StoreError, logs};
 use jiff::SignedDuration;
 
+use crate::record::Record;
 use crate::throttle::shortfall;
 use crate::{ReplicateError, connect};
 
@@ -27,15 +28,18 @@ const STALE: SignedDuration = SignedDuration::from_secs(3600);
 pub struct StatusReader {
     to: SiteName,
     store: Store,
+    /// Of this host, where it replicates something itself.
+    record: Option<Record>,
     ledgers: BTreeMap<GroupName, Ledger>,
 }
 
 impl StatusReader {
     pub async fn open(config: &Config, to: &SiteName) -> Result<Self, ReplicateError> {
-        Ok(Self::of(connect::store(config, to).await?, to))
+        let record = Record::open_existing(&config.state_dir());
+        Ok(Self { record, ..Self::of(connect::store(config, to).await?, to) })
     }
     pub fn of(store: Store, to: &SiteName) -> Self {
-        Self { to: to.clone(), store, ledgers: BTreeMap::new() }
+        Self { to: to.clone(), store, record: None, ledgers: BTreeMap::new() }
     }
     pub fn store(&self) -> &Store {
         &self.store
@@ -80,6 +84,11 @@ impl StatusReader {
             if found.iter().all(|status| status.group != policy.group) {
                 found.push(unborn(policy, &self.to));
             }
+        }
+        for status in &mut found {
+            let record = self.record.as_ref();
+            let kept = record.and_then(|record| record.kept(status.group.as_str(), self.to.as_str()).ok());
+            status.kept = kept.flatten();
         }
         found.sort_by(|a, b| a.group.cmp(&b.group));
         Ok(found)
@@ -148,6 +157,7 @@ pub async fn of_group(
         },
         clock_ahead_ms: newest
             .and_then(|p| p.said.by_kind.values().map(|s| s.skew.ahead_ms).max_by_key(|ms| ms.abs())),
+        kept: None,
         points: live.len(),
         partial_points: live.iter().filter(|p| !p.said.whole).count(),
         suspicious_points: live.iter().filter(|p| !p.said.suspicious.is_empty()).count(),
@@ -301,6 +311,7 @@ fn unborn(policy: &Policy, to: &SiteName) -> GroupStatus {
         rpo_ratio: None,
         log_lag_s: None,
         clock_ahead_ms: None,
+        kept: None,
         points: 0,
         partial_points: 0,
         suspicious_points: 0,
@@ -335,6 +346,7 @@ fn unreadable(
         rpo_ratio: None,
         log_lag_s: None,
         clock_ahead_ms: None,
+        kept: None,
         points: state.points.len(),
         partial_points: 0,
         suspicious_points: 0,

@@ -6,11 +6,11 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use async_trait::async_trait;
-use farsite_model::policy::{self, DiskFormat, Item, Rbd, Select};
+use farsite_model::policy::{self, DiskFormat, Item, Qmp, Rbd, Select};
 use farsite_model::{ItemId, ItemKind};
 
 use crate::volume::{self, blocking};
-use crate::{Capture, CaptureContext, CheckLine, Source, SourceError};
+use crate::{Capture, CaptureContext, CheckLine, KeptSpace, Source, SourceError};
 use crate::{kept, qcow2, rbd};
 
 /// A `cinder` entry.
@@ -18,6 +18,7 @@ pub(crate) struct Cinder {
     item: Item,
     path: Option<PathBuf>,
     format: DiskFormat,
+    qmp: Option<Qmp>,
     rbd: Option<Rbd>,
     select: Option<Select>,
 }
@@ -28,6 +29,7 @@ impl Cinder {
             item: item.clone(),
             path: cinder.path.clone(),
             format: cinder.format,
+            qmp: cinder.qmp.clone(),
             rbd: cinder.rbd.clone(),
             select: cinder.select.clone(),
         }
@@ -184,7 +186,11 @@ impl Source for Cinder {
                 }
                 say("volumes", Ok(format!("{} volumes in {}", found.volumes.len(), folder.display())));
                 if let Some(first) = found.volumes.first() {
-                    say("consistency", volume::stillness(&folder.join(first), &self.item, self.format));
+                    let (path, item, format) = (folder.join(first), self.item.clone(), self.format);
+                    let qmp = self.qmp.clone();
+                    // A process that is asked may hang.
+                    let still = blocking(move || Ok(volume::stillness(&path, &item, format, qmp.as_ref())));
+                    say("consistency", still.await.unwrap_or_else(|error| Err(error.to_string())));
                 }
             }
         }
@@ -215,7 +221,20 @@ impl Source for Cinder {
         };
         match self.format {
             DiskFormat::Raw => volume::capture(&path, item, ItemKind::Cinder, context).await,
-            DiskFormat::Qcow2 => qcow2::capture(&path, item, ItemKind::Cinder, context).await,
+            DiskFormat::Qcow2 => {
+                qcow2::capture(&path, self.qmp.as_ref(), item, ItemKind::Cinder, context).await
+            }
+        }
+    }
+
+    async fn kept(&self, context: &CaptureContext) -> Result<Vec<KeptSpace>, SourceError> {
+        match self.place()? {
+            Place::Folder(folder) => {
+                let items = self.items().await?;
+                let volumes = items.into_iter().map(|item| (item.clone(), folder.join(item.name())));
+                volume::kept_in(volumes.collect(), context).await
+            }
+            Place::Pool(pool) => rbd::kept(pool, self.images(pool).await?, context).await,
         }
     }
 
@@ -226,7 +245,7 @@ impl Source for Cinder {
                 let path = folder.join(name);
                 kept::forget(&path, item, context, None);
                 if self.format == DiskFormat::Qcow2 {
-                    qcow2::forget(&path, item, context).await;
+                    qcow2::forget(&path, self.qmp.as_ref(), item, context).await;
                 }
             }
             Ok(Place::Pool(pool)) => rbd::forget(pool, name, context).await,

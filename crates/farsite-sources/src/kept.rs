@@ -15,10 +15,10 @@ use farsite_model::content::ReadAt;
 use fiemap::{Fiemap, FiemapExtentFlags, FiemapFlags};
 use rustix::fs::{AtFlags, CWD, linkat};
 
-use crate::CaptureContext;
 use crate::extent::FileContent;
 use crate::random;
 use crate::tracking::ChangeTracking;
+use crate::{CaptureContext, KeptSpace};
 
 /// Kept versions begin so; hidden, so that no listing of volumes takes one for a volume.
 const PREFIX: &str = ".farsite-kept-";
@@ -156,6 +156,20 @@ impl<'f> Extents<'f> {
 /// Ranges up to `size` in which two files do not lie at the same place.
 fn changed(before: &mut Extents<'_>, after: &mut Extents<'_>, size: u64) -> io::Result<Vec<Range<u64>>> {
     let mut found: Vec<Range<u64>> = Vec::new();
+    differences(before, after, size, &mut |range, _| match found.last_mut() {
+        Some(last) if last.end == range.start => last.end = range.end,
+        _ => found.push(range),
+    })?;
+    Ok(found)
+}
+
+/// Walks along the same ranges, with whether `before` holds room there.
+fn differences(
+    before: &mut Extents<'_>,
+    after: &mut Extents<'_>,
+    size: u64,
+    each: &mut dyn FnMut(Range<u64>, bool),
+) -> io::Result<()> {
     let (mut old, mut new) = (before.0.next().transpose()?, after.0.next().transpose()?);
     let mut at = 0;
     while at < size {
@@ -184,14 +198,42 @@ fn changed(before: &mut Extents<'_>, after: &mut Extents<'_>, size: u64) -> io::
             _ => false,
         };
         if !same {
-            match found.last_mut() {
-                Some(last) if last.end == at => last.end = until,
-                _ => found.push(at..until),
-            }
+            each(at..until, here(old).is_some());
         }
         at = until;
     }
-    Ok(found)
+    Ok(())
+}
+
+/// The space that an item's kept versions hold and the volume itself does not use any more; `None` where none is kept.
+pub(crate) fn space(volume: &Path, item: &ItemId, context: &CaptureContext) -> io::Result<Option<KeptSpace>> {
+    let prefix = prefix(item, context);
+    let mut kept: Option<KeptSpace> = None;
+    for folder in &folders(volume, context) {
+        for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+            if !entry.file_name().to_string_lossy().starts_with(&prefix) {
+                continue;
+            }
+            let (version, now) = (File::open(entry.path())?, File::open(volume)?);
+            let size = version.metadata()?.len().max(now.metadata()?.len());
+            let mut bytes = 0;
+            let mut add =
+                |range: Range<u64>, is_held: bool| bytes += if is_held { range.end - range.start } else { 0 };
+            match differences(&mut Extents::of(&version), &mut Extents::of(&now), size, &mut add) {
+                // At worst all of it.
+                Err(error) if error.kind() == io::ErrorKind::Unsupported => bytes = version.metadata()?.len(),
+                walked => walked?,
+            }
+            let room = rustix::fs::fstatvfs(&version)?;
+            let so_far = kept.take().map_or(0, |kept| kept.bytes);
+            kept = Some(KeptSpace {
+                item: item.clone(),
+                bytes: so_far + bytes,
+                free_bytes: Some(room.f_bavail.saturating_mul(room.f_frsize)),
+            });
+        }
+    }
+    Ok(kept)
 }
 
 #[cfg(test)]

@@ -152,6 +152,16 @@ pub enum Content {
     },
 }
 
+/// What the versions take that are kept to tell an item's changes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KeptSpace {
+    pub item: ItemId,
+    /// Held for them alone, at most.
+    pub bytes: u64,
+    /// What is free where they are, where that can be told.
+    pub free_bytes: Option<u64>,
+}
+
 /// Reads the items of one entry of a policy.
 #[async_trait]
 pub trait Source: Send + Sync {
@@ -163,7 +173,11 @@ pub trait Source: Send + Sync {
     async fn items(&self) -> Result<Vec<ItemId>, SourceError>;
     /// Freezes one item. The capture holds its bytes still until it is dropped.
     async fn capture(&self, item: &ItemId, context: &CaptureContext) -> Result<Capture, SourceError>;
-    /// The item is gone for good: what was kept to tell its changes is removed.
+    /// What is kept to tell the changes of its items, of those of which something is.
+    async fn kept(&self, _context: &CaptureContext) -> Result<Vec<KeptSpace>, SourceError> {
+        Ok(Vec::new())
+    }
+    /// The item is gone for good, or takes too much: what was kept to tell its changes is removed.
     async fn forget(&self, _item: &ItemId, _context: &CaptureContext) {}
 }
 

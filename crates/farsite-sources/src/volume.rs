@@ -9,13 +9,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use farsite_model::policy::{self, DiskFormat, Item};
+use farsite_model::policy::{self, DiskFormat, Item, Qmp};
 use farsite_model::{Consistency, ItemId, ItemKind};
 
 use crate::extent::FileContent;
 use crate::kept::{self, Kept};
 use crate::tracking::ChangeTracking;
-use crate::{Capture, CaptureContext, CheckLine, Content, Source, SourceError, qcow2, snapshot};
+use crate::{Capture, CaptureContext, CheckLine, Content, KeptSpace, Source, SourceError, qcow2, snapshot};
 
 /// Captures one file or device as one item; the sources of file volumes share it.
 pub(crate) async fn capture(
@@ -76,10 +76,34 @@ pub(crate) async fn blocking<T: Send + 'static>(
     }
 }
 
+/// What the versions of some volumes take.
+pub(crate) async fn kept_in(
+    volumes: Vec<(ItemId, PathBuf)>,
+    context: &CaptureContext,
+) -> Result<Vec<KeptSpace>, SourceError> {
+    let context = context.clone();
+    blocking(move || {
+        let space = |(item, path): (ItemId, PathBuf)| match kept::space(&path, &item, &context) {
+            // It went meanwhile, and its versions with it.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            space => {
+                space.map_err(|error| SourceError::new(format!("measuring what is kept of {item}"), error))
+            }
+        };
+        volumes.into_iter().filter_map(|volume| space(volume).transpose()).collect()
+    })
+    .await
+}
+
 /// What `farsite check` says of how still a file volume can be held.
-pub(crate) fn stillness(path: &Path, item: &Item, format: DiskFormat) -> Result<String, String> {
+pub(crate) fn stillness(
+    path: &Path,
+    item: &Item,
+    format: DiskFormat,
+    qmp: Option<&Qmp>,
+) -> Result<String, String> {
     if format == DiskFormat::Qcow2 {
-        return qcow2::stillness(path);
+        return qcow2::stillness(path, qmp);
     }
     if looks_like_qcow2(path) {
         return Err(format!(
@@ -124,11 +148,12 @@ pub(crate) struct Volume {
     item: Item,
     path: PathBuf,
     format: DiskFormat,
+    qmp: Option<Qmp>,
 }
 
 impl Volume {
     pub(crate) fn new(item: &Item, volume: &policy::Volume) -> Self {
-        Self { item: item.clone(), path: volume.path.clone(), format: volume.format }
+        Self { item: item.clone(), path: volume.path.clone(), format: volume.format, qmp: volume.qmp.clone() }
     }
 }
 
@@ -140,10 +165,11 @@ impl Source for Volume {
 
     async fn check(&self) -> Vec<CheckLine> {
         let path = self.path.clone();
-        let (item, format) = (self.item.clone(), self.format);
+        let (item, format, qmp) = (self.item.clone(), self.format, self.qmp.clone());
         let looked = blocking(move || {
             let size = farsite_model::content::ReadAt::size_bytes(&FileContent::open(&path)?);
-            Ok((format!("{} can be read, {size} bytes", path.display()), stillness(&path, &item, format)))
+            let still = stillness(&path, &item, format, qmp.as_ref());
+            Ok((format!("{} can be read, {size} bytes", path.display()), still))
         });
         let line =
             |topic: &str, result| CheckLine { subject: format!("{}: {topic}", self.item.id()), result };
@@ -160,14 +186,20 @@ impl Source for Volume {
     async fn capture(&self, item: &ItemId, context: &CaptureContext) -> Result<Capture, SourceError> {
         match self.format {
             DiskFormat::Raw => capture(&self.path, item, ItemKind::Volume, context).await,
-            DiskFormat::Qcow2 => qcow2::capture(&self.path, item, ItemKind::Volume, context).await,
+            DiskFormat::Qcow2 => {
+                qcow2::capture(&self.path, self.qmp.as_ref(), item, ItemKind::Volume, context).await
+            }
         }
+    }
+
+    async fn kept(&self, context: &CaptureContext) -> Result<Vec<KeptSpace>, SourceError> {
+        kept_in(vec![(self.item.id(), self.path.clone())], context).await
     }
 
     async fn forget(&self, item: &ItemId, context: &CaptureContext) {
         kept::forget(&self.path, item, context, None);
         if self.format == DiskFormat::Qcow2 {
-            qcow2::forget(&self.path, item, context).await;
+            qcow2::forget(&self.path, self.qmp.as_ref(), item, context).await;
         }
     }
 }

@@ -62,6 +62,7 @@ fn group(name: &str) -> GroupStatus {
         rpo_ratio: Some(0.25),
         log_lag_s: None,
         clock_ahead_ms: Some(-40),
+        kept: None,
         points: 24,
         partial_points: 1,
         suspicious_points: 2,

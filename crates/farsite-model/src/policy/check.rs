@@ -10,6 +10,8 @@ use crate::yaml::{At, Source, YamlError};
 use crate::{GroupName, ItemId, ItemKind};
 
 const BLOCK_SIZES: std::ops::RangeInclusive<u64> = 4 << 10..=4 << 20;
+const ONLY_QCOW2: &str = "only qcow2 images are read through the process that has them open";
+const FORMAT_QCOW2: &str = "say `format: qcow2`, or remove `qmp:`";
 const DEFAULT_BLOCK_SIZE: ByteSize = ByteSize(64 << 10);
 const DEFAULT_MEMORY: ByteSize = ByteSize(256 << 20);
 const DEFAULT_CACHE: ByteSize = ByteSize(4 << 30);
@@ -102,6 +104,7 @@ pub(super) fn check(source: Source<'_>, file: PolicyFile) -> Result<Policy, Yaml
             .map(|(item, ancestor)| (ItemId::parse(item), ItemId::parse(ancestor)))
             .collect(),
         verify_tracking: file.verify_tracking.map_or(DEFAULT_VERIFY_TRACKING, |span| span.value),
+        keep_versions: file.keep_versions.map(|size| size.value),
         schedule,
         warnings,
     })
@@ -195,6 +198,12 @@ fn check_item(source: Source<'_>, item: &At<Item>) -> Result<(), YamlError> {
         }
         Item::Cinder(cinder) if cinder.rbd.is_some() && cinder.format != DiskFormat::Raw => {
             return wrong("images of a pool are raw", "remove `format:`");
+        }
+        Item::Cinder(cinder) if cinder.qmp.is_some() && cinder.format != DiskFormat::Qcow2 => {
+            return wrong(ONLY_QCOW2, FORMAT_QCOW2);
+        }
+        Item::Volume(volume) if volume.qmp.is_some() && volume.format != DiskFormat::Qcow2 => {
+            return wrong(ONLY_QCOW2, FORMAT_QCOW2);
         }
         Item::Files(files) if files.paths.is_empty() => {
             return wrong("no files are named", "add some: `paths: [/etc/keystone/fernet-keys]`");

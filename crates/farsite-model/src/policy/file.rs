@@ -65,6 +65,11 @@ pub(super) struct PolicyFile {
     /// given, 0s never believes it.
     #[serde(default)]
     pub(super) verify_tracking: Option<At<Span>>,
+    /// The most that versions kept at the source (reflink copies, snapshots of a pool) may hold there that nothing else uses,
+    /// all items together. What takes too much is let go, the largest first, and such an item is read in full. Where it is
+    /// not given, a version never holds more than is free on its file system, and a pool's are not limited.
+    #[serde(default)]
+    pub(super) keep_versions: Option<At<ByteSize>>,
     /// What items were made from: `cinder/volume-b: glance/IMAGE`. The first copy of such an item sends only what differs.
     /// Items that are not named are compared with a few blocks of all others.
     #[serde(default)]

@@ -119,6 +119,9 @@ item!(
         /// What the files in `path` are. It is never guessed: whoever may write to a raw disk can make it look like a qcow2.
         #[serde(default, skip_serializing_if = "DiskFormat::is_raw")]
         format: DiskFormat,
+        /// Where the processes of QEMU answer that may have an image open: it is then read through them.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        qmp: Option<Qmp>,
         /// The Ceph pool with the volumes' images, in place of `path`.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         rbd: Option<Rbd>,
@@ -146,6 +149,9 @@ item!(
         /// What the file is. It is never guessed: whoever may write to a raw disk can make it look like a qcow2.
         #[serde(default, skip_serializing_if = "DiskFormat::is_raw")]
         format: DiskFormat,
+        /// Where the processes of QEMU answer that may have the image open: it is then read through them.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        qmp: Option<Qmp>,
         /// The size of its blocks where it differs from the policy's.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         block_size: Option<ByteSize>,
@@ -168,6 +174,25 @@ impl DiskFormat {
     fn is_raw(&self) -> bool {
         *self == Self::Raw
     }
+}
+
+/// How an image is read that a process of QEMU has open.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Qmp {
+    /// The socket of a QMP monitor that nobody else uses, or a folder of such sockets.
+    #[serde(deserialize_with = "crate::env::deserialize")]
+    pub socket: PathBuf,
+    /// The socket of the process's own NBD server, where it has one already; one is started for each capture otherwise.
+    #[serde(default, deserialize_with = "crate::env::deserialize", skip_serializing_if = "Option::is_none")]
+    pub nbd: Option<PathBuf>,
+    /// A folder that both the agent and the process can write to; the image's own where it is not given.
+    #[serde(default, deserialize_with = "crate::env::deserialize", skip_serializing_if = "Option::is_none")]
+    pub scratch: Option<PathBuf>,
+    /// The most that is kept there of what the guest overwrites while its image is read; 10GiB where it is not given, and
+    /// never more than half of what is free. A capture that needs more fails, and the guest goes on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scratch_size: Option<ByteSize>,
 }
 
 /// Where the images of a pool are.

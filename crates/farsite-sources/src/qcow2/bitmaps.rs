@@ -1,4 +1,4 @@
-//! Change tracking by persistent dirty bitmaps of a closed qcow2 image. At each capture a bitmap is added before the first
+//! Change tracking by persistent dirty bitmaps of a qcow2 image, closed or open. At each capture a bitmap is added before the first
 //! byte is read; it records every write from then on, whichever process of QEMU opens the image, and is what the next
 //! capture asks. The bitmap of the committed point goes on recording beside it until the next point is committed, so that
 //! a run may fail at any instant and nothing need be put back.
@@ -14,10 +14,11 @@ use std::sync::{Arc, Mutex};
 use farsite_model::ItemId;
 use farsite_model::content::ReadAt;
 
-use super::image::{Image, Seen, Trouble};
+use super::image::{Image, Trouble};
+use super::process::Process;
 use super::served::{Served, context};
 use crate::tracking::{ChangeTracking, Changed};
-use crate::{CaptureContext, random};
+use crate::{CaptureContext, SourceError, random};
 
 /// The flag of a bitmap's context: written.
 const DIRTY: u32 = 1;
@@ -67,9 +68,50 @@ pub(crate) fn changed(served: &Served, prefix: &str, token: &str) -> io::Result<
     Ok(None)
 }
 
-/// The tracking of one capture of a closed image.
+/// Where bitmaps are added and removed.
+pub(crate) enum Place {
+    Closed(Image),
+    /// A node of the process that has the image open.
+    Open {
+        process: Arc<Process>,
+        node: String,
+        image: Image,
+    },
+}
+
+impl Place {
+    fn path(&self) -> &std::path::Path {
+        match self {
+            Self::Closed(image) | Self::Open { image, .. } => &image.path,
+        }
+    }
+
+    fn bitmaps(&self) -> Result<Vec<(String, bool)>, Trouble> {
+        match self {
+            Self::Closed(image) => Ok(image.look()?.named_bitmaps()),
+            Self::Open { process, node, .. } => process.bitmaps(node).map_err(|error| self.trouble(error)),
+        }
+    }
+
+    fn remove(&self, name: &str) -> Result<(), Trouble> {
+        match self {
+            Self::Closed(image) => image.remove_bitmap(name),
+            Self::Open { process, node, .. } => {
+                let named = serde_json::json!({ "node": node, "name": name });
+                let removed = process.ask("block-dirty-bitmap-remove", &named);
+                removed.map(drop).map_err(|error| self.trouble(error))
+            }
+        }
+    }
+
+    fn trouble(&self, error: io::Error) -> Trouble {
+        Trouble::Other(SourceError::new(format!("the bitmaps of {}", self.path().display()), error))
+    }
+}
+
+/// The tracking of one capture.
 pub(crate) struct Bitmaps {
-    image: Image,
+    place: Place,
     prefix: String,
     /// Bitmaps of earlier captures that can be asked.
     there: Vec<String>,
@@ -81,8 +123,8 @@ pub(crate) struct Bitmaps {
 
 impl Bitmaps {
     /// `token` is of the bitmap that was added for this capture, which goes again if it is not kept.
-    pub(crate) fn new(image: Image, prefix: String, token: String, there: Vec<String>) -> Self {
-        Self { image, prefix, there, token, served: Mutex::default(), is_kept: AtomicBool::new(false) }
+    pub(crate) fn new(place: Place, prefix: String, token: String, there: Vec<String>) -> Self {
+        Self { place, prefix, there, token, served: Mutex::default(), is_kept: AtomicBool::new(false) }
     }
 
     pub(crate) fn there(&self) -> &[String] {
@@ -132,7 +174,7 @@ impl ChangeTracking for Bitmaps {
     }
 
     fn forget_others(&self, token: &str) {
-        forget(&self.image, &self.prefix, Some(token));
+        forget(&self.place, &self.prefix, Some(token));
     }
 }
 
@@ -145,43 +187,40 @@ impl Drop for Bitmaps {
         if let Some(served) = self.let_go() {
             served.end();
         }
-        remove(&self.image, &self.name());
+        remove(&self.place, &self.name());
     }
 }
 
 /// Removes every bitmap of an item but the one that is named.
-pub(crate) fn forget(image: &Image, prefix: &str, but: Option<&str>) {
-    let seen = match image.look() {
-        Ok(seen) => seen,
+pub(crate) fn forget(place: &Place, prefix: &str, but: Option<&str>) {
+    let bitmaps = match place.bitmaps() {
+        Ok(bitmaps) => bitmaps,
         Err(Trouble::Open(_)) => {
             // Its process holds them until it closes the image; a later run removes them.
-            tracing::info!("the old bitmaps of {} stay until a run finds it closed", image.path.display());
+            tracing::info!("the old bitmaps of {} stay until a run finds it closed", place.path().display());
             return;
         }
         Err(Trouble::Other(error)) => {
-            tracing::warn!("the old bitmaps of {} are not removed: {error}", image.path.display());
+            tracing::warn!("the old bitmaps of {} are not removed: {error}", place.path().display());
             return;
         }
     };
-    for name in others(&seen, prefix, but) {
-        remove(image, &name);
+    for (name, _) in bitmaps {
+        if name.strip_prefix(prefix).is_some_and(|token| Some(token) != but) {
+            remove(place, &name);
+        }
     }
 }
 
-fn others(seen: &Seen, prefix: &str, but: Option<&str>) -> Vec<String> {
-    let is_other = |name: &&String| name.strip_prefix(prefix).is_some_and(|token| Some(token) != but);
-    seen.bitmaps.iter().map(|bitmap| &bitmap.name).filter(is_other).cloned().collect()
-}
-
-fn remove(image: &Image, name: &str) {
-    if let Err(trouble) = image.remove_bitmap(name) {
-        let error = trouble.into_error(&image.path);
+fn remove(place: &Place, name: &str) {
+    if let Err(trouble) = place.remove(name) {
+        let error = trouble.into_error(place.path());
         tracing::warn!("the bitmap {name} stays, and a later run removes it: {error}");
     }
 }
 
-/// Bitmaps of earlier captures that can be asked.
-pub(crate) fn usable(seen: &Seen, prefix: &str) -> Vec<String> {
-    let ours = seen.bitmaps.iter().filter(|bitmap| bitmap.name.starts_with(prefix));
-    ours.filter(|bitmap| bitmap.is_good()).map(|bitmap| bitmap.name.clone()).collect()
+/// Bitmaps of earlier captures that can be asked: names, of those that are good.
+pub(crate) fn usable(bitmaps: &[(String, bool)], prefix: &str) -> Vec<String> {
+    let ours = bitmaps.iter().filter(|(name, is_good)| *is_good && name.starts_with(prefix));
+    ours.map(|(name, _)| name.clone()).collect()
 }

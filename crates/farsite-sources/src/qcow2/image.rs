@@ -19,7 +19,7 @@ const CHAIN: usize = 64;
 pub(super) const GRANULARITY: &str = "65536";
 /// The smallest piece of a virtual disk.
 pub(super) const SECTOR: u64 = 512;
-/// Of the bitmap in a canary's image.
+/// The bitmap of an empty image in which the last sector is dirty.
 pub(super) const CANARY: &str = "canary";
 
 /// A dirty bitmap that is kept in an image.
@@ -47,6 +47,13 @@ pub(crate) struct Seen {
     pub(crate) is_overlay: bool,
 }
 
+impl Seen {
+    /// Names of its bitmaps, and whether they are good.
+    pub(crate) fn named_bitmaps(&self) -> Vec<(String, bool)> {
+        self.bitmaps.iter().map(|bitmap| (bitmap.name.clone(), bitmap.is_good())).collect()
+    }
+}
+
 /// Why an image cannot be used.
 #[derive(Debug)]
 pub(crate) enum Trouble {
@@ -65,7 +72,7 @@ impl Trouble {
                     "another process has it open, and behind that process's back it cannot be read right{why}"
                 ),
             )
-            .hint("open images are not read yet: stop that process while the item is captured (`hooks`)"),
+            .hint("give the item a `qmp:` that names that process's monitor, or stop it while the item is captured (`hooks`)"),
         }
     }
 }
@@ -143,6 +150,14 @@ impl Image {
         refuse("its chain of backing files has no end", "look at it with `qemu-img info --backing-chain`")
     }
 
+    /// Makes an empty one.
+    pub(super) fn create(&self, size_bytes: u64) -> Result<(), SourceError> {
+        let mut args: Vec<OsString> = ["create", "-q", "-f", "qcow2"].iter().map(OsString::from).collect();
+        args.extend([self.path.clone().into(), size_bytes.to_string().into()]);
+        let done = finished(&self.what("making"), "qemu-img", &args, self.limit);
+        done.map(drop).map_err(|trouble| trouble.into_error(&self.path))
+    }
+
     /// Its bitmaps alone; nothing else is looked at.
     pub(crate) fn bitmaps(&self) -> Result<Vec<Bitmap>, Trouble> {
         let info = info(self, "qcow2")?;
@@ -177,8 +192,10 @@ impl Image {
 }
 
 /// An empty image of a size, in a folder, with a bitmap in which the last sector is dirty.
-pub(super) fn canary(folder: &RemovedFolder, size_bytes: u64, limit: Duration) -> Result<PathBuf, Trouble> {
-    let path = folder.path().join("canary.qcow2");
+fn canary(folder: &RemovedFolder, size_bytes: u64, limit: Duration) -> Result<PathBuf, Trouble> {
+    let image = Image { path: folder.path().join("canary.qcow2"), limit };
+    image.create(size_bytes)?;
+    let path = image.path;
     let args = |words: &[&str]| words.iter().map(OsString::from).collect::<Vec<_>>();
     let run = |program: &str, before: &[&str], after: &[&str]| {
         let mut all = args(before);
@@ -186,7 +203,6 @@ pub(super) fn canary(folder: &RemovedFolder, size_bytes: u64, limit: Duration) -
         all.extend(args(after));
         finished("preparing a bitmap", program, &all, limit)
     };
-    run("qemu-img", &["create", "-q", "-f", "qcow2"], &[&size_bytes.to_string()])?;
     run("qemu-img", &["bitmap", "--add", "-g", GRANULARITY, "-f", "qcow2"], &[CANARY])?;
     let write = format!("write -z {} {SECTOR}", size_bytes - SECTOR);
     run("qemu-io", &["-f", "qcow2", "-c", &write], &[])?;

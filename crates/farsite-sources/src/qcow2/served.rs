@@ -1,5 +1,6 @@
-//! A closed image served by `qemu-nbd`, as an item's bytes. A path or an open copy comes in; [`ReadAt`] goes out. What must
-//! hold: the server never outlives its readers or this process; what it does not call zeros is read.
+//! An image served by NBD, as an item's bytes: a closed one by `qemu-nbd`, an open one by its own process. [`ReadAt`] goes
+//! out. What must hold: a server of ours never outlives its readers or this process; what is not called zeros is read; no
+//! byte is used before its instant is vouched for.
 
 use std::fs::File;
 use std::io;
@@ -27,18 +28,36 @@ const LOOK: Duration = Duration::from_millis(5);
 /// `sun_path` of unix(7) holds 108 bytes, and `qemu-nbd` takes absolute paths only.
 const SOCKET_BYTES: usize = 100;
 
-/// A server and the way to it.
+/// What keeps an export at one instant.
+pub(super) trait Hold: Send + Sync {
+    /// Every byte that was read so far is of that instant.
+    fn vouch(&self) -> io::Result<()>;
+    /// Nothing is read any more.
+    fn end(&self);
+}
+
+/// An export and the way to it.
 pub(crate) struct Served {
     pub(crate) client: Client,
-    child: Mutex<Option<Child>>,
-    _folder: Option<RemovedFolder>,
-    /// The copy that it reads, which has no name.
-    _copy: Option<File>,
+    hold: Box<dyn Hold>,
 }
 
 impl Served {
+    /// `bitmaps` are told with it.
+    pub(super) fn new(
+        what: &str,
+        socket: PathBuf,
+        export: &str,
+        bitmaps: &[String],
+        hold: Box<dyn Hold>,
+    ) -> Result<Self, SourceError> {
+        let contexts = bitmaps.iter().map(|name| context(name)).collect();
+        let client = connect(what, &socket, export, contexts)?;
+        Ok(Self { client, hold })
+    }
+
     /// Serves a closed image: the one at `path`, which nobody can open for writing meanwhile, or `copy` of it.
-    pub(crate) async fn closed(
+    pub(super) async fn closed(
         path: &Path,
         copy: Option<File>,
         bitmaps: &[String],
@@ -76,13 +95,32 @@ impl Served {
             }
             tokio::time::sleep(LOOK).await;
         }
-        let contexts = bitmaps.iter().map(|name| context(name)).collect();
-        let client = connect(&what, socket, "", contexts).await?;
-        Ok(Self { client, child: Mutex::new(Some(child)), _folder: Some(folder), _copy: copy })
+        let server = Server { child: Mutex::new(Some(child)), _folder: folder, _copy: copy };
+        let bitmaps = bitmaps.to_vec();
+        blocking(move || Self::new(&what, socket, "", &bitmaps, Box::new(server))).await
     }
 
-    /// Ends the server, and with it what it holds of the image. Nothing can be read after this.
-    pub(crate) fn end(&self) {
+    /// Ends what holds it. Nothing can be read after this.
+    pub(super) fn end(&self) {
+        self.hold.end();
+    }
+}
+
+/// `qemu-nbd`, and what it reads.
+struct Server {
+    child: Mutex<Option<Child>>,
+    _folder: RemovedFolder,
+    /// The copy that it reads, which has no name.
+    _copy: Option<File>,
+}
+
+impl Hold for Server {
+    /// Nobody can write to what it reads.
+    fn vouch(&self) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn end(&self) {
         let child = self.child.lock().expect("no holder of this lock panics").take();
         let Some(mut child) = child else { return };
         let _ = child.start_kill();
@@ -93,7 +131,7 @@ impl Served {
     }
 }
 
-impl Drop for Served {
+impl Drop for Server {
     fn drop(&mut self) {
         self.end();
     }
@@ -104,29 +142,25 @@ pub(crate) fn context(bitmap: &str) -> String {
     format!("qemu:dirty-bitmap:{bitmap}")
 }
 
-async fn connect(
+fn connect(
     what: &str,
-    socket: PathBuf,
+    socket: &Path,
     export: &str,
     mut contexts: Vec<String>,
 ) -> Result<Client, SourceError> {
     contexts.push(ALLOCATION.to_owned());
-    let (what, export) = (what.to_owned(), export.to_owned());
-    blocking(move || {
-        let contexts: Vec<&str> = contexts.iter().map(String::as_str).collect();
-        let begun = Instant::now();
-        loop {
-            match Client::connect(&socket, &export, &contexts, ANSWER) {
-                Ok(client) => return Ok(client),
-                // The socket is there a moment before somebody listens at it.
-                Err(error) if error.kind() == io::ErrorKind::ConnectionRefused && begun.elapsed() < START => {
-                    std::thread::sleep(LOOK);
-                }
-                Err(error) => return Err(SourceError::new(what, error)),
+    let contexts: Vec<&str> = contexts.iter().map(String::as_str).collect();
+    let begun = Instant::now();
+    loop {
+        match Client::connect(socket, export, &contexts, ANSWER) {
+            Ok(client) => return Ok(client),
+            // The socket is there a moment before somebody listens at it.
+            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused && begun.elapsed() < START => {
+                std::thread::sleep(LOOK);
             }
+            Err(error) => return Err(SourceError::new(what, error)),
         }
-    })
-    .await
+    }
 }
 
 /// A folder whose path leaves room for a socket's name.
@@ -157,7 +191,9 @@ impl ReadAt for ServedContent {
     }
 
     fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
-        self.served.client.read_exact_at(buffer, offset)
+        self.served.client.read_exact_at(buffer, offset)?;
+        // Afterwards: what happens from now on is no matter.
+        self.served.hold.vouch()
     }
 
     fn next_data(&self, offset: u64) -> io::Result<Option<Range<u64>>> {
@@ -176,7 +212,9 @@ impl ReadAt for ServedContent {
                 }
             }
             if at < self.size_bytes() {
-                *told = (at, self.served.client.stretches(ALLOCATION, at..self.size_bytes())?);
+                let stretches = self.served.client.stretches(ALLOCATION, at..self.size_bytes())?;
+                self.served.hold.vouch()?;
+                *told = (at, stretches);
             }
         }
         Ok(None)

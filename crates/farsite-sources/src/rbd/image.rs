@@ -34,6 +34,21 @@ struct Listed {
     name: String,
 }
 
+/// What an image took since the snapshot before, up to one of its own or up to now.
+#[derive(Debug, Deserialize)]
+pub(crate) struct Used {
+    #[serde(rename = "name")]
+    pub(crate) image: String,
+    pub(crate) snapshot: Option<String>,
+    #[serde(rename = "used_size")]
+    pub(crate) bytes: u64,
+}
+
+#[derive(Deserialize)]
+struct Usage {
+    images: Vec<Used>,
+}
+
 impl Pool {
     fn conf(&self) -> &Path {
         self.rbd.conf.as_deref().unwrap_or(Path::new(CONF))
@@ -47,6 +62,15 @@ impl Pool {
             .map_err(|error| SourceError::new(what, format!("what rbd says makes no sense: {error}")))?;
         names.sort();
         Ok(names)
+    }
+
+    /// Of all its images, for each the oldest snapshot first and the present last.
+    pub(crate) fn usage(&self) -> Result<Vec<Used>, SourceError> {
+        let what = format!("measuring the images of {self}");
+        let said = self.rbd(&what, &["du", "--format", "json"], &[])?;
+        let usage: Usage = serde_json::from_str(&said)
+            .map_err(|error| SourceError::new(what, format!("what rbd says makes no sense: {error}")))?;
+        Ok(usage.images)
     }
 
     fn rbd(&self, what: &str, words: &[&str], more: &[(&str, &str)]) -> Result<String, SourceError> {

@@ -21,8 +21,8 @@ use farsite_model::{Consistency, ItemId, ItemKind};
 
 use crate::tracking::{ChangeTracking, Changed};
 use crate::volume::blocking;
-use crate::{Capture, CaptureContext, Content, SourceError, random};
-use image::{Image, Pool};
+use crate::{Capture, CaptureContext, Content, KeptSpace, SourceError, random};
+use image::{Image, Pool, Used};
 use reader::{Reader, SnapshotContent};
 
 /// Longest time that one `rbd` command may take: a removal waits for the image's owner.
@@ -85,6 +85,29 @@ pub(crate) async fn capture(
         tracking: Some(Box::new(tracking)),
         guard: None,
     })
+}
+
+/// What was written since our snapshots of some images, which these hold the old state of.
+pub(crate) async fn kept(
+    rbd: &Rbd,
+    images: Vec<String>,
+    context: &CaptureContext,
+) -> Result<Vec<KeptSpace>, SourceError> {
+    let (pool, prefix) = (pool(rbd), prefix(context));
+    let used = blocking(move || pool.usage()).await?;
+    let space = |name: &String| {
+        let of_it = used.iter().filter(|used| used.image == *name);
+        let is_before =
+            |used: &&Used| used.snapshot.as_ref().is_none_or(|snapshot| !snapshot.starts_with(&prefix));
+        let mut since = of_it.skip_while(is_before).skip(1).peekable();
+        since.peek()?;
+        Some(KeptSpace {
+            item: ItemId::new(ItemKind::Cinder, name),
+            bytes: since.map(|used| used.bytes).sum(),
+            free_bytes: None,
+        })
+    };
+    Ok(images.iter().filter_map(space).collect())
 }
 
 /// The item is gone for good: our snapshots go from its image, if that is still there.

@@ -157,6 +157,21 @@ fn rows(status: &GroupStatus) -> Vec<Vec<String>> {
             format!("{} changed, {} shipped", ByteSize(point.changed_bytes), ByteSize(point.shipped_bytes)),
         );
     }
+    if let Some(kept) = &status.kept {
+        let let_go = match kept.let_go {
+            0 => String::new(),
+            count => format!(", {count} let go"),
+        };
+        row(
+            "kept at source",
+            format!(
+                "{} in {} versions{let_go}, at {:.0}",
+                ByteSize(kept.bytes),
+                kept.versions,
+                kept.measured
+            ),
+        );
+    }
     row(
         "proven point",
         status

@@ -1,0 +1,90 @@
+//! Versions that sources keep between runs: what they take is measured and noted, and what takes too much is let go. What
+//! must hold: no run fails for it; it is done also while no run succeeds, for that is when they grow.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use farsite_model::SiteName;
+use farsite_model::clock::Clock;
+use farsite_model::policy::Policy;
+use farsite_model::quantity::ByteSize;
+use farsite_model::status::KeptVersions;
+use farsite_sources::{CaptureContext, KeptSpace, Source};
+use jiff::{SignedDuration, Timestamp};
+
+use crate::capture::host_name;
+use crate::group;
+use crate::record::Record;
+
+/// Measuring takes a command for each pool, and a look at each volume's extents.
+const FRESH: SignedDuration = SignedDuration::from_mins(10);
+/// The longest that it may take, for each entry of the policy.
+const LIMIT: Duration = Duration::from_mins(5);
+
+/// Measures what a group keeps in its folder for one standby, and lets go of what is too much.
+pub(crate) async fn bound(
+    policy: &Policy,
+    to: &SiteName,
+    folder: &Path,
+    clock: Arc<dyn Clock>,
+    record: &Record,
+) {
+    let before = record.kept(policy.group.as_str(), to.as_str()).ok().flatten();
+    let is_fresh = before.is_some_and(|kept| {
+        let age = Timestamp::now().duration_since(kept.measured);
+        !age.is_negative() && age < FRESH
+    });
+    if is_fresh && policy.keep_versions.is_none() {
+        return;
+    }
+    let context = CaptureContext {
+        clock,
+        scratch: folder.join("scratch"),
+        timeout: LIMIT,
+        frozen: false,
+        kept: folder.join("kept"),
+        owner: group::owner(folder),
+    };
+    let mut all: Vec<(KeptSpace, Arc<dyn Source>)> = Vec::new();
+    for item in &policy.items {
+        if item.kind().is_database() || item.on().is_some_and(|host| host != host_name()) {
+            continue;
+        }
+        let Ok(source) = farsite_sources::source(item) else { continue };
+        let source: Arc<dyn Source> = Arc::from(source);
+        match tokio::time::timeout(LIMIT, source.kept(&context)).await {
+            Ok(Ok(kept)) => all.extend(kept.into_iter().map(|kept| (kept, source.clone()))),
+            Ok(Err(error)) => tracing::warn!(entry = %item.id(), "what it keeps is not measured: {error}"),
+            Err(_) => tracing::warn!(entry = %item.id(), "what it keeps could not be measured in time"),
+        }
+    }
+    all.sort_by_key(|(kept, _)| std::cmp::Reverse(kept.bytes));
+    let mut found = KeptVersions {
+        measured: Timestamp::now(),
+        versions: all.len() as u64,
+        bytes: all.iter().map(|(kept, _)| kept.bytes).sum(),
+        let_go: 0,
+    };
+    for (kept, source) in all {
+        let too_much = policy.keep_versions.is_some_and(|limit| found.bytes > limit.0);
+        let no_room = kept.free_bytes.is_some_and(|free| kept.bytes > free);
+        if !too_much && !no_room {
+            continue;
+        }
+        source.forget(&kept.item, &context).await;
+        tracing::warn!(
+            group = %policy.group,
+            item = %kept.item,
+            "the version kept of it held {} and is let go ({}): the next run reads all of it",
+            ByteSize(kept.bytes),
+            if too_much { "more than `keep-versions` allows" } else { "less than that was free there" }
+        );
+        found.bytes -= kept.bytes;
+        found.versions -= 1;
+        found.let_go += 1;
+    }
+    if let Err(error) = record.note_kept(policy.group.as_str(), to.as_str(), &found) {
+        tracing::warn!(group = %policy.group, "what is kept is not in the record: {error}");
+    }
+}
