@@ -81,6 +81,9 @@ pub struct Checked {
     pub untouched: Vec<PointId>,
     /// Of those, the newest that a failover would take by itself.
     pub newest_good: Option<PointId>,
+    /// Packs of which something that is needed cannot be read. Complete behind a full check only.
+    #[serde(skip)]
+    pub(crate) damaged_packs: BTreeSet<PackId>,
 }
 
 #[allow(clippy::trivially_copy_pass_by_ref, reason = "serde asks so")]
@@ -100,6 +103,8 @@ type Place = (PackId, u32);
 type Spot = (Damage, Option<Place>);
 /// Object and sentence: what is said once.
 type Name = (String, String);
+/// What a log lacks, and whom that harms.
+type Gap = (Damage, PointId, ItemId);
 
 /// Checks one group's live points.
 pub async fn check(
@@ -113,6 +118,7 @@ pub async fn check(
     let mut checked = Checked { points: state.live_points().count(), ..Checked::default() };
     let mut spots: Vec<Spot> = state.damage.iter().map(|damage| (damage.clone(), None)).collect();
     let mut timelines = BTreeSet::new();
+    let mut packs_as_such = BTreeSet::new();
     let mut from = 0;
     loop {
         progress.says(&format!("{}: reading block maps", state.group));
@@ -126,11 +132,14 @@ pub async fn check(
         checked.packs += count as u64;
         let mut read = stream::iter(packs.into_iter().enumerate())
             .filter(|(_, pack)| std::future::ready(depth.chooses(&object_key(pack))))
-            .map(|(number, pack)| async move { (number, whole_pack(reader, pack).await) })
+            .map(|(number, pack)| async move { (number, pack, whole_pack(reader, pack).await) })
             .buffered(PACKS);
-        while let Some((number, result)) = read.next().await {
+        while let Some((number, pack, result)) = read.next().await {
             progress.says(&format!("{}: pack {} of {count}", state.group, number + 1));
             let result = result?;
+            if result.damage.iter().any(|(_, place)| place.is_none()) {
+                packs_as_such.insert(pack);
+            }
             checked.blobs_opened += result.blobs;
             checked.bytes_opened += result.bytes;
             spots.extend(result.damage);
@@ -163,7 +172,9 @@ pub async fn check(
     if state.moves() > 0 {
         checked.dead_blobs = leave_out_dead(reader, state, &mut spots, options, progress).await?;
     }
-    whom(reader, state, spots, gaps, options, &mut checked).await?;
+    checked.damaged_packs = spots.iter().filter_map(|(_, place)| place.map(|(pack, _)| pack)).collect();
+    checked.damaged_packs.extend(packs_as_such);
+    whom(reader, state, (spots, gaps), depth == Depth::Full, options, &mut checked).await?;
     Ok(checked)
 }
 
@@ -196,7 +207,7 @@ async fn leave_out_dead(
 }
 
 /// Logs that do not reach from a point's base to its second position without a gap.
-async fn log_gaps(reader: &Reader, state: &GroupState) -> Result<Vec<(Damage, PointId, ItemId)>, StoreError> {
+async fn log_gaps(reader: &Reader, state: &GroupState) -> Result<Vec<Gap>, StoreError> {
     let mut gaps = Vec::new();
     // Points that follow each other mostly share a timeline.
     let mut last: Option<(TimelineId, Vec<SegmentName>)> = None;
@@ -300,8 +311,8 @@ async fn whole_pack(reader: &Reader, id: PackId) -> Result<PackRead, StoreError>
 async fn whom(
     reader: &Reader,
     state: &GroupState,
-    spots: Vec<Spot>,
-    gaps: Vec<(Damage, PointId, ItemId)>,
+    (spots, gaps): (Vec<Spot>, Vec<Gap>),
+    all_read: bool,
     options: &MarkOptions,
     checked: &mut Checked,
 ) -> Result<(), StoreError> {
@@ -332,7 +343,7 @@ async fn whom(
                 };
             for item in &manifest.items {
                 let whose: Vec<Option<Place>> = places.values().flatten().copied().collect();
-                let reach = reached(reader, state, item, &whose, options).await?;
+                let reach = reached(reader, state, item, &whose, all_read, options).await?;
                 let log = item.log.as_ref().map(|log| format!("logs/{}/{}/", state.group, log.timeline));
                 for (name, one) in &mut found {
                     let hit = reach.objects.contains(&name.0) && {
