@@ -139,7 +139,8 @@ async fn whatever_is_damaged_the_ledger_tells_the_truth_and_new_points_are_whole
         mend(&world, &world.store, false).await.unwrap();
         let collected = gc(&world, &world.store, 2, &GcOptions::default()).await.unwrap();
         assert!(collected.groups[&group()].refused.is_none(), "{what}: {collected:?}");
-        assert!(checked(&world, Depth::Full).await.is_ok(), "{what}");
+        let found = checked(&world, Depth::Full).await;
+        assert!(found.is_ok(), "{what}: {found:?}");
         every_live_point_is_whole(&world).await;
     }
 }

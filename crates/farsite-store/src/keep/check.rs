@@ -13,20 +13,24 @@ use futures::stream::{self, StreamExt};
 use serde::Serialize;
 
 use super::gc::Progress;
-use super::lives::Lives;
+use super::lives::{Lives, chunks};
 use super::mark::{LiveSet, MarkOptions, mark, reached};
+use super::repair::wanted::Wanted;
 use crate::blob::{BlobRef, Location};
 use crate::hex::Hex;
 use crate::ledger::{CommittedPoint, GroupState, Ledger};
 use crate::logs::{self, SegmentName, TimelineId};
 use crate::manifest::Manifest;
 use crate::pack::{self, PackId, object_key};
-use crate::read::Reader;
+use crate::read::{ReadStats, Reader};
 use crate::seal::BlobKind;
 use crate::{Damage, StoreError};
 
 /// Packs in memory at once.
 const PACKS: usize = 2;
+/// Sealed bytes, and blobs, that are looked at by themselves at once.
+const LOOK_BYTES: u64 = 4 << 20;
+const LOOK_BLOBS: usize = 64;
 
 /// How deep to look.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -169,12 +173,27 @@ pub async fn check(
     if !spots.is_empty() || !gaps.is_empty() {
         progress.says(&format!("{}: whom the damage touches", state.group));
     }
+    let mut as_such = Vec::new();
+    if depth == Depth::Full {
+        let unsure = spots.iter().filter(|(_, place)| place.is_none());
+        let mut unsure: BTreeSet<PackId> =
+            unsure.filter_map(|(damage, _)| pack::id_of(&damage.object)).collect();
+        unsure.extend(&packs_as_such);
+        unsure.extend(state.emptied_into(&unsure));
+        let exact = unreadable_in(reader, state, &unsure, options, progress).await?;
+        let is_as_such = |(damage, place): &Spot| {
+            place.is_none() && (damage.object.starts_with("packs/") || damage.object.starts_with("keys/"))
+        };
+        as_such = spots.extract_if(.., |spot| is_as_such(spot)).map(|(damage, _)| damage).collect();
+        spots.extend(exact);
+    }
     if state.moves() > 0 {
         checked.dead_blobs = leave_out_dead(reader, state, &mut spots, options, progress).await?;
     }
     checked.damaged_packs = spots.iter().filter_map(|(_, place)| place.map(|(pack, _)| pack)).collect();
     checked.damaged_packs.extend(packs_as_such);
-    whom(reader, state, (spots, gaps), depth == Depth::Full, options, &mut checked).await?;
+    let found = FoundFirst { spots, as_such, gaps };
+    whom(reader, state, found, depth == Depth::Full, options, &mut checked).await?;
     Ok(checked)
 }
 
@@ -307,11 +326,47 @@ async fn whole_pack(reader: &Reader, id: PackId) -> Result<PackRead, StoreError>
     Ok(read)
 }
 
+/// What was found, before it is known whom it touches.
+struct FoundFirst {
+    spots: Vec<Spot>,
+    /// Damage of objects of which every blob was looked at by itself.
+    as_such: Vec<Damage>,
+    gaps: Vec<Gap>,
+}
+
+/// What block maps name in these packs and what cannot be read. A pack may be damaged where nobody needs it, or its blobs
+/// may have been moved since.
+async fn unreadable_in(
+    reader: &Reader,
+    state: &GroupState,
+    packs: &BTreeSet<PackId>,
+    options: &MarkOptions,
+    progress: &dyn Progress,
+) -> Result<Vec<Spot>, StoreError> {
+    let mut spots = Vec::new();
+    if packs.is_empty() {
+        return Ok(spots);
+    }
+    let wanted = Wanted::of(reader, state, packs, options, progress).await?;
+    for kind in [BlobKind::Block, BlobKind::Node] {
+        let of_kind = wanted.named.values().flatten().filter(|(is, _)| *is == kind);
+        let mut blobs: Vec<BlobRef> = of_kind.map(|(_, blob)| *blob).collect();
+        blobs.sort_unstable_by_key(|blob| (blob.at.pack, blob.at.offset));
+        for some in chunks(&blobs, LOOK_BYTES, LOOK_BLOBS) {
+            for (blob, part) in reader.parts(kind, some.to_vec(), &ReadStats::default()).await? {
+                let place = Some((blob.at.pack, blob.at.offset));
+                spots.extend(part.err().map(|damage| (damage, place)));
+            }
+        }
+    }
+    Ok(spots)
+}
+
 /// Attributes damage to the points and items that reach it: each item is walked once more, by itself.
 async fn whom(
     reader: &Reader,
     state: &GroupState,
-    (spots, gaps): (Vec<Spot>, Vec<Gap>),
+    FoundFirst { spots, as_such, gaps }: FoundFirst,
     all_read: bool,
     options: &MarkOptions,
     checked: &mut Checked,
@@ -321,6 +376,11 @@ async fn whom(
     for (damage, place) in spots {
         let name = (damage.object.clone(), damage.why.clone());
         places.entry(name.clone()).or_default().insert(place);
+        found.entry(name).or_insert(Found { damage, touches: Vec::new() });
+    }
+    for damage in as_such {
+        let name = (damage.object.clone(), damage.why.clone());
+        places.entry(name.clone()).or_default();
         found.entry(name).or_insert(Found { damage, touches: Vec::new() });
     }
     let mut touched: BTreeSet<PointId> = BTreeSet::new();
@@ -346,12 +406,14 @@ async fn whom(
                 let reach = reached(reader, state, item, &whose, all_read, options).await?;
                 let log = item.log.as_ref().map(|log| format!("logs/{}/{}/", state.group, log.timeline));
                 for (name, one) in &mut found {
-                    let hit = reach.objects.contains(&name.0) && {
+                    let is_met = |place: &Option<Place>| match place {
                         // A place that is known exactly has to be reached exactly.
-                        let places = places.get(name);
-                        places.is_none_or(|places| {
-                            places.iter().any(|place| place.is_none_or(|place| reach.places.contains(&place)))
-                        })
+                        Some(place) => reach.places.contains(place),
+                        None => reach.objects.contains(&name.0),
+                    };
+                    let hit = match places.get(name) {
+                        Some(places) => places.iter().any(is_met),
+                        None => is_met(&None),
                     };
                     if hit || log.as_ref().is_some_and(|log| name.0.starts_with(log)) {
                         one.touches.push((point.id(), Some(item.id.clone())));

@@ -8,7 +8,7 @@
 //! compaction moves them, by rounds of it, so that a crash anywhere changes nothing that a reader sees.
 
 mod plan;
-mod wanted;
+pub(super) mod wanted;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -179,12 +179,8 @@ impl Repair<'_> {
         said: &mut GroupRepaired,
     ) -> Result<bool, StoreError> {
         // What lay in packs that are gone, and should lie in these, is looked for as well.
-        let state = ledger.state();
-        let strayed = state.remapped.keys().filter(|pack| {
-            let homes = state.now_in(**pack);
-            homes.iter().any(|home| damaged.contains(home))
-        });
-        let all: BTreeSet<_> = damaged.iter().chain(strayed).copied().collect();
+        let strayed = ledger.state().emptied_into(damaged);
+        let all: BTreeSet<_> = damaged.iter().copied().chain(strayed).collect();
         let all: Vec<_> = all.into_iter().collect();
         let mut changed = false;
         said.lost_blobs = 0;

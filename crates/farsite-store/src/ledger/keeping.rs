@@ -85,6 +85,12 @@ impl GroupState {
         self.kept_packs.contains(&pack)
     }
 
+    /// Packs that were emptied into any of these.
+    pub(crate) fn emptied_into(&self, packs: &BTreeSet<PackId>) -> Vec<PackId> {
+        let went = |pack: &PackId| self.now_in(*pack).iter().any(|home| packs.contains(home));
+        if packs.is_empty() { Vec::new() } else { self.remapped.keys().copied().filter(went).collect() }
+    }
+
     /// Where the blobs of a pack are now, through all compactions: the pack itself when it was never emptied.
     pub fn now_in(&self, pack: PackId) -> Vec<PackId> {
         resolve(&self.remapped, &self.kept_packs, pack)

@@ -10,6 +10,7 @@ use crate::keep::gc::Progress;
 use crate::keep::lives::{LivePack, chunks, index_of};
 use crate::keep::mark::{LiveSet, MarkOptions, mark};
 use crate::keys::BlobId;
+use crate::hex::Hex;
 use crate::ledger::GroupState;
 use crate::moves::is_of;
 use crate::pack::{IndexEntry, PackId, object_key};
@@ -159,6 +160,8 @@ async fn sick_one(
                 key = Some(*with);
             }
             entries.sort_unstable_by_key(|entry| (entry.offset, entry.id));
+            // One that was emptied and that nothing is needed of need not stay any more.
+            let key = if homes.is_empty() { key } else { key.or(Some(Hex([0; 16]))) };
             let Some(key) = key else { return Ok(None) };
             (key, entries, 0)
         }

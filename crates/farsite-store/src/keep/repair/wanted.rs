@@ -15,17 +15,17 @@ use crate::read::Reader;
 use crate::seal::BlobKind;
 
 #[derive(Default)]
-pub(super) struct Wanted {
+pub(in crate::keep) struct Wanted {
     /// What block maps name.
-    pub(super) named: BTreeMap<PackId, HashSet<(BlobKind, BlobRef)>>,
+    pub(in crate::keep) named: BTreeMap<PackId, HashSet<(BlobKind, BlobRef)>>,
     /// What patches stand on.
-    pub(super) bases: BTreeMap<PackId, HashSet<(BlobKind, BlobRef)>>,
+    pub(in crate::keep) bases: BTreeMap<PackId, HashSet<(BlobKind, BlobRef)>>,
     /// Every block map could be read.
-    pub(super) is_complete: bool,
+    pub(in crate::keep) is_complete: bool,
 }
 
 impl Wanted {
-    pub(super) async fn of(
+    pub(in crate::keep) async fn of(
         reader: &Reader,
         state: &GroupState,
         packs: &BTreeSet<PackId>,
@@ -64,7 +64,7 @@ impl Wanted {
     }
 
     /// What patches that are named themselves stand on, down their chains.
-    pub(super) async fn add_bases_of_named(
+    pub(in crate::keep) async fn add_bases_of_named(
         &mut self,
         reader: &Reader,
         packs: &BTreeSet<PackId>,
@@ -86,7 +86,7 @@ impl Wanted {
     }
 
     /// What the patches of another pack stand on.
-    pub(super) async fn add_bases_of_pack(
+    pub(in crate::keep) async fn add_bases_of_pack(
         &mut self,
         reader: &Reader,
         packs: &BTreeSet<PackId>,
