@@ -371,7 +371,7 @@ impl Intake<'_> {
                 return Err(error.into());
             }
         };
-        if let (Some(_), Some(previous)) = (&told.changed, previous.as_ref().filter(|map| !map.is_hit())) {
+        if let (Some(_), Some(previous)) = (&told.changed, &previous) {
             out.read_in_full_at(previous.read_in_full());
         }
         if let Some(claims) = &told.claims {

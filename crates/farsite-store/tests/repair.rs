@@ -8,13 +8,17 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use common::faulty::Fate;
 use common::keeping::{
-    at_most, checked, count, every_live_point_is_whole, founded_world, gc, id_of, live, mend, replicate,
-    restored, squeeze, stored_bytes, version,
+    BLOCK, at_most, checked, count, every_live_point_is_whole, founded_world, gc, id_of, live, mend,
+    replicate, restored, squeeze, stored_bytes, version,
 };
 use common::{World, group};
+use farsite_model::content::{InMemory, ReadAt};
+use farsite_model::{ItemId, ItemKind};
 use farsite_store::StoreError;
+use farsite_store::ingest::{IngestOptions, Input};
 use farsite_store::keep::{Depth, GcOptions};
 use farsite_store::ledger::{Ledger, Refusal};
+use farsite_store::local_map::{LocalMap, LocalMapWriter};
 
 /// In the first pack the third block of the volume begins near here. It is the same in every version.
 const CONSTANT_BLOCK: usize = 48 + 2 * 65_600 + 1000;
@@ -127,7 +131,12 @@ async fn whatever_is_damaged_the_ledger_tells_the_truth_and_new_points_are_whole
         let mended = mend(&world, &world.store, false).await.unwrap();
         the_ledger_tells_the_truth(&world, what).await;
         assert!(default_point(&world).await == Some(5), "{what}: {mended:?}");
-        println!("{what}: {} noted, {} lost, {} mended", noted.noted.len(), mended.lost_blobs, mended.mended.len());
+        println!(
+            "{what}: {} noted, {} lost, {} mended",
+            noted.noted.len(),
+            mended.lost_blobs,
+            mended.mended.len()
+        );
         // What stays damaged goes with its points; then all is well, and collection goes on.
         for id in 6..=7 {
             replicate(&world, &world.store, id).await.unwrap();
@@ -143,6 +152,33 @@ async fn whatever_is_damaged_the_ledger_tells_the_truth_and_new_points_are_whole
         assert!(found.is_ok(), "{what}: {found:?}");
         every_live_point_is_whole(&world).await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_run_that_is_told_of_no_change_sends_what_is_damaged_all_the_same() {
+    let world = founded_world().await;
+    for id in 1..=2 {
+        replicate(&world, &world.store, id).await.unwrap();
+    }
+    flip(&first_pack(&world), CONSTANT_BLOCK);
+    mend(&world, &world.store, false).await.unwrap();
+    let state = Ledger::open(&world.store, &group()).await.unwrap().state().clone();
+    let item = ItemId::new(ItemKind::Volume, "v");
+    let previous = LocalMap::open(&world.maps(), &item).unwrap().unwrap();
+    let previous = previous.without(&state.damaged_packs(), state.damage_told).unwrap();
+    assert!(previous.is_hit());
+    let mut writer = world.writer(3, IngestOptions::within(64 << 20, (3, 3))).await;
+    let mut out = LocalMapWriter::create(&world.maps(), &item).unwrap();
+    out.without_damage_until(state.damage_told);
+    let content: Arc<dyn ReadAt> = Arc::new(InMemory(version(2)));
+    let input = Input { changed: Some(&[]), ..Input::first("v", &*content, BLOCK as u32) };
+    let map = writer.ingest(&input.since(Some(&previous)), &mut out).unwrap();
+    writer.flush().await.unwrap();
+    out.commit().unwrap();
+    assert!(world.reader().read_small(&map, 1 << 30).await.unwrap() == version(2));
+    let now = LocalMap::open(&world.maps(), &item).unwrap().unwrap();
+    let now = now.without(&state.damaged_packs(), state.damage_told + 1).unwrap();
+    assert!(!now.is_hit(), "nothing of it lies there any more");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -173,7 +209,10 @@ async fn a_repair_that_is_cut_off_anywhere_harms_nothing_and_the_next_one_ends_i
         let ended = mend(&world, &store, false).await.is_ok_and(|done| done.is_whole());
         let uncut = writes.load(Ordering::SeqCst) < cut;
         for point in live(&world).await.iter().filter(|point| point.damaged.is_empty()) {
-            assert!(restored(&world, point).await.unwrap() == version(id_of(point)), "cut off at write {cut}");
+            assert!(
+                restored(&world, point).await.unwrap() == version(id_of(point)),
+                "cut off at write {cut}"
+            );
         }
         tokio::time::sleep(std::time::Duration::from_millis(25)).await;
         gc(&world, &world.store, 4, &impatient).await.unwrap();

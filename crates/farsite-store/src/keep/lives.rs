@@ -308,7 +308,10 @@ impl Lives {
     }
 }
 
-pub(super) async fn index_of(reader: &Reader, pack: PackId) -> Result<(ContentKeyId, PackIndex, u64), StoreError> {
+pub(super) async fn index_of(
+    reader: &Reader,
+    pack: PackId,
+) -> Result<(ContentKeyId, PackIndex, u64), StoreError> {
     let key = pack::read_header(&reader.store, &pack).await?;
     let (index, size) = pack::fetch_index(&reader.store, &reader.opener, &pack, key).await?;
     Ok((key, index, size))

@@ -160,8 +160,9 @@ impl Repair<'_> {
                 continue;
             }
             if !self.options.dry_run {
-                let says =
-                    |_: &_| Ok(Statement::PointDamaged { point, objects: objects.clone(), packs: packs.clone() });
+                let says = |_: &_| {
+                    Ok(Statement::PointDamaged { point, objects: objects.clone(), packs: packs.clone() })
+                };
                 ledger.append(self.who.signer, says).await?;
             }
             if !said.noted.contains(&point) {
@@ -187,7 +188,8 @@ impl Repair<'_> {
         for some in all.chunks(ROUND_PACKS) {
             let some: BTreeSet<_> = some.iter().copied().collect();
             let state = ledger.state().clone();
-            let plan = Plan::of(self.who.reader, &state, &some, &self.options.mark, self.who.progress).await?;
+            let plan =
+                Plan::of(self.who.reader, &state, &some, &self.options.mark, self.who.progress).await?;
             said.lost_blobs += plan.lost;
             if plan.packs.is_empty() {
                 continue;
@@ -218,7 +220,8 @@ impl Repair<'_> {
         said: &mut GroupRepaired,
     ) -> Result<(), StoreError> {
         let noted = |point: &&CommittedPoint| !point.damaged.is_empty();
-        let mended: Vec<PointId> = ledger.state().live_points().filter(noted).map(CommittedPoint::id).collect();
+        let mended: Vec<PointId> =
+            ledger.state().live_points().filter(noted).map(CommittedPoint::id).collect();
         let mended = mended.into_iter().filter(|point| checked.untouched.contains(point));
         for point in mended {
             let evidence = format!(

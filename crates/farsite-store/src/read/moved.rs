@@ -119,11 +119,7 @@ impl Moves {
     /// Where the blobs of this pack went; empty: nowhere, as far as is known.
     fn homes(&self, pack: PackId) -> Vec<PackId> {
         let known = self.known();
-        if known.to.contains_key(&pack) {
-            ledger::resolve(&known.to, &known.kept, pack)
-        } else {
-            Vec::new()
-        }
+        if known.to.contains_key(&pack) { ledger::resolve(&known.to, &known.kept, pack) } else { Vec::new() }
     }
 }
 

@@ -8,8 +8,8 @@ use farsite_model::content::{InMemory, ReadAt};
 use farsite_model::{ItemId, ItemKind, PointId, RunId};
 use farsite_store::ingest::{IngestOptions, Input, RunWriter};
 use farsite_store::keep::{
-    Checked, Collected, CompactOptions, Compacted, Depth, GcOptions, GroupRepaired, MarkOptions, RepairOptions,
-    check, collect, compact, repair,
+    Checked, Collected, CompactOptions, Compacted, Depth, GcOptions, GroupRepaired, MarkOptions,
+    RepairOptions, check, collect, compact, repair,
 };
 use farsite_store::ledger::{CommittedPoint, GroupState, Ledger, Statement};
 use farsite_store::local_map::{LocalMap, LocalMapWriter};

@@ -6,11 +6,11 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use super::wanted::Wanted;
 use crate::StoreError;
 use crate::blob::{BlobRef, Location};
+use crate::hex::Hex;
 use crate::keep::gc::Progress;
 use crate::keep::lives::{LivePack, chunks, index_of};
 use crate::keep::mark::{LiveSet, MarkOptions, mark};
 use crate::keys::BlobId;
-use crate::hex::Hex;
 use crate::ledger::GroupState;
 use crate::moves::is_of;
 use crate::pack::{IndexEntry, PackId, object_key};
@@ -220,7 +220,8 @@ async fn look_through(
             };
             let mut blobs = Vec::new();
             for e in &index.entries {
-                let Some(kind) = [BlobKind::Block, BlobKind::Node].into_iter().find(|kind| is_of(e, *kind)) else {
+                let Some(kind) = [BlobKind::Block, BlobKind::Node].into_iter().find(|kind| is_of(e, *kind))
+                else {
                     continue;
                 };
                 let blob = BlobRef { id: e.id, at: Location { pack, key, offset: e.offset, len: e.len } };

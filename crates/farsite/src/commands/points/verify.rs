@@ -140,9 +140,8 @@ async fn note(ledger: &mut Ledger, verified: &[Verified], config: &Config) -> Re
         if objects.iter().all(|object| noted.contains(object)) {
             continue;
         }
-        let says = |_: &_| {
-            Ok(Statement::PointDamaged { point: id, objects: objects.clone(), packs: Vec::new() })
-        };
+        let says =
+            |_: &_| Ok(Statement::PointDamaged { point: id, objects: objects.clone(), packs: Vec::new() });
         ledger.append(&signer, says).await?;
     }
     Ok(())

@@ -43,8 +43,7 @@ pub async fn run(args: Args, context: &Context) -> Ended {
     for name in &names {
         ledgers.push(Ledger::open(&store, name).await?);
     }
-    let options =
-        RepairOptions { dry_run: args.dry_run, mark: MarkOptions::within(args.memory.0 as usize) };
+    let options = RepairOptions { dry_run: args.dry_run, mark: MarkOptions::within(args.memory.0 as usize) };
     let progress = Progress::new();
     let done = repair(&reader, ledgers, &signer, &config.site, &options, &progress).await?;
     progress.clear();
