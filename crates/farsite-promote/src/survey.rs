@@ -48,7 +48,8 @@ impl Survey {
                         survey
                             .ledger
                             .append(signer, |_| {
-                                Ok(Statement::PointDamaged { point: id, objects: objects.clone() })
+                                let objects = objects.clone();
+                                Ok(Statement::PointDamaged { point: id, objects, packs: Vec::new() })
                             })
                             .await?;
                     }

@@ -2,10 +2,13 @@
 //! each item the local map, if one of those points holds exactly that map. Blocks of an ended epoch are as good as any;
 //! its items are not carried into a new point.
 
+use std::collections::BTreeSet;
+
 use farsite_model::{Epoch, ItemId, PointId};
 use farsite_store::ledger::GroupState;
 use farsite_store::local_map::LocalMap;
 use farsite_store::manifest::{Manifest, ManifestItem};
+use farsite_store::pack::PackId;
 
 use crate::ReplicateError;
 use crate::group::Group;
@@ -18,20 +21,31 @@ const DEPTH: usize = 2;
 pub(crate) struct Basis {
     pub(crate) manifests: Vec<Manifest>,
     epoch: Option<Epoch>,
+    /// Of these points, those of which something is damaged at the store: only what lies in other packs is built on.
+    damaged: BTreeSet<PointId>,
+    damaged_packs: BTreeSet<PackId>,
+    /// The last ledger entry that told of damage.
+    pub(crate) damage_told: u64,
 }
 
 impl Basis {
     /// Reads the manifests that the ledger names. One that is damaged is no basis; that costs a full copy of what
     /// only it held.
     pub(crate) async fn of(group: &Group, state: &GroupState) -> Result<Self, ReplicateError> {
-        let mut manifests = Vec::new();
-        let live = state
-            .points
-            .iter()
-            .rev()
-            .filter(|p| !p.expired && !p.superseded && p.damaged.is_empty())
-            .take(DEPTH);
-        for point in live {
+        let (mut manifests, mut good) = (Vec::new(), 0);
+        let live = state.points.iter().rev().filter(|p| !p.expired && !p.superseded);
+        let mut damaged = BTreeSet::new();
+        for (age, point) in live.enumerate() {
+            if good == DEPTH {
+                break;
+            }
+            if point.damaged.is_empty() {
+                good += 1;
+            } else if age < DEPTH && point.damage_is_known {
+                damaged.insert(point.id());
+            } else {
+                continue;
+            }
             match Manifest::read(&group.store, &group.policy.group, point.id(), &point.said.manifest).await {
                 Ok(manifest) if manifest.site == group.config.site => manifests.push(manifest),
                 Ok(_) => {}
@@ -43,7 +57,8 @@ impl Basis {
                 Err(other) => return Err(other.into()),
             }
         }
-        Ok(Self { manifests, epoch: Some(state.epoch()) })
+        let (damaged_packs, damage_told) = (state.damaged_packs(), state.damage_told);
+        Ok(Self { manifests, epoch: Some(state.epoch()), damaged, damaged_packs, damage_told })
     }
 
     /// Without the points that are not among these: a run that goes on builds on what its pin holds and on nothing else, or
@@ -57,10 +72,10 @@ impl Basis {
         self.manifests.iter().map(|m| m.point).collect()
     }
 
-    /// The newest point of this epoch: what a failed capture is carried from. What another site's epoch lies after may be
-    /// older than what users have seen since.
+    /// The newest undamaged point of this epoch: what a failed capture is carried from. What another site's epoch lies after
+    /// may be older than what users have seen since.
     pub(crate) fn newest(&self) -> Option<&Manifest> {
-        self.manifests.iter().find(|m| Some(m.epoch) == self.epoch)
+        self.manifests.iter().find(|m| Some(m.epoch) == self.epoch && !self.damaged.contains(&m.point))
     }
 
     /// How many blocks of an item held data when a map was written, where that was counted.
@@ -85,6 +100,15 @@ impl Basis {
             }
         };
         let held = self.manifests.iter().any(|m| m.item(item).and_then(&of) == Some(map.map()));
-        held.then_some(map)
+        let map = if held { map.without(&self.damaged_packs, self.damage_told) } else { return None };
+        map.inspect(|map| {
+            if map.is_hit() {
+                tracing::warn!(item = %id, "packs that hold some of it are damaged at the store: what lies in them is sent again");
+            }
+        })
+        .inspect_err(|error| {
+            tracing::warn!(item = %id, "its local block map cannot be read ({error}): it is sent in full");
+        })
+        .ok()
     }
 }

@@ -331,6 +331,7 @@ impl Intake<'_> {
         let maps = self.group.maps();
         let mut out = LocalMapWriter::create(&maps, id)
             .map_err(ReplicateError::io(format!("the local block map of {id} in {}", maps.display())))?;
+        out.without_damage_until(self.basis.damage_told);
         let told = match (&previous, &tracking) {
             (Some(previous), Some(tracking)) => Told::of(self.group, id, previous, &**tracking),
             _ => Told::default(),
@@ -396,7 +397,7 @@ impl Intake<'_> {
         };
         let mut signals = meter.signals(before, map.blocks());
         // What differs from its ancestor is no change of its own.
-        signals.first_copy |= previous.is_none();
+        signals.first_copy |= previous.as_ref().is_none_or(LocalMap::is_hit);
         Ok((map, signals))
     }
 

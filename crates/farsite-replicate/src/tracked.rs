@@ -30,6 +30,10 @@ impl Told {
     pub(crate) fn of(group: &Group, id: &ItemId, previous: &LocalMap, tracking: &dyn ChangeTracking) -> Self {
         let Some(token) = previous.token() else { return Self::default() };
         let before = tracking.version(token);
+        if previous.is_hit() {
+            // What is sent again because it is damaged at the store says nothing about what the source tells.
+            return Self { before, ..Self::default() };
+        }
         let extents = match tokio::task::block_in_place(|| tracking.changed_since(token)) {
             Ok(Some(extents)) => extents,
             Ok(None) => return Self { before, ..Self::default() },

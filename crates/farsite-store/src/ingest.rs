@@ -191,7 +191,8 @@ impl RunWriter {
         // A map of another store names packs that this one does not hold.
         let previous =
             input.previous.filter(|p| p.map().block_bytes == input.block_bytes && *p.store() == self.store);
-        let changed = input.changed.filter(|_| previous.is_some());
+        // Where something has to be sent again it does not matter what has changed.
+        let changed = input.changed.filter(|_| previous.is_some_and(|previous| !previous.is_hit()));
         tokio::task::block_in_place(|| {
             let attempt = self.read_all(&Input { previous, changed, ..*input }, out);
             match attempt {
@@ -512,15 +513,15 @@ impl<'a> Assembly<'a> {
             meter.leaf(old.as_ref().map(|old| &old.blocks[..]), &blocks);
         }
         match (&old, self.previous) {
-            (Some(old), Some(previous)) if old.blocks == blocks => {
+            (Some(old), Some(previous)) if old.node.is_some() && old.blocks == blocks => {
                 keep_leaf(out, previous, index)?;
-                self.tree.put(writer, out, 0, index, Some(old.node))
+                self.tree.put(writer, out, 0, index, old.node)
             }
             _ => {
-                let before = old.as_ref().map(|old| (old.node, &old.blocks[..]));
+                let before = old.as_ref().and_then(|old| Some((old.node?, &old.blocks[..])));
                 let node = writer.store_node(0, &blocks, before)?;
                 match node {
-                    Some(node) => out.leaf(index, &Leaf { node, blocks })?,
+                    Some(_) => out.leaf(index, &Leaf { node, blocks })?,
                     None => out.drop_leaf(index),
                 }
                 self.tree.put(writer, out, 0, index, node)
@@ -561,7 +562,7 @@ impl<'a> Assembly<'a> {
             let Some(old) = previous.leaf(skipped)? else { return Err(TreeError::Lost) };
             if self.tracked {
                 keep_leaf(out, previous, skipped)?;
-                self.tree.put(writer, out, 0, skipped, Some(old.node))?;
+                self.tree.put(writer, out, 0, skipped, old.node)?;
             } else {
                 self.count_cleared(writer, skipped, &old, &[]);
                 if let Some(meter) = self.meter {

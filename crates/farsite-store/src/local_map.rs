@@ -8,6 +8,7 @@
 
 mod writer;
 
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::FileExt;
@@ -22,6 +23,7 @@ use crate::blob::{BlobRef, Location};
 use crate::hex::Hex;
 use crate::keys::HOLE;
 use crate::map::{Child, FAN_OUT, MapRoot, Node};
+use crate::pack::PackId;
 use crate::print::{PRINT_BYTES, Print};
 
 /// A block or node that the store holds, as this host remembers it.
@@ -40,7 +42,8 @@ pub type KnownChild = Option<Known>;
 /// One leaf: its own node, and its blocks.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Leaf {
-    pub node: Known,
+    /// `None`: it has to be stored anew.
+    pub node: KnownChild,
     pub blocks: Vec<KnownChild>,
 }
 
@@ -72,6 +75,9 @@ struct Meta {
     token: Option<String>,
     /// When all of the item was read last, by this host's clock.
     read_in_full: Timestamp,
+    /// Nothing here lies in a pack that the group's ledger called damaged up to this entry.
+    #[serde(default)]
+    damage_told: u64,
     /// Inner nodes of the tree: level, index within the level, node, depth, fingerprint.
     inner: Vec<(u8, u64, BlobRef, u8, Hex<PRINT_BYTES>)>,
     /// For each leaf the slot of its record.
@@ -124,6 +130,8 @@ fn leaves_path(folder: &Path, item: &ItemId) -> std::path::PathBuf {
 pub struct LocalMap {
     leaves: File,
     meta: Meta,
+    /// What lies in these packs counts as unknown.
+    damaged: BTreeSet<PackId>,
 }
 
 impl LocalMap {
@@ -131,10 +139,36 @@ impl LocalMap {
     pub fn open(folder: &Path, item: &ItemId) -> io::Result<Option<Self>> {
         let Some(meta) = Meta::read(folder, item)? else { return Ok(None) };
         match File::open(leaves_path(folder, item)) {
-            Ok(leaves) => Ok(Some(Self { leaves, meta })),
+            Ok(leaves) => Ok(Some(Self { leaves, meta, damaged: BTreeSet::new() })),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(error),
         }
+    }
+
+    /// The map without what lies in these packs: of that, something cannot be read at the store, so it is sent again and
+    /// nothing new refers to it. `told` is the ledger entry that said so last.
+    pub fn without(mut self, packs: &BTreeSet<PackId>, told: u64) -> io::Result<Self> {
+        if self.meta.damage_told >= told || packs.is_empty() {
+            return Ok(self);
+        }
+        let is_hit = |known: &Known| packs.contains(&known.blob.at.pack);
+        let mut hit = self.meta.inner.iter().any(|(_, _, blob, ..)| packs.contains(&blob.at.pack));
+        for index in 0..self.meta.slots.len() as u64 {
+            if hit {
+                break;
+            }
+            let leaf = self.leaf(index)?;
+            hit = leaf.is_some_and(|leaf| leaf.node.iter().chain(leaf.blocks.iter().flatten()).any(is_hit));
+        }
+        if hit {
+            self.damaged.clone_from(packs);
+        }
+        Ok(self)
+    }
+
+    /// Something that it names is damaged at the store.
+    pub fn is_hit(&self) -> bool {
+        !self.damaged.is_empty()
     }
 
     /// Forgets an item, as when its source has deleted it.
@@ -233,7 +267,21 @@ impl LocalMap {
         let mut children = bytes.chunks_exact(CHILD_BYTES).map(child_from_bytes);
         let Some(node) = children.next().flatten() else { return Ok(None) };
         let count = self.meta.map.children_at(0, index) as usize;
-        Ok(Some(Leaf { node, blocks: children.take(count).collect() }))
+        let mut leaf = Leaf { node: Some(node), blocks: children.take(count).collect() };
+        self.leave_out_damaged(&mut leaf);
+        Ok(Some(leaf))
+    }
+
+    /// A leaf of which anything lies in a damaged pack is stored anew, with what lies there.
+    fn leave_out_damaged(&self, leaf: &mut Leaf) {
+        let is_hit = |child: &KnownChild| child.is_some_and(|c| self.damaged.contains(&c.blob.at.pack));
+        if self.damaged.is_empty() || !leaf.blocks.iter().chain([&leaf.node]).any(is_hit) {
+            return;
+        }
+        leaf.node = None;
+        for child in leaf.blocks.iter_mut().filter(|child| is_hit(child)) {
+            *child = None;
+        }
     }
 
     /// The own node of a leaf, without its blocks. It is as good as the leaf's record, which nobody checks here: whoever
@@ -250,7 +298,10 @@ impl LocalMap {
         if level == 0 {
             return self.leaf_node(index);
         }
-        let found = self.meta.inner.iter().find(|(l, i, ..)| (*l, *i) == (level, index));
+        let is_it = |(l, i, blob, ..): &&(u8, u64, BlobRef, u8, Hex<PRINT_BYTES>)| {
+            (*l, *i) == (level, index) && !self.damaged.contains(&blob.at.pack)
+        };
+        let found = self.meta.inner.iter().find(is_it);
         Ok(found.map(|(_, _, blob, depth, print)| Known { blob: *blob, depth: *depth, print: print.0 }))
     }
 

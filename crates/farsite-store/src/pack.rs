@@ -60,6 +60,12 @@ pub fn object_key(id: &PackId) -> String {
     format!("packs/{:02x}/{id}", folder_of(id))
 }
 
+/// Which pack has this key in the store.
+pub(crate) fn id_of(key: &str) -> Option<PackId> {
+    let id: PackId = key.rsplit('/').next()?.parse().ok()?;
+    (object_key(&id) == key).then_some(id)
+}
+
 /// One line of a pack's index: a blob, or a member of a group. `offset` and `len` are those of its [`Location`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct IndexEntry {

@@ -27,7 +27,7 @@ pub const SEAL_OVERHEAD: usize = NONCE_BYTES + 16;
 const NONCE_BYTES: usize = 12;
 
 /// What a sealed blob is; part of what is authenticated.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[repr(u8)]
 pub enum BlobKind {
     Block = 1,

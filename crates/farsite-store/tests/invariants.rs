@@ -184,7 +184,8 @@ async fn invariant_4_every_byte_is_authenticated_and_damage_is_named_and_another
     let StoreError::Damaged(found) = error else { panic!("{error}") };
     assert!(pack.ends_with(&found[0].object), "{found:?}");
     // Once the standby has said so, the failover's default is the newest point that does not need it.
-    let says = Statement::PointDamaged { point: newer, objects: vec![found[0].object.clone()] };
+    let says =
+        Statement::PointDamaged { point: newer, objects: vec![found[0].object.clone()], packs: vec![] };
     ledger.append(&world.standby, |_| Ok(says.clone())).await.unwrap();
     assert_eq!(ledger.state().default_point().unwrap().id(), older);
     assert_eq!(restore(&world, ledger.state().point(older).unwrap()).await.unwrap(), noise(1, 300_000));

@@ -34,7 +34,7 @@ async fn a_stolen_agent_key_can_add_points_for_its_site_and_nothing_else() {
             Statement::PromotionAccepted { promotion, who: who() },
             Statement::PointProven { point: id, how: "trust me".into() },
             Statement::PointExpired { point: id },
-            Statement::PointDamaged { point: id, objects: vec!["x".into()] },
+            Statement::PointDamaged { point: id, objects: vec!["x".into()], packs: vec![] },
             Statement::Hold { point: id, who: who(), reason: who() },
             Statement::Release { point: id, who: who() },
             Statement::GcBegun { released: vec![id], runs: vec![] },

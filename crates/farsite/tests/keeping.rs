@@ -200,3 +200,40 @@ fn packs_with_little_that_is_live_are_emptied_and_every_point_stays_whole() {
     world.south(&["points", "verify", "latest"]).expect(0);
     world.south(&["store", "compact"]).expect(0).says(&["cloud", "0 packs"]);
 }
+
+#[test]
+fn a_damaged_store_is_mended_by_a_run_at_the_source_and_a_repair_behind_it() {
+    let world = World::new();
+    let points = [changed(&world, 1), changed(&world, 1)];
+    let packs = world.store_files().into_iter().filter(|file| file.to_str().unwrap().contains("/packs/"));
+    let pack = packs.max_by_key(|file| file.metadata().unwrap().len()).unwrap();
+    let mut bytes = std::fs::read(&pack).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    std::fs::remove_file(&pack).unwrap();
+    std::fs::write(&pack, bytes).unwrap();
+    let check = ["store", "check", "--rounds", "5", "--depth", "full"];
+    world.south(&check).expect(1).says(&["is damaged", "farsite store repair"]);
+    let before = world.store_files();
+    let dry = world.south(&["store", "repair", "--dry-run", "--json"]).expect(1).json();
+    assert_eq!(world.store_files(), before, "a dry run changes nothing");
+    assert_eq!(dry["groups"]["cloud"]["noted"].as_array().unwrap().len(), 2, "{dry}");
+    let name = pack.file_name().unwrap().to_str().unwrap();
+    world.south(&["store", "repair"]).expect(1).says(&[
+        "noted as damaged",
+        name,
+        "needed by",
+        "at the source",
+    ]);
+    let listed = world.south(&["points", "list", "--json"]).expect(0).json();
+    assert!(listed.as_array().unwrap().iter().all(|point| point["is_default"] != true), "{listed}");
+
+    let third = world.replicate();
+    world.south(&["points", "verify", "latest"]).expect(0).says(&[&third[..8]]);
+    let ended = world.south(&["store", "repair"]).expect(0);
+    ended.says(&["mended", &points[0][..8], &points[1][..8], "newest undamaged whole point", &third[..8]]);
+    world.south(&["points", "verify", "--all", "cloud"]).expect(0);
+    world.south(&check).expect(0);
+    world.south(&["store", "gc", "--yes"]).expect(0).says(&["1 packs"]);
+    world.south(&["store", "repair"]).expect(0).says(&["nothing is damaged (3 points"]);
+}

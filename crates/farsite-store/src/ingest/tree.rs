@@ -149,10 +149,12 @@ impl RunWriter {
         }
         let logical = node.logical();
         let id = self.secret.node_id(&logical);
-        if let Some((old, _)) = old.filter(|(old, _)| old.blob.id == id) {
+        let raw = node.raw(&logical);
+        // The same children in other places are another node.
+        let is_it = |(old, _): &(Known, &[KnownChild])| old.blob.id == id && old.print == raw_print(&node);
+        if let Some((old, _)) = old.filter(is_it) {
             return Ok(Some(old));
         }
-        let raw = node.raw(&logical);
         // The base of a patch must be what lies in the store to the last byte.
         let base = old.and_then(|(old, children)| {
             let before = node_of(level, children);

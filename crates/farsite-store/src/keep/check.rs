@@ -13,20 +13,24 @@ use futures::stream::{self, StreamExt};
 use serde::Serialize;
 
 use super::gc::Progress;
-use super::lives::Lives;
+use super::lives::{Lives, chunks};
 use super::mark::{LiveSet, MarkOptions, mark, reached};
+use super::repair::wanted::Wanted;
 use crate::blob::{BlobRef, Location};
 use crate::hex::Hex;
 use crate::ledger::{CommittedPoint, GroupState, Ledger};
 use crate::logs::{self, SegmentName, TimelineId};
 use crate::manifest::Manifest;
 use crate::pack::{self, PackId, object_key};
-use crate::read::Reader;
+use crate::read::{ReadStats, Reader};
 use crate::seal::BlobKind;
 use crate::{Damage, StoreError};
 
 /// Packs in memory at once.
 const PACKS: usize = 2;
+/// Sealed bytes, and blobs, that are looked at by themselves at once.
+const LOOK_BYTES: u64 = 4 << 20;
+const LOOK_BLOBS: usize = 64;
 
 /// How deep to look.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -81,6 +85,9 @@ pub struct Checked {
     pub untouched: Vec<PointId>,
     /// Of those, the newest that a failover would take by itself.
     pub newest_good: Option<PointId>,
+    /// Packs of which something that is needed cannot be read. Complete behind a full check only.
+    #[serde(skip)]
+    pub(crate) damaged_packs: BTreeSet<PackId>,
 }
 
 #[allow(clippy::trivially_copy_pass_by_ref, reason = "serde asks so")]
@@ -100,6 +107,8 @@ type Place = (PackId, u32);
 type Spot = (Damage, Option<Place>);
 /// Object and sentence: what is said once.
 type Name = (String, String);
+/// What a log lacks, and whom that harms.
+type Gap = (Damage, PointId, ItemId);
 
 /// Checks one group's live points.
 pub async fn check(
@@ -113,6 +122,7 @@ pub async fn check(
     let mut checked = Checked { points: state.live_points().count(), ..Checked::default() };
     let mut spots: Vec<Spot> = state.damage.iter().map(|damage| (damage.clone(), None)).collect();
     let mut timelines = BTreeSet::new();
+    let mut packs_as_such = BTreeSet::new();
     let mut from = 0;
     loop {
         progress.says(&format!("{}: reading block maps", state.group));
@@ -126,11 +136,14 @@ pub async fn check(
         checked.packs += count as u64;
         let mut read = stream::iter(packs.into_iter().enumerate())
             .filter(|(_, pack)| std::future::ready(depth.chooses(&object_key(pack))))
-            .map(|(number, pack)| async move { (number, whole_pack(reader, pack).await) })
+            .map(|(number, pack)| async move { (number, pack, whole_pack(reader, pack).await) })
             .buffered(PACKS);
-        while let Some((number, result)) = read.next().await {
+        while let Some((number, pack, result)) = read.next().await {
             progress.says(&format!("{}: pack {} of {count}", state.group, number + 1));
             let result = result?;
+            if result.damage.iter().any(|(_, place)| place.is_none()) {
+                packs_as_such.insert(pack);
+            }
             checked.blobs_opened += result.blobs;
             checked.bytes_opened += result.bytes;
             spots.extend(result.damage);
@@ -160,10 +173,27 @@ pub async fn check(
     if !spots.is_empty() || !gaps.is_empty() {
         progress.says(&format!("{}: whom the damage touches", state.group));
     }
+    let mut as_such = Vec::new();
+    if depth == Depth::Full {
+        let unsure = spots.iter().filter(|(_, place)| place.is_none());
+        let mut unsure: BTreeSet<PackId> =
+            unsure.filter_map(|(damage, _)| pack::id_of(&damage.object)).collect();
+        unsure.extend(&packs_as_such);
+        unsure.extend(state.emptied_into(&unsure));
+        let exact = unreadable_in(reader, state, &unsure, options, progress).await?;
+        let is_as_such = |(damage, place): &Spot| {
+            place.is_none() && (damage.object.starts_with("packs/") || damage.object.starts_with("keys/"))
+        };
+        as_such = spots.extract_if(.., |spot| is_as_such(spot)).map(|(damage, _)| damage).collect();
+        spots.extend(exact);
+    }
     if state.moves() > 0 {
         checked.dead_blobs = leave_out_dead(reader, state, &mut spots, options, progress).await?;
     }
-    whom(reader, state, spots, gaps, options, &mut checked).await?;
+    checked.damaged_packs = spots.iter().filter_map(|(_, place)| place.map(|(pack, _)| pack)).collect();
+    checked.damaged_packs.extend(packs_as_such);
+    let found = FoundFirst { spots, as_such, gaps };
+    whom(reader, state, found, depth == Depth::Full, options, &mut checked).await?;
     Ok(checked)
 }
 
@@ -196,7 +226,7 @@ async fn leave_out_dead(
 }
 
 /// Logs that do not reach from a point's base to its second position without a gap.
-async fn log_gaps(reader: &Reader, state: &GroupState) -> Result<Vec<(Damage, PointId, ItemId)>, StoreError> {
+async fn log_gaps(reader: &Reader, state: &GroupState) -> Result<Vec<Gap>, StoreError> {
     let mut gaps = Vec::new();
     // Points that follow each other mostly share a timeline.
     let mut last: Option<(TimelineId, Vec<SegmentName>)> = None;
@@ -296,12 +326,48 @@ async fn whole_pack(reader: &Reader, id: PackId) -> Result<PackRead, StoreError>
     Ok(read)
 }
 
+/// What was found, before it is known whom it touches.
+struct FoundFirst {
+    spots: Vec<Spot>,
+    /// Damage of objects of which every blob was looked at by itself.
+    as_such: Vec<Damage>,
+    gaps: Vec<Gap>,
+}
+
+/// What block maps name in these packs and what cannot be read. A pack may be damaged where nobody needs it, or its blobs
+/// may have been moved since.
+async fn unreadable_in(
+    reader: &Reader,
+    state: &GroupState,
+    packs: &BTreeSet<PackId>,
+    options: &MarkOptions,
+    progress: &dyn Progress,
+) -> Result<Vec<Spot>, StoreError> {
+    let mut spots = Vec::new();
+    if packs.is_empty() {
+        return Ok(spots);
+    }
+    let wanted = Wanted::of(reader, state, packs, options, progress).await?;
+    for kind in [BlobKind::Block, BlobKind::Node] {
+        let of_kind = wanted.named.values().flatten().filter(|(is, _)| *is == kind);
+        let mut blobs: Vec<BlobRef> = of_kind.map(|(_, blob)| *blob).collect();
+        blobs.sort_unstable_by_key(|blob| (blob.at.pack, blob.at.offset));
+        for some in chunks(&blobs, LOOK_BYTES, LOOK_BLOBS) {
+            for (blob, part) in reader.parts(kind, some.to_vec(), &ReadStats::default()).await? {
+                let place = Some((blob.at.pack, blob.at.offset));
+                spots.extend(part.err().map(|damage| (damage, place)));
+            }
+        }
+    }
+    Ok(spots)
+}
+
 /// Attributes damage to the points and items that reach it: each item is walked once more, by itself.
 async fn whom(
     reader: &Reader,
     state: &GroupState,
-    spots: Vec<Spot>,
-    gaps: Vec<(Damage, PointId, ItemId)>,
+    FoundFirst { spots, as_such, gaps }: FoundFirst,
+    all_read: bool,
     options: &MarkOptions,
     checked: &mut Checked,
 ) -> Result<(), StoreError> {
@@ -310,6 +376,11 @@ async fn whom(
     for (damage, place) in spots {
         let name = (damage.object.clone(), damage.why.clone());
         places.entry(name.clone()).or_default().insert(place);
+        found.entry(name).or_insert(Found { damage, touches: Vec::new() });
+    }
+    for damage in as_such {
+        let name = (damage.object.clone(), damage.why.clone());
+        places.entry(name.clone()).or_default();
         found.entry(name).or_insert(Found { damage, touches: Vec::new() });
     }
     let mut touched: BTreeSet<PointId> = BTreeSet::new();
@@ -332,15 +403,17 @@ async fn whom(
                 };
             for item in &manifest.items {
                 let whose: Vec<Option<Place>> = places.values().flatten().copied().collect();
-                let reach = reached(reader, state, item, &whose, options).await?;
+                let reach = reached(reader, state, item, &whose, all_read, options).await?;
                 let log = item.log.as_ref().map(|log| format!("logs/{}/{}/", state.group, log.timeline));
                 for (name, one) in &mut found {
-                    let hit = reach.objects.contains(&name.0) && {
+                    let is_met = |place: &Option<Place>| match place {
                         // A place that is known exactly has to be reached exactly.
-                        let places = places.get(name);
-                        places.is_none_or(|places| {
-                            places.iter().any(|place| place.is_none_or(|place| reach.places.contains(&place)))
-                        })
+                        Some(place) => reach.places.contains(place),
+                        None => reach.objects.contains(&name.0),
+                    };
+                    let hit = match places.get(name) {
+                        Some(places) => places.iter().any(is_met),
+                        None => is_met(&None),
                     };
                     if hit || log.as_ref().is_some_and(|log| name.0.starts_with(log)) {
                         one.touches.push((point.id(), Some(item.id.clone())));

@@ -7,7 +7,7 @@
 //! garbage. Blobs are moved as they are: their ids, the bytes of block-map nodes and what patches stand on stay the same,
 //! because agents cannot open anything and go on naming the old places.
 
-mod round;
+pub(super) mod round;
 
 use std::collections::BTreeMap;
 
@@ -186,7 +186,7 @@ impl Who<'_> {
     }
 
     /// From the first `gc-begun` on, no run without a pin can commit: what none that is pinned needs is needed by nobody.
-    async fn ensure_pins_count(&self, ledger: &mut Ledger) -> Result<(), StoreError> {
+    pub(super) async fn ensure_pins_count(&self, ledger: &mut Ledger) -> Result<(), StoreError> {
         if !ledger.state().has_been_collected() {
             ledger.append(self.signer, |_| Ok(Statement::GcBegun { released: vec![], runs: vec![] })).await?;
         }

@@ -17,7 +17,6 @@ use crate::keys::Signer;
 use crate::ledger::{GroupState, Ledger, Patience, Refusal, Statement};
 use crate::logs::TimelineId;
 use crate::manifest::Manifest;
-use crate::pack::PackId;
 use crate::read::Reader;
 use crate::seal::{ContentKeyId, Seals};
 use crate::{Store, StoreError};
@@ -304,7 +303,7 @@ impl<'a> Sweep<'a> {
         let listed = self.store().backend.list(&format!("packs/{first:02x}/"), None).await?;
         let (mut unmarked, mut kept) = (Vec::new(), Vec::new());
         for object in listed {
-            let Some(pack) = pack_of(&object.key) else { continue };
+            let Some(pack) = crate::pack::id_of(&object.key) else { continue };
             match live.packs.get(&pack) {
                 Some(group) => {
                     if let Some(said) = self.done.groups.values_mut().nth(usize::from(*group)) {
@@ -578,9 +577,4 @@ impl<'a> Sweep<'a> {
 
 fn key_of(object: &Listed) -> Option<ContentKeyId> {
     object.key.strip_prefix("keys/")?.parse::<Hex<16>>().ok()
-}
-
-fn pack_of(key: &str) -> Option<PackId> {
-    let id: PackId = key.rsplit('/').next()?.parse().ok()?;
-    (crate::pack::object_key(&id) == key).then_some(id)
 }

@@ -9,10 +9,10 @@ use std::collections::{HashMap, HashSet};
 use std::ops::RangeInclusive;
 
 use farsite_model::PointId;
-use futures::stream::{self, StreamExt};
 
 use super::gc::Progress;
 use super::mark::{LiveSet, MarkOptions, mark};
+use super::walk::{Visited, each_blob};
 use crate::blob::{BlobRef, Location};
 use crate::ledger::{GroupState, Refusal};
 use crate::manifest::Manifest;
@@ -23,8 +23,6 @@ use crate::read::Reader;
 use crate::seal::{BlobKind, ContentKeyId};
 use crate::{Damage, StoreError};
 
-/// Nodes read at once.
-const READS: usize = 16;
 /// Sealed bytes that are opened at once when it is looked for patches, and blobs.
 const LOOK_BYTES: u64 = 8 << 20;
 const LOOK_BLOBS: usize = 4096;
@@ -48,6 +46,12 @@ pub(super) struct LivePack {
     pub(super) entries: Vec<IndexEntry>,
     /// Numbers of the entries that are live, in order.
     pub(super) live: Vec<u32>,
+    /// Of these, the ones that cannot be read here, and where the same is read in their place.
+    pub(super) elsewhere: HashMap<u32, BlobRef>,
+    /// Something in it cannot be moved: it stays when it is emptied.
+    pub(super) stays: bool,
+    /// Where it was emptied into before, as the ledger says.
+    pub(super) homes: Vec<PackId>,
 }
 
 impl LivePack {
@@ -107,7 +111,7 @@ impl Lives {
                 .map_or(options.memory_bytes.max(1 << 20), |n| n * 2 * PLACE_BYTES),
             damage: Vec::new(),
         };
-        let mut visited = HashSet::new();
+        let mut visited = Visited::within(lives.limit_bytes / 4);
         let points: Vec<_> = state.live_points().map(|point| (point.id(), point.said.manifest)).collect();
         for (point, hash) in points.into_iter().rev() {
             let manifest = match Manifest::read(&reader.store, &state.group, point, &hash).await {
@@ -135,46 +139,10 @@ impl Lives {
         reader: &Reader,
         point: PointId,
         map: &MapRoot,
-        visited: &mut HashSet<(PackId, u32)>,
+        visited: &mut Visited,
     ) -> Result<(), StoreError> {
-        let roots: Vec<BlobRef> = map.root.into_iter().collect();
-        let root_level = map.root_level();
-        self.reach(&reader.now_at(BlobKind::Node, &roots).await?)?;
-        let mut open: Vec<(BlobRef, u8)> = roots.into_iter().map(|root| (root, root_level)).collect();
-        while !open.is_empty() {
-            let mut batch = Vec::with_capacity(READS);
-            while batch.len() < READS
-                && let Some((node, level)) = open.pop()
-            {
-                if visited.len() * PLACE_BYTES >= self.limit_bytes / 4 {
-                    visited.clear();
-                }
-                if visited.insert((node.at.pack, node.at.offset)) {
-                    batch.push((node, level));
-                }
-            }
-            let nodes: Vec<_> = stream::iter(batch)
-                .map(|(node, level)| async move { (level, reader.node(&node, level).await) })
-                .buffered(READS)
-                .collect()
-                .await;
-            for (level, node) in nodes {
-                let node = match node {
-                    Ok(node) => node,
-                    Err(StoreError::Damaged(found)) => {
-                        self.damage.extend(found.into_iter().take(1).map(|damage| (point, damage)));
-                        continue;
-                    }
-                    Err(other) => return Err(other),
-                };
-                let children: Vec<BlobRef> = node.children.into_iter().flatten().collect();
-                let kind = if level > 0 { BlobKind::Node } else { BlobKind::Block };
-                self.reach(&reader.now_at(kind, &children).await?)?;
-                if level > 0 {
-                    open.extend(children.into_iter().map(|child| (child, level - 1)));
-                }
-            }
-        }
+        let damage = each_blob(reader, map, visited, &mut |_, blobs| self.reach(blobs)).await?;
+        self.damage.extend(damage.into_iter().map(|damage| (point, damage)));
         Ok(())
     }
 
@@ -335,11 +303,15 @@ impl Lives {
         let is_live = |entry: &IndexEntry| spots.is_some_and(|s| s.contains(&spot(entry.offset, &entry.id)));
         let lines = index.entries.iter().enumerate().filter(|(_, entry)| is_live(entry));
         let live = lines.map(|(line, _)| line as u32).collect();
-        Ok(LivePack { pack, key, size_bytes, entries: index.entries, live })
+        let (elsewhere, stays, homes) = (HashMap::new(), false, Vec::new());
+        Ok(LivePack { pack, key, size_bytes, entries: index.entries, live, elsewhere, stays, homes })
     }
 }
 
-async fn index_of(reader: &Reader, pack: PackId) -> Result<(ContentKeyId, PackIndex, u64), StoreError> {
+pub(super) async fn index_of(
+    reader: &Reader,
+    pack: PackId,
+) -> Result<(ContentKeyId, PackIndex, u64), StoreError> {
     let key = pack::read_header(&reader.store, &pack).await?;
     let (index, size) = pack::fetch_index(&reader.store, &reader.opener, &pack, key).await?;
     Ok((key, index, size))

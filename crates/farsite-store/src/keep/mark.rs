@@ -362,16 +362,19 @@ pub(crate) fn incomplete(group: &GroupName, damage: &[(PointId, Damage)]) -> Ref
 pub(crate) struct Reach {
     /// Keys of objects: packs (through patch bases), and content keys.
     pub objects: BTreeSet<String>,
-    /// Of the places that were asked for, those that its map names, or that lie in a pack that its patches stand on.
+    /// Of the places that were asked for, those that its map names, or, where not all was read, that lie in a pack that its
+    /// patches stand on.
     pub places: BTreeSet<(PackId, u32)>,
 }
 
-/// Walks one item by itself. What is damaged on the way is reached as well.
+/// Walks one item by itself. What is damaged on the way is reached as well. `all_read`: every pack was looked into, so a
+/// patch that stands on something damaged is among `places` itself.
 pub(crate) async fn reached(
     reader: &Reader,
     state: &GroupState,
     item: &ManifestItem,
     places: &[Option<(PackId, u32)>],
+    all_read: bool,
     options: &MarkOptions,
 ) -> Result<Reach, StoreError> {
     let mut live = LiveSet::from(0);
@@ -385,11 +388,13 @@ pub(crate) async fn reached(
     marker.bases(PointId::from_random(0), 0).await?;
     let mut reach = Reach { objects: BTreeSet::new(), places: std::mem::take(&mut marker.met) };
     reach.objects.extend(marker.found.damage.iter().map(|(_, damage)| damage.object.clone()));
-    // Which blobs patches stand on is not told here: all of a base pack counts.
-    let asked = std::mem::take(&mut marker.asked);
-    reach.places.extend(
-        asked.into_iter().filter(|(pack, _)| live.packs.contains_key(pack) && !direct.contains(pack)),
-    );
+    if !all_read {
+        // Which blobs patches stand on is not told here: all of a base pack counts.
+        let asked = std::mem::take(&mut marker.asked);
+        reach.places.extend(
+            asked.into_iter().filter(|(pack, _)| live.packs.contains_key(pack) && !direct.contains(pack)),
+        );
+    }
     reach.objects.extend(live.packs.keys().map(pack::object_key));
     reach.objects.extend(live.keys.iter().map(crate::seal::object_key));
     Ok(reach)

@@ -17,10 +17,13 @@ mod gc;
 mod lives;
 mod mark;
 mod owner;
+mod repair;
 mod stats;
+mod walk;
 
 pub use check::{Checked, Depth, Found, check};
 pub use compact::{CompactOptions, Compacted, GroupCompacted, compact};
 pub use gc::{Collected, GcOptions, GroupCollected, Progress, Removed, collect};
 pub use mark::MarkOptions;
+pub use repair::{GroupRepaired, RepairOptions, Repaired, repair};
 pub use stats::{Stats, stats};

@@ -109,26 +109,43 @@ impl GroupState {
         self.kept_packs.contains(&pack)
     }
 
+    /// Packs that were emptied into any of these.
+    pub(crate) fn emptied_into(&self, packs: &BTreeSet<PackId>) -> Vec<PackId> {
+        let went = |pack: &PackId| self.now_in(*pack).iter().any(|home| packs.contains(home));
+        if packs.is_empty() { Vec::new() } else { self.remapped.keys().copied().filter(went).collect() }
+    }
+
     /// Where the blobs of a pack are now, through all compactions: the pack itself when it was never emptied.
     pub fn now_in(&self, pack: PackId) -> Vec<PackId> {
-        resolve(&self.remapped, pack)
+        resolve(&self.remapped, &self.kept_packs, pack)
     }
 }
 
-/// Follows emptied packs to those that hold their blobs now. Every `to` was a pack of its own when its entry was written,
-/// so this ends; a set guards against entries that say otherwise.
-pub(crate) fn resolve(remapped: &BTreeMap<PackId, Vec<PackId>>, pack: PackId) -> Vec<PackId> {
+/// Follows emptied packs to those that hold their blobs now; last come those on the way that stay beside where the rest
+/// went. Every `to` was a pack of its own when its entry was written, so this ends; a set guards against entries that say
+/// otherwise.
+pub(crate) fn resolve(
+    remapped: &BTreeMap<PackId, Vec<PackId>>,
+    kept: &BTreeSet<PackId>,
+    pack: PackId,
+) -> Vec<PackId> {
     let mut seen = BTreeSet::new();
     let mut open = vec![pack];
-    let mut found = Vec::new();
-    while let Some(pack) = open.pop() {
-        if !seen.insert(pack) {
+    let (mut found, mut stay) = (Vec::new(), Vec::new());
+    while let Some(next) = open.pop() {
+        if !seen.insert(next) {
             continue;
         }
-        match remapped.get(&pack) {
-            Some(to) => open.extend(to.iter().copied()),
-            None => found.push(pack),
+        match remapped.get(&next) {
+            Some(to) => {
+                open.extend(to.iter().copied());
+                if next != pack && kept.contains(&next) {
+                    stay.push(next);
+                }
+            }
+            None => found.push(next),
         }
     }
+    found.extend(stay);
     found
 }

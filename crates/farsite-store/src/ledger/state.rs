@@ -26,6 +26,10 @@ pub struct CommittedPoint {
     pub expired: bool,
     /// Objects that a reader found damaged.
     pub damaged: Vec<String>,
+    /// Packs of which something cannot be read.
+    pub damaged_packs: BTreeSet<PackId>,
+    /// Whoever said so last had looked into all packs, so these are all.
+    pub damage_is_known: bool,
     /// Committed under an epoch that has ended since.
     pub superseded: bool,
 }
@@ -133,6 +137,8 @@ pub struct GroupState {
     /// Entries whose bytes are not what was written.
     pub damage: Vec<Damage>,
     pub newest: Option<StoreTime>,
+    /// The number of the last entry that said that a point is damaged.
+    pub damage_told: u64,
     /// Behind damage, an agent committed under an epoch whose beginning was not read: the damaged entry may have begun
     /// it. What is known here may be of before a failover, so nothing is chosen by default.
     pub epoch_in_doubt: bool,
@@ -157,6 +163,7 @@ impl GroupState {
             void: Vec::new(),
             damage: Vec::new(),
             newest: None,
+            damage_told: 0,
             epoch_in_doubt: false,
         }
     }
@@ -176,6 +183,11 @@ impl GroupState {
     }
     pub fn point(&self, id: PointId) -> Option<&CommittedPoint> {
         self.points.iter().find(|p| p.id() == id)
+    }
+
+    /// Packs of which something cannot be read, by what is said of any point: nothing new may refer to them.
+    pub fn damaged_packs(&self) -> BTreeSet<PackId> {
+        self.points.iter().flat_map(|point| &point.damaged_packs).copied().collect()
     }
 
     /// Points that a failover may take by itself, newest first: whole, undamaged, not suspicious, of the current epoch.
@@ -283,6 +295,7 @@ impl GroupState {
             }
             Statement::PointProven { point, .. }
             | Statement::PointDamaged { point, .. }
+            | Statement::PointMended { point, .. }
             | Statement::PointExpired { point } => {
                 if by.role == Role::SourceAgent {
                     return Err(role("a standby agent or an operator"));
@@ -459,6 +472,8 @@ impl GroupState {
                     held: false,
                     expired: false,
                     damaged: Vec::new(),
+                    damaged_packs: BTreeSet::new(),
+                    damage_is_known: false,
                     superseded: false,
                 });
             }
@@ -499,7 +514,18 @@ impl GroupState {
                 }
             }
             Statement::PointProven { point, how } => self.with(point, |p| p.proven = Some(how)),
-            Statement::PointDamaged { point, objects } => self.with(point, |p| p.damaged = objects),
+            Statement::PointDamaged { point, objects, packs } => {
+                self.damage_told = entry.number;
+                self.with(point, |p| {
+                    p.damage_is_known = !packs.is_empty();
+                    p.damaged = objects;
+                    p.damaged_packs.extend(packs);
+                });
+            }
+            Statement::PointMended { point, .. } => self.with(point, |p| {
+                p.damaged.clear();
+                p.damaged_packs.clear();
+            }),
             Statement::PointExpired { point } => self.expire(&[point]),
             Statement::Hold { point, .. } => self.with(point, |p| p.held = true),
             Statement::Release { point, .. } => self.with(point, |p| p.held = false),

@@ -68,6 +68,16 @@ pub enum Statement {
     PointDamaged {
         point: PointId,
         objects: Vec<String>,
+        /// Packs of which something cannot be read, when every pack was looked into: agents build on what lies in others.
+        /// Empty: not all is told, and they build on nothing of this point.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        packs: Vec<PackId>,
+    },
+    /// Every byte that the point reaches was read again, and is what was written.
+    PointMended {
+        point: PointId,
+        /// What was read, in words.
+        evidence: String,
     },
     PointExpired {
         point: PointId,
@@ -160,6 +170,7 @@ impl Statement {
             Self::PromotionAccepted { .. } => "promotion accepted",
             Self::PointProven { .. } => "point proven",
             Self::PointDamaged { .. } => "point damaged",
+            Self::PointMended { .. } => "point mended",
             Self::PointExpired { .. } => "point expired",
             Self::Hold { .. } => "hold",
             Self::Release { .. } => "release",

@@ -30,6 +30,7 @@ pub struct LocalMapWriter {
     inner: BTreeMap<(u8, u64), Known>,
     token: Option<String>,
     read_in_full: Option<Timestamp>,
+    damage_told: u64,
     map: Option<(MapRoot, Hex<16>)>,
     /// There is no old map: what is not committed leaves no file.
     is_first: bool,
@@ -60,6 +61,7 @@ impl LocalMapWriter {
             inner: BTreeMap::new(),
             token: None,
             read_in_full: None,
+            damage_told: 0,
             map: None,
             is_first: old.is_none(),
         })
@@ -87,7 +89,7 @@ impl LocalMapWriter {
     /// A leaf that is not as it was.
     pub(crate) fn leaf(&mut self, index: u64, leaf: &Leaf) -> io::Result<()> {
         let mut bytes = Vec::with_capacity(RECORD_BYTES as usize);
-        push_child(&mut bytes, &Some(leaf.node));
+        push_child(&mut bytes, &leaf.node);
         for child in &leaf.blocks {
             push_child(&mut bytes, child);
         }
@@ -149,6 +151,11 @@ impl LocalMapWriter {
         self.read_in_full = Some(when);
     }
 
+    /// Nothing in it lies in a pack that the group's ledger called damaged up to this entry.
+    pub fn without_damage_until(&mut self, told: u64) {
+        self.damage_told = told;
+    }
+
     /// Makes this the item's last map. Call it only once the point is committed.
     pub fn commit(self) -> io::Result<()> {
         let Some((map, store)) = self.map else {
@@ -162,8 +169,9 @@ impl LocalMapWriter {
         let inner = self.inner.into_iter();
         let inner = inner.map(|((level, index), n)| (level, index, n.blob, n.depth, Hex(n.print))).collect();
         let read_in_full = self.read_in_full.unwrap_or_else(Timestamp::now);
-        let (item, token) = (self.item, self.token);
-        let meta = Meta { version: VERSION, store, item, map, token, read_in_full, inner, slots };
+        let (item, token, damage_told) = (self.item, self.token, self.damage_told);
+        let meta =
+            Meta { version: VERSION, store, item, map, token, read_in_full, damage_told, inner, slots };
         let path = meta_path(&self.folder, &meta.item);
         let temporary = path.with_extension("json.new");
         fs::write(&temporary, meta.to_bytes().map_err(io::Error::other)?)?;

@@ -5,7 +5,7 @@
 //! What must hold: a blob is looked for where it is now, and where it was before, before it is called damaged; what a store
 //! without compactions costs more is nothing; memory is one list of compacted packs and a bounded cache of their indexes.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -50,6 +50,8 @@ pub(crate) struct Moves {
 #[derive(Default)]
 struct Known {
     to: BTreeMap<PackId, Vec<PackId>>,
+    /// Of these, the ones that stay.
+    kept: BTreeSet<PackId>,
     /// How many compactions of each group are in it.
     learned: HashMap<GroupName, usize>,
     /// Packs that were asked about.
@@ -103,14 +105,21 @@ impl Moves {
     fn learn(&self, state: &GroupState) {
         let mut known = self.known();
         if known.learned.get(&state.group).copied().unwrap_or_default() < state.moves() {
-            known.to.extend(state.remapped.iter().map(|(from, to)| (*from, to.clone())));
+            for (from, to) in &state.remapped {
+                known.to.insert(*from, to.clone());
+                if state.stays(*from) {
+                    known.kept.insert(*from);
+                } else {
+                    known.kept.remove(from);
+                }
+            }
             known.learned.insert(state.group.clone(), state.moves());
         }
     }
     /// Where the blobs of this pack went; empty: nowhere, as far as is known.
     fn homes(&self, pack: PackId) -> Vec<PackId> {
         let known = self.known();
-        if known.to.contains_key(&pack) { ledger::resolve(&known.to, pack) } else { Vec::new() }
+        if known.to.contains_key(&pack) { ledger::resolve(&known.to, &known.kept, pack) } else { Vec::new() }
     }
 }
 

@@ -54,6 +54,26 @@ impl Reader {
         blobs: Vec<BlobRef>,
         stats: &ReadStats,
     ) -> Result<Vec<(BlobRef, Result<Part, Damage>)>, StoreError> {
+        self.parts_as(kind, blobs, false, stats).await
+    }
+
+    /// The same, and none of them a patch: each stands by itself.
+    pub(crate) async fn wholes(
+        &self,
+        kind: BlobKind,
+        blobs: Vec<BlobRef>,
+        stats: &ReadStats,
+    ) -> Result<Vec<(BlobRef, Result<Part, Damage>)>, StoreError> {
+        self.parts_as(kind, blobs, true, stats).await
+    }
+
+    async fn parts_as(
+        &self,
+        kind: BlobKind,
+        blobs: Vec<BlobRef>,
+        whole: bool,
+        stats: &ReadStats,
+    ) -> Result<Vec<(BlobRef, Result<Part, Damage>)>, StoreError> {
         let secret = self.opener.secret.clone();
         let wanted = blobs.clone();
         self.gather(kind, wanted, stats, move |batch| {
@@ -68,7 +88,7 @@ impl Reader {
                 if id != Some(blob.id) {
                     return Err(damage::wrong_hash(blob));
                 }
-                if now.at.is_grouped() {
+                if whole || now.at.is_grouped() {
                     return Ok(Part { plain: blob::encode(raw, LEVEL), base: None });
                 }
                 let plain = batch.plain(&now)?;

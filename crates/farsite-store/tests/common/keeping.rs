@@ -8,7 +8,8 @@ use farsite_model::content::{InMemory, ReadAt};
 use farsite_model::{ItemId, ItemKind, PointId, RunId};
 use farsite_store::ingest::{IngestOptions, Input, RunWriter};
 use farsite_store::keep::{
-    Checked, Collected, CompactOptions, Compacted, Depth, GcOptions, MarkOptions, check, collect, compact,
+    Checked, Collected, CompactOptions, Compacted, Depth, GcOptions, GroupRepaired, MarkOptions,
+    RepairOptions, check, collect, compact, repair,
 };
 use farsite_store::ledger::{CommittedPoint, GroupState, Ledger, Statement};
 use farsite_store::local_map::{LocalMap, LocalMapWriter};
@@ -62,8 +63,11 @@ pub async fn replicate(world: &World, store: &Store, id: u64) -> Result<MapRoot,
     let options = IngestOptions { pack_bytes: 300 << 10, ..IngestOptions::within(64 << 20, (3, 3)) };
     let stop = Arc::new(AtomicBool::new(false));
     let mut writer = RunWriter::begin(store, sealer, world.secret.clone(), options, &log, stop)?;
+    let (damaged, told) = (ledger.state().damaged_packs(), ledger.state().damage_told);
     let previous = LocalMap::open(&world.maps(), &item).unwrap();
+    let previous = previous.map(|map| map.without(&damaged, told).unwrap());
     let mut out = LocalMapWriter::create(&world.maps(), &item).unwrap();
+    out.without_damage_until(told);
     let content: Arc<dyn ReadAt> = Arc::new(InMemory(version(id)));
     let before: Arc<dyn ReadAt> = Arc::new(InMemory(version(id - 1)));
     let input = Input { before: Some(&*before), ..Input::first("v", &*content, BLOCK as u32) };
@@ -110,6 +114,15 @@ pub async fn squeeze(
     reader.store = store.clone();
     let ledger = Ledger::open(store, &group()).await?;
     compact(&reader, vec![ledger], &world.standby, &site("south"), options, &()).await
+}
+
+pub async fn mend(world: &World, store: &Store, dry_run: bool) -> Result<GroupRepaired, StoreError> {
+    let mut reader = world.reader();
+    reader.store = store.clone();
+    let ledger = Ledger::open(store, &group()).await?;
+    let options = RepairOptions { dry_run, ..RepairOptions::default() };
+    let mut done = repair(&reader, vec![ledger], &world.standby, &site("south"), &options, &()).await?;
+    Ok(done.groups.remove(&group()).unwrap())
 }
 
 pub async fn live(world: &World) -> Vec<CommittedPoint> {

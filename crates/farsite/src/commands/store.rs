@@ -1,9 +1,10 @@
-//! `farsite store check|compact|gc|keys|stats`: whether the store can be trusted, what is in it, what goes, and who can open it.
+//! `farsite store check|compact|gc|keys|repair|stats`: whether the store can be trusted, what is in it, what goes, and who can open it.
 
 mod check;
 mod compact;
 mod gc;
 mod keys;
+mod repair;
 mod stats;
 
 use crate::commands::Ended;
@@ -20,6 +21,8 @@ pub enum Action {
     Keys(keys::Action),
     /// Empty packs of which little is live into new ones, so that collection frees what is dead in them.
     Compact(compact::Args),
+    /// Note what is damaged, so that the source sends it again, and mend points from what lies in the store once more.
+    Repair(repair::Args),
     /// Points, packs and bytes of each group; how much of it is garbage.
     Stats(stats::Args),
 }
@@ -30,6 +33,7 @@ pub async fn run(action: Action, context: &Context) -> Ended {
         Action::Gc(args) => gc::run(args, context).await,
         Action::Keys(action) => keys::run(action, context).await,
         Action::Compact(args) => compact::run(args, context).await,
+        Action::Repair(args) => repair::run(args, context).await,
         Action::Stats(args) => stats::run(args, context).await,
     }
 }

@@ -11,7 +11,7 @@ use crate::backend::create_or_recognise;
 use crate::blob::{self, BlobRef};
 use crate::hex::Hex;
 use crate::keep::lives::{LivePack, Spot, chunks, spot};
-use crate::ledger::{Ledger, Refusal, Statement};
+use crate::ledger::{GroupState, Ledger, Refusal, Statement};
 use crate::moves::{self, MOST_ROWS, Row};
 use crate::pack::{PackBuilder, PackId, PatchBase, object_key};
 use crate::read::ReadStats;
@@ -22,7 +22,7 @@ const PART_BYTES: u64 = 4 << 20;
 const PART_BLOBS: usize = 64;
 const LEVEL: i32 = 3;
 
-pub(super) struct Round<'a> {
+pub(in crate::keep) struct Round<'a> {
     who: Who<'a>,
     run: RunId,
     /// New packs that are durable.
@@ -41,7 +41,7 @@ struct Filling {
 }
 
 impl<'a> Round<'a> {
-    pub(super) fn new(who: Who<'a>) -> Self {
+    pub(in crate::keep) fn new(who: Who<'a>) -> Self {
         let run = RunId::from_random(u64::from_le_bytes(Hex::<8>::random().0));
         Self {
             who,
@@ -54,7 +54,7 @@ impl<'a> Round<'a> {
         }
     }
 
-    pub(super) async fn run(
+    pub(in crate::keep) async fn run(
         mut self,
         ledger: &mut Ledger,
         packs: Vec<LivePack>,
@@ -74,15 +74,14 @@ impl<'a> Round<'a> {
         }
         for (number, pack) in packs.into_iter().enumerate() {
             who.progress.says(&format!("{group}: emptying pack {} of {count}", number + 1));
-            let (id, size_bytes, live_bytes) = (pack.pack, pack.size_bytes, pack.live_bytes());
-            match self.pack(&sealer, pack).await {
+            match self.pack(&sealer, &pack).await {
                 Ok(blobs) => {
                     moved_blobs += blobs;
-                    moved_bytes += live_bytes;
-                    emptied.push((id, size_bytes));
+                    moved_bytes += pack.live_bytes();
+                    emptied.push(pack);
                 }
                 Err(StoreError::Damaged(found)) => {
-                    self.into.remove(&id);
+                    self.into.remove(&pack.pack);
                     said.damage.extend(found);
                 }
                 Err(other) => return Err(other),
@@ -94,28 +93,12 @@ impl<'a> Round<'a> {
             ledger.append(who.signer, |_| Ok(Statement::PinEnded { run })).await?;
             return Ok(());
         }
-        let from: Vec<PackId> = emptied.iter().map(|(id, _)| *id).collect();
-        let into: Vec<Vec<u32>> = from
-            .iter()
-            .map(|id| self.into.get(id).map(|these| these.iter().copied().collect()).unwrap_or_default())
-            .collect();
-        let to = self.to.clone();
         who.progress.says(&format!("{group}: telling readers"));
-        ledger
-            .append(who.signer, |state| {
-                if let Some(pack) = from.iter().find(|pack| state.remapped.contains_key(pack)) {
-                    return Err(Refusal::Other(format!(
-                        "another compaction has emptied {} meanwhile; what this one wrote is left to collection",
-                        object_key(pack)
-                    )));
-                }
-                let (from, to, into) = (from.clone(), to.clone(), into.clone());
-                Ok(Statement::PointRemapped { run, points: vec![], from, to, into, kept: vec![] })
-            })
-            .await?;
+        ledger.append(who.signer, |state| self.remapped(state, &emptied)).await?;
         who.reader.learn(ledger.state());
-        let emptied_bytes: u64 = emptied.iter().map(|(_, bytes)| bytes).sum();
-        said.emptied.objects += emptied.len() as u64;
+        let gone = emptied.iter().filter(|emptied| !emptied.stays);
+        let emptied_bytes: u64 = gone.clone().map(|emptied| emptied.size_bytes).sum();
+        said.emptied.objects += gone.count() as u64;
         said.emptied.bytes += emptied_bytes;
         said.moved_blobs += moved_blobs;
         said.moved_bytes += moved_bytes;
@@ -126,8 +109,39 @@ impl<'a> Round<'a> {
         Ok(())
     }
 
+    /// The entry that tells readers. Where a pack was emptied into before is told again: a later entry replaces an earlier one.
+    fn remapped(&self, state: &GroupState, emptied: &[LivePack]) -> Result<Statement, Refusal> {
+        let (mut to, mut from, mut into) = (self.to.clone(), Vec::new(), Vec::new());
+        let mut kept = Vec::new();
+        for LivePack { pack, stays, homes, .. } in emptied {
+            if state.remapped.get(pack).map_or(&[][..], Vec::as_slice) != homes {
+                return Err(Refusal::Other(format!(
+                    "another compaction has emptied {} meanwhile; what this one wrote is left to collection",
+                    object_key(pack)
+                )));
+            }
+            let mut these = self.into.get(pack).cloned().unwrap_or_default();
+            let before = if homes.is_empty() { Vec::new() } else { state.now_in(*pack) };
+            for home in before.into_iter().filter(|home| !state.remapped.contains_key(home)) {
+                if emptied.iter().any(|emptied| emptied.pack == home) {
+                    these.extend(self.into.get(&home).into_iter().flatten());
+                    continue;
+                }
+                let number = to.iter().position(|known| *known == home).unwrap_or(to.len());
+                if number == to.len() {
+                    to.push(home);
+                }
+                these.insert(number as u32);
+            }
+            from.push(*pack);
+            into.push(these.into_iter().collect());
+            kept.extend(stays.then_some(*pack));
+        }
+        Ok(Statement::PointRemapped { run: self.run, points: vec![], from, to, into, kept })
+    }
+
     /// Moves what is live in one pack. Returns how many blobs that were.
-    async fn pack(&mut self, sealer: &Sealer, pack: LivePack) -> Result<u64, StoreError> {
+    async fn pack(&mut self, sealer: &Sealer, pack: &LivePack) -> Result<u64, StoreError> {
         let reader = self.who.reader;
         // A pack that compaction wrote hands on the places that its blobs had before.
         let mut former: HashMap<u32, Vec<Row>> = HashMap::new();
@@ -148,7 +162,18 @@ impl<'a> Round<'a> {
                 let blobs: Vec<BlobRef> = of_kind.filter_map(|line| pack.blob(*line)).collect();
                 for some in chunks(&blobs, PART_BYTES, PART_BLOBS) {
                     let mut bases = Vec::new();
-                    for (blob, part) in reader.parts(kind, some.to_vec(), &ReadStats::default()).await? {
+                    let (others, here): (Vec<BlobRef>, Vec<BlobRef>) = some.iter().partition(|blob| {
+                        let line = line_of.get(&spot(blob.at.offset, &blob.id));
+                        line.is_some_and(|line| pack.elsewhere.contains_key(line))
+                    });
+                    let mut parts = reader.parts(kind, here, &ReadStats::default()).await?;
+                    for blob in others {
+                        let line = line_of[&spot(blob.at.offset, &blob.id)];
+                        let same = vec![pack.elsewhere[&line]];
+                        let read = reader.wholes(kind, same, &ReadStats::default()).await?;
+                        parts.extend(read.into_iter().map(|(_, part)| (blob, part)));
+                    }
+                    for (blob, part) in parts {
                         let part = part.map_err(|damage| StoreError::Damaged(vec![damage]))?;
                         let line = line_of.get(&spot(blob.at.offset, &blob.id)).copied();
                         // What a patch stands on in its own pack stands in no list.

@@ -141,8 +141,14 @@ async fn note(ledger: &mut Ledger, verified: &[Verified], config: &Config) -> Re
         objects.sort();
         objects.dedup();
         let id = point.point;
-        let damaged = |_: &_| Ok(Statement::PointDamaged { point: id, objects: objects.clone() });
-        ledger.append(&signer, damaged).await?;
+        // What a repair has noted tells more.
+        let noted = ledger.state().point(id).map_or(&[][..], |known| &known.damaged);
+        if objects.iter().all(|object| noted.contains(object)) {
+            continue;
+        }
+        let says =
+            |_: &_| Ok(Statement::PointDamaged { point: id, objects: objects.clone(), packs: Vec::new() });
+        ledger.append(&signer, says).await?;
     }
     Ok(())
 }

@@ -182,7 +182,7 @@ fn contents(name: &GroupName, checked: &Checked, report: &Report, context: &Cont
     }
     let untouched: Vec<String> = checked.untouched.iter().map(PointId::short).collect();
     if untouched.is_empty() {
-        out.line("  No point is untouched. `farsite replicate --full` at the source sends everything anew.");
+        out.line("  No point is untouched.");
     } else {
         out.line(format!("  Untouched points: {}", untouched.join(", ")));
     }
@@ -193,4 +193,7 @@ fn contents(name: &GroupName, checked: &Checked, report: &Report, context: &Cont
             good.short()
         ));
     }
+    out.line(
+        "  `farsite store repair` notes it, so that the source's next run sends it again and no failover takes it.",
+    );
 }
