@@ -15,8 +15,10 @@ use farsite_store::Store;
 use farsite_store::backend::race;
 use farsite_store::hex::Hex;
 use farsite_store::keys::{BlockSecret, Signer};
+use farsite_store::local_map::LocalMap;
 use rustix::fs::{FlockOperation, flock};
 
+use crate::databases::Logs;
 use crate::record::Record;
 use crate::throttle::Throttled;
 use crate::{ReplicateError, connect};
@@ -35,6 +37,8 @@ pub struct Group {
     pub secret: BlockSecret,
     pub clock: Arc<dyn Clock>,
     pub record: Arc<Record>,
+    /// The shippers of its databases' logs, which go on between runs; whoever makes a run holds them.
+    pub logs: tokio::sync::Mutex<Logs>,
     /// `<state>/groups/<group>/<to>`: local maps, timelines, the run under way.
     pub folder: PathBuf,
     _lock: File,
@@ -75,20 +79,19 @@ impl Group {
             secret,
             clock,
             record,
+            logs: tokio::sync::Mutex::default(),
             folder,
             _lock: lock,
         })
     }
 
-    /// Tells what this group keeps on shared file systems from what others keep: it follows from where its state lies.
-    pub(crate) fn owner(&self) -> String {
-        let folder = self.folder.canonicalize().unwrap_or_else(|_| self.folder.clone());
-        let host = crate::capture::host_name();
-        let hash = blake3::hash(format!("{host} {}", folder.display()).as_bytes()).to_hex();
-        hash[..12].to_owned()
+    /// What its standbys share at this host.
+    pub(crate) fn home(&self) -> Home {
+        let folder = self.folder.parent().unwrap_or(&self.folder).to_owned();
+        Home { folder, standbys: self.policy.to.clone() }
     }
     pub(crate) fn maps(&self) -> PathBuf {
-        self.folder.join("maps")
+        self.folder.join(MAPS)
     }
     /// Copies of the blocks that were shipped last.
     pub(crate) fn shipped(&self) -> PathBuf {
@@ -101,6 +104,95 @@ impl Group {
     pub(crate) fn file_of(&self, below: &str, item: &ItemId, ending: &str) -> PathBuf {
         let stem = &blake3_stem(item);
         self.folder.join(below).join(format!("{stem}{ending}"))
+    }
+}
+
+const MAPS: &str = "maps";
+const UNCOMMITTED: &str = "uncommitted";
+const FENCED: &str = "fenced";
+
+/// A group's folder at this host, `<state>/groups/<group>`, in which each of its standbys has one of its own. No site's name
+/// begins with a dot.
+#[derive(Debug, Clone)]
+pub(crate) struct Home {
+    folder: PathBuf,
+    standbys: Vec<SiteName>,
+}
+
+impl Home {
+    /// Tells what this group keeps on shared file systems from what others keep: it follows from where its state lies.
+    pub(crate) fn owner(&self) -> String {
+        let folder = self.folder.canonicalize().unwrap_or_else(|_| self.folder.clone());
+        let host = crate::capture::host_name();
+        let hash = blake3::hash(format!("{host} {}", folder.display()).as_bytes()).to_hex();
+        hash[..12].to_owned()
+    }
+    /// Versions of items that are kept for the next run.
+    pub(crate) fn kept(&self) -> PathBuf {
+        self.folder.join(".kept")
+    }
+    /// Notes of what is frozen.
+    pub(crate) fn frozen(&self) -> PathBuf {
+        self.folder.join(".frozen")
+    }
+
+    /// A standby whose store has said that another site is primary, and what it said. It counts until that store says
+    /// otherwise, whether it can be reached or not.
+    pub(crate) fn fenced_at(&self) -> Option<(SiteName, String)> {
+        let said = |to: &SiteName| std::fs::read_to_string(self.of(to).join(FENCED)).ok();
+        self.standbys.iter().find_map(|to| Some((to.clone(), said(to)?)))
+    }
+
+    fn of(&self, standby: &SiteName) -> PathBuf {
+        self.folder.join(standby.as_str())
+    }
+
+    /// While it is held, no other run makes versions of items or lets them go.
+    pub(crate) fn hold_versions(&self) -> std::io::Result<File> {
+        let file = File::options().append(true).create(true).open(self.folder.join(".versions"))?;
+        flock(&file, FlockOperation::LockExclusive)?;
+        Ok(file)
+    }
+
+    /// The versions of an item that some standby's next run stands on: that of its last point, or of one that is being made.
+    pub(crate) fn needed_versions(&self, item: &ItemId) -> Vec<String> {
+        let of = |standby: &SiteName| {
+            let standby = self.of(standby);
+            let committed = LocalMap::open(&standby.join(MAPS), item).ok().flatten();
+            let committed = committed.and_then(|map| Some(map.token()?.to_owned()));
+            let begun = std::fs::read_to_string(uncommitted(&standby, item)).ok();
+            [committed, begun]
+        };
+        self.standbys.iter().flat_map(of).flatten().collect()
+    }
+}
+
+/// Where a run notes which version of an item its point will stand on.
+fn uncommitted(standby: &Path, item: &ItemId) -> PathBuf {
+    standby.join(UNCOMMITTED).join(farsite_store::local_map::stem(item))
+}
+
+impl Group {
+    /// Its store says that another site is primary: other standbys of the group are told by it.
+    pub(crate) fn note_fenced(&self, why: &str) {
+        let path = self.folder.join(FENCED);
+        if let Err(error) = std::fs::write(&path, why).and_then(|()| File::open(&path)?.sync_all()) {
+            tracing::warn!(group = %self.policy.group, "{} was not written: {error}", path.display());
+        }
+    }
+    /// Its store says that this site is primary.
+    pub(crate) fn forget_fenced(&self) {
+        let _ = std::fs::remove_file(self.folder.join(FENCED));
+    }
+    /// The run under way stands on a version of an item.
+    pub(crate) fn note_version(&self, item: &ItemId, token: &str) -> std::io::Result<()> {
+        let path = uncommitted(&self.folder, item);
+        std::fs::create_dir_all(self.folder.join(UNCOMMITTED))?;
+        std::fs::write(path, token)
+    }
+    /// The run has ended: its versions stand in the block maps, or nobody needs them.
+    pub(crate) fn forget_noted_versions(&self) {
+        let _ = std::fs::remove_dir_all(self.folder.join(UNCOMMITTED));
     }
 }
 

@@ -14,6 +14,8 @@ use crate::ReplicateError;
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct RunRow {
     pub group: String,
+    /// The standby's site; empty in rows of a time when it was not noted.
+    pub to: String,
     pub run: String,
     pub started: Timestamp,
     pub ended: Timestamp,
@@ -54,6 +56,11 @@ impl Record {
                  CREATE INDEX IF NOT EXISTS runs_by_group ON runs (group_name, started_ms);",
             )
             .map_err(fail)?;
+        let noted = connection.prepare("SELECT standby FROM runs").map(|_| ());
+        if noted.is_err() {
+            let add = "ALTER TABLE runs ADD COLUMN standby TEXT NOT NULL DEFAULT ''";
+            connection.execute_batch(add).map_err(fail)?;
+        }
         Ok(Self { connection: Mutex::new(connection), path })
     }
 
@@ -75,7 +82,7 @@ impl Record {
         let connection = self.connection.lock().expect("no holder of this lock panics");
         connection
             .execute(
-                "INSERT INTO runs VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)",
+                "INSERT INTO runs VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)",
                 params![
                     row.group,
                     row.run,
@@ -87,20 +94,21 @@ impl Record {
                     row.read_bytes as i64,
                     row.changed_bytes as i64,
                     row.shipped_bytes as i64,
-                    row.error
+                    row.error,
+                    row.to
                 ],
             )
             .map_err(self.fail())?;
         Ok(())
     }
 
-    /// When the group's last run began that committed a point.
-    pub fn last_success(&self, group: &str) -> Result<Option<Timestamp>, ReplicateError> {
+    /// When the group's last run to a standby began that committed a point.
+    pub fn last_success(&self, group: &str, to: &str) -> Result<Option<Timestamp>, ReplicateError> {
         let connection = self.connection.lock().expect("no holder of this lock panics");
         let ms: Option<i64> = connection
             .query_row(
-                "SELECT max(started_ms) FROM runs WHERE group_name = ?1 AND point <> ''",
-                [group],
+                "SELECT max(started_ms) FROM runs WHERE group_name = ?1 AND standby = ?2 AND point <> ''",
+                [group, to],
                 |row| row.get(0),
             )
             .map_err(self.fail())?;
@@ -128,6 +136,7 @@ impl Record {
                     changed_bytes: row.get::<_, i64>(8)? as u64,
                     shipped_bytes: row.get::<_, i64>(9)? as u64,
                     error: row.get(10)?,
+                    to: row.get(11)?,
                 })
             })
             .map_err(self.fail())?;

@@ -125,14 +125,18 @@ impl ChangeTracking for Bitmaps {
         None
     }
 
+    fn token(&self) -> Option<&str> {
+        Some(&self.token)
+    }
+
     fn keep(&self) -> io::Result<String> {
         self.let_go();
         self.is_kept.store(true, Ordering::Release);
         Ok(self.token.clone())
     }
 
-    fn forget_others(&self, token: &str) {
-        forget(&self.image, &self.prefix, Some(token));
+    fn forget_others(&self, tokens: &[String]) {
+        forget(&self.image, &self.prefix, tokens);
     }
 }
 
@@ -149,8 +153,8 @@ impl Drop for Bitmaps {
     }
 }
 
-/// Removes every bitmap of an item but the one that is named.
-pub(crate) fn forget(image: &Image, prefix: &str, but: Option<&str>) {
+/// Removes every bitmap of an item but those that are named.
+pub(crate) fn forget(image: &Image, prefix: &str, but: &[String]) {
     let seen = match image.look() {
         Ok(seen) => seen,
         Err(Trouble::Open(_)) => {
@@ -168,8 +172,9 @@ pub(crate) fn forget(image: &Image, prefix: &str, but: Option<&str>) {
     }
 }
 
-fn others(seen: &Seen, prefix: &str, but: Option<&str>) -> Vec<String> {
-    let is_other = |name: &&String| name.strip_prefix(prefix).is_some_and(|token| Some(token) != but);
+fn others(seen: &Seen, prefix: &str, but: &[String]) -> Vec<String> {
+    let is_other =
+        |name: &&String| name.strip_prefix(prefix).is_some_and(|token| but.iter().all(|kept| kept != token));
     seen.bitmaps.iter().map(|bitmap| &bitmap.name).filter(is_other).cloned().collect()
 }
 

@@ -163,7 +163,7 @@ pub(crate) async fn forget(path: &Path, item: &ItemId, context: &CaptureContext)
     }
     let (image, prefix) = (Image::new(path, LIMIT), bitmaps::prefix(item, context));
     let removed = blocking(move || {
-        bitmaps::forget(&image, &prefix, None);
+        bitmaps::forget(&image, &prefix, &[]);
         Ok(())
     });
     if let Err(error) = removed.await {
