@@ -117,7 +117,10 @@ fn a_run_reads_what_was_written_and_nothing_else() {
 #[test]
 fn a_standby_that_missed_points_is_told_all_that_changed_since_its_own() {
     if !mounts::are_own() {
-        return mounts::with_own("a_standby_that_missed_points_is_told_all_that_changed_since_its_own", &PROBE);
+        return mounts::with_own(
+            "a_standby_that_missed_points_is_told_all_that_changed_since_its_own",
+            &PROBE,
+        );
     }
     tokio::runtime::Runtime::new().unwrap().block_on(async {
         let (sites, _disk) = a_site().await;
@@ -132,7 +135,13 @@ fn a_standby_that_missed_points_is_told_all_that_changed_since_its_own() {
         let restores = |at: &str, report: &serde_json::Value| {
             let to = sites.path("restored");
             let _ = fs::remove_file(&to);
-            let args = ["restore", report["point"].as_str().unwrap(), "cinder/volume-a", "--to", to.to_str().unwrap()];
+            let args = [
+                "restore",
+                report["point"].as_str().unwrap(),
+                "cinder/volume-a",
+                "--to",
+                to.to_str().unwrap(),
+            ];
             let output = sites.command(at, &args).output().unwrap();
             assert!(output.status.success(), "{}", said(&output));
             assert!(fs::read(&to).unwrap() == fs::read(sites.data("volumes/volume-a")).unwrap(), "{at}");

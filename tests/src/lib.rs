@@ -14,8 +14,8 @@ use farsite_model::clock::{Clock, SystemClock};
 use farsite_model::config::Config;
 use farsite_model::policy::Policy;
 use farsite_model::{GroupName, SiteName};
-use farsite_replicate::connect;
 use farsite_replicate::ReplicateError;
+use farsite_replicate::connect;
 use farsite_replicate::group::Group;
 use farsite_replicate::round::{self, Ended, Member};
 use farsite_replicate::run::{RunOptions, RunReport};
@@ -145,9 +145,11 @@ impl TwoSites {
         assert!(founded.status.success(), "{}", said(&founded));
         assert!(!self.path("new/north/source-agent.key").exists(), "the source keeps its keys");
         std::fs::create_dir_all(self.path(name)).expect("folders can be made");
-        std::fs::rename(self.path("new/operator"), self.path(&format!("{name}/operator"))).expect("it is there");
+        std::fs::rename(self.path("new/operator"), self.path(&format!("{name}/operator")))
+            .expect("it is there");
         // What init says is to be added, put below the words that are there.
-        let addition = std::fs::read_to_string(self.path("new/north/add-to-farsite.yaml")).expect("it is there");
+        let addition =
+            std::fs::read_to_string(self.path("new/north/add-to-farsite.yaml")).expect("it is there");
         let store = addition.split_once("stores:\n").expect("a store is added").1.to_owned() + access;
         self.edit("north/farsite.yaml", |text| {
             let text = text.replace("south: {} }", &format!("south: {{}}, {name}: {{}} }}"));

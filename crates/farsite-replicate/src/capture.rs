@@ -219,7 +219,9 @@ impl Intake<'_> {
     ) -> Result<MapRoot, ReplicateError> {
         let bytes = serde_json::to_vec(entries).expect("a directory is valid JSON");
         let id = directory_id(item);
-        Ok(self.ingest(&id, item, &InMemory(bytes), block_bytes, Heard::default(), |i| i.directory.as_ref())?.0)
+        Ok(self
+            .ingest(&id, item, &InMemory(bytes), block_bytes, Heard::default(), |i| i.directory.as_ref())?
+            .0)
     }
 
     /// What a volume without a map of its own was made from; `said` is what its source knows, and learns what was found.

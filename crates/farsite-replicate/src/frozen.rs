@@ -35,7 +35,8 @@ fn locked(path: &Path, create: bool) -> io::Result<Option<File>> {
         return Ok(None);
     }
     // Whoever held it before may have removed it.
-    let is_it = path.metadata().is_ok_and(|there| file.metadata().is_ok_and(|ours| ours.ino() == there.ino()));
+    let is_it =
+        path.metadata().is_ok_and(|there| file.metadata().is_ok_and(|ours| ours.ino() == there.ino()));
     Ok(is_it.then_some(file))
 }
 
@@ -54,7 +55,10 @@ async fn noted(path: &Path, name: &str) -> Result<File, String> {
             None => tokio::time::sleep(LOOK).await,
         }
     };
-    file.set_len(0).and_then(|()| file.write_all(name.as_bytes())).and_then(|()| file.sync_all()).map_err(cannot)?;
+    file.set_len(0)
+        .and_then(|()| file.write_all(name.as_bytes()))
+        .and_then(|()| file.sync_all())
+        .map_err(cannot)?;
     Ok(file)
 }
 

@@ -6,6 +6,7 @@ use std::fs::File;
 use std::io::{Read, Seek, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use farsite_model::clock::Clock;
 use farsite_model::config::Config;
@@ -107,6 +108,9 @@ impl Group {
     }
 }
 
+/// Making a version, or removing one, takes a moment; a busy pool of Ceph may take longer.
+const VERSIONS_WAIT: Duration = Duration::from_mins(1);
+const VERSIONS_LOOK: Duration = Duration::from_millis(10);
 const MAPS: &str = "maps";
 const UNCOMMITTED: &str = "uncommitted";
 const FENCED: &str = "fenced";
@@ -147,10 +151,19 @@ impl Home {
         self.folder.join(standby.as_str())
     }
 
-    /// While it is held, no other run makes versions of items or lets them go.
+    /// While it is held, no other run makes versions of items or lets them go. Blocks its thread for as long as another run
+    /// holds it, up to a limit.
     pub(crate) fn hold_versions(&self) -> std::io::Result<File> {
         let file = File::options().append(true).create(true).open(self.folder.join(".versions"))?;
-        flock(&file, FlockOperation::LockExclusive)?;
+        let begun = std::time::Instant::now();
+        while flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
+            if begun.elapsed() > VERSIONS_WAIT {
+                return Err(std::io::Error::other(
+                    "another run of the group holds its versions for too long",
+                ));
+            }
+            std::thread::sleep(VERSIONS_LOOK);
+        }
         Ok(file)
     }
 

@@ -40,7 +40,6 @@ const FENCED_LOOK: Duration = Duration::from_secs(5);
 const RETRY_FIRST: Duration = Duration::from_secs(2);
 const RETRY_LIMIT: Duration = Duration::from_mins(1);
 
-
 pub(crate) async fn keep(
     config: Arc<Config>,
     policy: Policy,
@@ -234,10 +233,14 @@ impl Keeper {
             .filter(|(_, standby)| standby.running.is_none() && self.is_due(standby, now))
             .map(|(to, _)| to.clone())
             .collect();
-        let (alone, together): (Vec<SiteName>, BTreeSet<SiteName>) = (
-            due.iter().filter(|to| self.common.is_some() || self.standbys[*to].lags).cloned().collect(),
-            due.iter().filter(|to| self.common.is_none() && !self.standbys[*to].lags).cloned().collect(),
-        );
+        // A first copy would only be cut off from those that have points.
+        let any_has_points = self.standbys.values().any(|standby| !standby.lags && standby.last.is_some());
+        let is_apart = |to: &&SiteName| {
+            let standby = &self.standbys[*to];
+            self.common.is_some() || standby.lags || (any_has_points && standby.last.is_none())
+        };
+        let alone: Vec<SiteName> = due.iter().filter(is_apart).cloned().collect();
+        let together: BTreeSet<SiteName> = due.iter().filter(|to| !is_apart(to)).cloned().collect();
         if !together.is_empty() {
             for standby in self.standbys.values_mut() {
                 let Some(cancel) = &standby.running else { continue };
@@ -252,9 +255,10 @@ impl Keeper {
         }
         for to in alone {
             // The round may still use what lies in its folder.
-            let waits = self.common.as_ref().is_some_and(|common| {
-                common.members.contains(&to) || freezes(&self.policy)
-            });
+            let waits = self
+                .common
+                .as_ref()
+                .is_some_and(|common| common.members.contains(&to) || freezes(&self.policy));
             if waits {
                 continue;
             }
@@ -395,7 +399,9 @@ impl Keeper {
                     self.fenced.remove(&at);
                 }
                 Ok(_) => {}
-                Err(error) => tracing::warn!(group = %self.policy.group, to = %at, "looking for the primary: {error}"),
+                Err(error) => {
+                    tracing::warn!(group = %self.policy.group, to = %at, "looking for the primary: {error}");
+                }
             }
         }
         if self.fenced.is_empty() {

@@ -69,13 +69,10 @@ impl Lent {
         } = capture;
         let bytes = match content {
             Content::Volume(content) => Bytes::Volume(Arc::new(terms.share(content, block_bytes))),
-            Content::Tree { root, paths } => {
-                Bytes::Tree(Tree { root, paths, laid_out: Mutex::default() })
-            }
+            Content::Tree { root, paths } => Bytes::Tree(Tree { root, paths, laid_out: Mutex::default() }),
         };
-        let version = tracking.map(|tracking| {
-            Arc::new(Version::new(tracking, item.clone(), terms.home.clone()))
-        });
+        let version =
+            tracking.map(|tracking| Arc::new(Version::new(tracking, item.clone(), terms.home.clone())));
         Arc::new(Self {
             item,
             kind,
@@ -95,23 +92,23 @@ impl Lent {
     /// together.
     pub(crate) fn lay_out(&self, tree: &Tree, previous: &Layout, member: usize) -> io::Result<LaidOut> {
         let mut all = tree.laid_out.lock().expect("no holder of this lock panics");
-        let place = match all.iter().position(|one| *one.previous == *previous) {
-            Some(place) => place,
-            None => {
-                let (entries, layout) =
-                    tree::scan(&tree.root, &tree.paths, u64::from(self.block_bytes), previous)?;
-                let content: Arc<dyn ReadAt> = Arc::new(TreeContent::new(&tree.root, &entries));
-                let bytes = Arc::new(self.terms.share(content, self.block_bytes));
-                all.iter().flat_map(|other| &other.readers).for_each(|reader| bytes.leave(*reader));
-                all.push(LaidOut {
-                    previous: Arc::new(previous.clone()),
-                    entries: Arc::new(entries),
-                    layout: Arc::new(layout),
-                    bytes,
-                    readers: Vec::new(),
-                });
-                all.len() - 1
-            }
+        let there = all.iter().position(|one| *one.previous == *previous);
+        let place = if let Some(place) = there {
+            place
+        } else {
+            let (entries, layout) =
+                tree::scan(&tree.root, &tree.paths, u64::from(self.block_bytes), previous)?;
+            let content: Arc<dyn ReadAt> = Arc::new(TreeContent::new(&tree.root, &entries));
+            let bytes = Arc::new(self.terms.share(content, self.block_bytes));
+            all.iter().flat_map(|other| &other.readers).for_each(|reader| bytes.leave(*reader));
+            all.push(LaidOut {
+                previous: Arc::new(previous.clone()),
+                entries: Arc::new(entries),
+                layout: Arc::new(layout),
+                bytes,
+                readers: Vec::new(),
+            });
+            all.len() - 1
         };
         all[place].readers.push(member);
         let others = all.iter().enumerate().filter(|(other, _)| *other != place);

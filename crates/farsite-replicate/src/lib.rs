@@ -28,6 +28,7 @@ pub mod round;
 pub mod run;
 pub mod run_clock;
 mod run_state;
+mod seat;
 mod shared;
 pub mod status;
 mod throttle;

@@ -22,6 +22,7 @@ use farsite_store::shipped::Shipped;
 use jiff::Timestamp;
 use tokio::sync::{mpsc, oneshot};
 
+use crate::ReplicateError;
 use crate::anomaly::{self, History};
 use crate::basis::Basis;
 use crate::capture::{EntryOutcome, Intake, Listed, Memory, directory_id};
@@ -33,7 +34,6 @@ use crate::record::RunRow;
 use crate::run::{RunOptions, RunReport, SOURCE_LIMIT};
 use crate::run_clock::RunClock;
 use crate::run_state::RunState;
-use crate::ReplicateError;
 
 /// What the round has for all its members.
 #[derive(Clone)]
@@ -220,7 +220,8 @@ async fn attempt(begin: Begin, run_id: &mut String) -> Result<RunReport, Replica
         writer.flush().await?;
         stopped(&options)?;
         skews.push(clock.compare(&group.store).await?.skew());
-        Ok::<_, ReplicateError>(group.store.backend.time().await?)
+        // The latest moment that the told time can stand for: a clock that is right is not called ahead.
+        Ok::<_, ReplicateError>(group.store.latest(group.store.backend.time().await?))
     };
     let store_now = match durable.await {
         Ok(store_now) => store_now,
@@ -250,6 +251,10 @@ async fn attempt(begin: Begin, run_id: &mut String) -> Result<RunReport, Replica
             tracing::warn!(group = %group.policy.group, point = %manifest.point, "suspicious: {words}");
         }
         let committed = point::committed(&manifest, hash, suspicious);
+        // The last moment at which it can be known that the group is another site's.
+        if options.cancel.load(Ordering::Relaxed) {
+            return Err(StoreError::Cancelled);
+        }
         options.observer.stage("committing");
         let answer = ledger.append(&group.signer, |state| {
             state.refuse_damage()?;

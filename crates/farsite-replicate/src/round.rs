@@ -6,13 +6,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
-use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 
 use farsite_model::policy::{Item, Policy};
 use farsite_model::{ItemId, SiteName};
 use farsite_sources::{Capture, CaptureContext, LogPosition, Source};
-use farsite_store::StoreError;
 use farsite_store::ingest::Press;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
@@ -21,10 +19,11 @@ use crate::capture::host_name;
 use crate::databases;
 use crate::group::Group;
 use crate::lent::{Lent, Terms};
-use crate::member::{self, Begin, Order, Step};
+use crate::member::{Begin, Order, Step};
 use crate::patience::Patience;
 use crate::run::{RunOptions, RunReport, SOURCE_LIMIT};
 use crate::run_clock::RunClock;
+use crate::seat::{End, LeftBy, Seat, seated};
 use crate::{ReplicateError, frozen, hooks};
 
 /// One standby that takes part.
@@ -89,70 +88,6 @@ pub async fn round(members: Vec<Member>, ended: mpsc::UnboundedSender<Ended>) {
     round.heed_fences();
     round.captures().await;
     round.committed().await;
-}
-
-/// Why a member's run stops that would have gone on.
-#[derive(Clone)]
-enum LeftBy {
-    Cut,
-    Fenced { at: SiteName, why: String },
-    Failed(String),
-}
-
-struct End {
-    number: usize,
-    has_committed: bool,
-    fenced: Option<String>,
-}
-
-/// A member from its beginning to its end.
-async fn seated(
-    begin: Begin,
-    number: usize,
-    left_by: Arc<Mutex<Option<LeftBy>>>,
-    ends: mpsc::UnboundedSender<End>,
-    ended: mpsc::UnboundedSender<Ended>,
-) {
-    let (group, to) = (begin.group.policy.group.to_string(), begin.group.to.clone());
-    let patience = Patience::of(&begin.group.policy).total();
-    let result = tokio::spawn(member::run(begin)).await;
-    let result = result.unwrap_or_else(|error| {
-        Err(ReplicateError::Setup(format!("group {group}: the run to {to} ended badly: {error}")))
-    });
-    let left_by = left_by.lock().expect("no holder of this lock panics").clone();
-    let was_cut = matches!(left_by, Some(LeftBy::Cut));
-    let result = match (result, left_by) {
-        (Err(ReplicateError::Store(StoreError::Cancelled)), Some(left_by)) => Err(match left_by {
-            LeftBy::Cut => ReplicateError::CutOff { group, to: to.clone(), patience },
-            LeftBy::Fenced { at, why } => ReplicateError::FencedAt { group, at, why },
-            LeftBy::Failed(why) => ReplicateError::Setup(why),
-        }),
-        (result, _) => result,
-    };
-    let end = End {
-        number,
-        has_committed: result.is_ok(),
-        fenced: result.as_ref().err().filter(|error| error.is_fenced()).map(ToString::to_string),
-    };
-    let _ = ended.send(Ended { to, result, was_cut });
-    let _ = ends.send(end);
-}
-
-struct Seat {
-    group: Arc<Group>,
-    options: RunOptions,
-    /// None when it takes no part any more.
-    orders: Option<mpsc::Sender<Order>>,
-    left_by: Arc<Mutex<Option<LeftBy>>>,
-    has_ended: bool,
-}
-
-impl Seat {
-    fn leave(&mut self, by: LeftBy) {
-        self.left_by.lock().expect("no holder of this lock panics").get_or_insert(by);
-        self.options.cancel.store(true, Ordering::Relaxed);
-        self.orders = None;
-    }
 }
 
 struct Round {
@@ -312,8 +247,7 @@ impl Round {
     ) -> Option<BTreeMap<ItemId, Result<LogPosition, String>>> {
         let policy = self.policy.clone();
         let hooks = &policy.hooks;
-        let frozen =
-            frozen::freeze(leader, frozen::GROUP, &hooks.before_capture, &hooks.after_capture).await;
+        let frozen = frozen::freeze(leader, frozen::GROUP, &hooks.before_capture, &hooks.after_capture).await;
         let frozen = match frozen {
             Ok(frozen) => frozen,
             Err(why) => {
@@ -359,6 +293,8 @@ impl Round {
             self.step(Step::Base(item.clone(), base.clone())).await;
             if let Ok(base) = base {
                 base.lent.take_back();
+                let stem = farsite_store::local_map::stem(&base.lent.item);
+                let _ = std::fs::remove_dir_all(context.scratch.join(stem));
             }
         }
         let told = databases::position(&*database, context).await;
@@ -383,8 +319,7 @@ impl Round {
         let mut context = context.clone();
         context.frozen = !hooks.before_capture.is_empty();
         let name = item.id();
-        let frozen =
-            frozen::freeze(leader, name.as_str(), &hooks.before_capture, &hooks.after_capture).await;
+        let frozen = frozen::freeze(leader, name.as_str(), &hooks.before_capture, &hooks.after_capture).await;
         let frozen = match frozen {
             Ok(frozen) => frozen,
             Err(why) => {
@@ -424,8 +359,9 @@ impl Round {
     ) -> Result<Capture, String> {
         let home = leader.home();
         // Another run of the group must not take the new version for one that nobody needs.
-        let _held = tokio::task::block_in_place(|| home.hold_versions())
-            .map_err(|error| format!("its versions cannot be held: {error}"))?;
+        let has_versions = matches!(item, Item::Cinder(_) | Item::Volume(_));
+        let held = has_versions.then(|| tokio::task::block_in_place(|| home.hold_versions()));
+        let _held = held.transpose().map_err(|error| error.to_string())?;
         let capture = source.capture(id, context).await.map_err(|error| error.to_string())?;
         if let Some(least) = item.consistency()
             && capture.consistency < least
@@ -467,11 +403,7 @@ impl Round {
         // Without orders there is nothing more to come; who was told to commit has ended its part.
         let patience = self.patience.clone();
         loop {
-            let is_open = |seat: &Seat| {
-                let left_by = seat.left_by.lock().expect("no holder of this lock panics");
-                !seat.has_ended && !matches!(*left_by, Some(LeftBy::Cut))
-            };
-            if !self.seats.iter().any(is_open) {
+            if !self.seats.iter().any(Seat::is_awaited) {
                 break;
             }
             let end = if self.has_committed {

@@ -106,7 +106,9 @@ impl Shared {
         self.source.write().expect("no holder of this lock panics").take();
         let mut state = self.lock();
         let cells: Vec<u64> = state.cells.keys().copied().collect();
-        cells.into_iter().for_each(|index| state.remove(index));
+        for index in cells {
+            state.remove(index);
+        }
         self.moved.notify_all();
     }
 

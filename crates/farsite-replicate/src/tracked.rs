@@ -131,7 +131,9 @@ impl Drop for Version {
     fn drop(&mut self) {
         tokio::task::block_in_place(|| match self.home.hold_versions() {
             Ok(_held) => self.tracking.forget_others(&self.home.needed_versions(&self.item)),
-            Err(error) => tracing::warn!(item = %self.item, "its old versions stay until the next run: {error}"),
+            Err(error) => {
+                tracing::warn!(item = %self.item, "its old versions stay until the next run: {error}");
+            }
         });
     }
 }

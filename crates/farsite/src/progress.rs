@@ -1,8 +1,8 @@
 //! Progress bars on stderr, on a terminal only: elsewhere they would be noise in a log.
 
 use std::io::IsTerminal;
-use std::sync::atomic::Ordering;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use farsite_model::quantity::ByteSize;

@@ -99,7 +99,7 @@ impl Press {
     /// A block by itself.
     pub(super) fn whole(&self, id: &BlobId, raw: &[u8], stats: &RunStats) -> Vec<u8> {
         let made = self.once(key(b'w', [id]), raw.len(), stats, |level| Some(blob::encode(raw, level)));
-        made.map(|bytes| bytes.to_vec()).unwrap_or_else(|| blob::encode(raw, self.level()))
+        made.map_or_else(|| blob::encode(raw, self.level()), |bytes| bytes.to_vec())
     }
 
     /// Blocks that are sealed as one; `None` where that saves nothing.
@@ -159,10 +159,10 @@ impl Press {
         }
         state.frames.insert(key, Frame::InWork);
         drop(state);
-        let mut work = Work { press: self, key, made: None };
-        let bytes: Option<Arc<[u8]>> = make();
-        work.made = Some(bytes.clone());
-        bytes
+        let mut work = Work { press: self, key, bytes: None, is_made: false };
+        work.bytes = make();
+        work.is_made = true;
+        work.bytes.clone()
     }
 }
 
@@ -170,7 +170,8 @@ impl Press {
 struct Work<'p> {
     press: &'p Press,
     key: Key,
-    made: Option<Option<Arc<[u8]>>>,
+    bytes: Option<Arc<[u8]>>,
+    is_made: bool,
 }
 
 impl Drop for Work<'_> {
@@ -178,8 +179,8 @@ impl Drop for Work<'_> {
         let mut state = self.press.lock();
         state.frames.remove(&self.key);
         let left = state.writers().saturating_sub(1);
-        if let Some(bytes) = self.made.take().filter(|_| left > 0) {
-            state.add(self.key, bytes, left, self.press.limit_bytes);
+        if self.is_made && left > 0 {
+            state.add(self.key, self.bytes.take(), left, self.press.limit_bytes);
         }
         drop(state);
         self.press.made.notify_all();

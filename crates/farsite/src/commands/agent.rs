@@ -174,7 +174,8 @@ impl Watch {
                         }
                     }
                 }
-                let flat = seen.iter().flat_map(|(at, all)| all.iter().map(|status| (at.clone(), status.clone())));
+                let flat =
+                    seen.iter().flat_map(|(at, all)| all.iter().map(|status| (at.clone(), status.clone())));
                 *sink.lock().await = flat.collect();
                 tokio::select! {
                     () = tokio::time::sleep(LOOK) => {}

@@ -164,10 +164,7 @@ async fn one_round(groups: &[Arc<Group>], full: bool, context: &Context) -> BTre
         let cancels: Vec<Arc<AtomicBool>> = groups.iter().map(|_| Arc::default()).collect();
         let members = groups.iter().zip(&cancels).map(|(group, cancel)| {
             let observer = RunProgress::of(groups.len(), group.to.as_str());
-            Member {
-                group: group.clone(),
-                options: RunOptions { full, cancel: cancel.clone(), observer },
-            }
+            Member { group: group.clone(), options: RunOptions { full, cancel: cancel.clone(), observer } }
         });
         let (ended, mut ends) = mpsc::unbounded_channel();
         let round = round::round(members.collect(), ended);
