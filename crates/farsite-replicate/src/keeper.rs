@@ -13,7 +13,7 @@ use std::time::Duration;
 use farsite_model::SiteName;
 use farsite_model::clock::Clock;
 use farsite_model::config::Config;
-use farsite_model::policy::Policy;
+use farsite_model::policy::{DiskFormat, Item, Policy};
 use farsite_store::StoreError;
 use farsite_store::ingest::RunStats;
 use farsite_store::ledger::Ledger;
@@ -245,8 +245,8 @@ impl Keeper {
             for standby in self.standbys.values_mut() {
                 let Some(cancel) = &standby.running else { continue };
                 standby.lags = true;
-                // Two runs must not freeze across each other; what it has is complete and counts when it goes on.
-                if freezes(&self.policy) {
+                // Two runs must not get in each other's way; what it has is complete and counts when it goes on.
+                if is_exclusive(&self.policy) {
                     cancel.store(true, Ordering::Relaxed);
                 }
             }
@@ -258,7 +258,7 @@ impl Keeper {
             let waits = self
                 .common
                 .as_ref()
-                .is_some_and(|common| common.members.contains(&to) || freezes(&self.policy));
+                .is_some_and(|common| common.members.contains(&to) || is_exclusive(&self.policy));
             if waits {
                 continue;
             }
@@ -439,10 +439,16 @@ impl Keeper {
     }
 }
 
-/// Whether hooks stop what writes to the items while they are captured.
-fn freezes(policy: &Policy) -> bool {
-    let items = policy.items.iter().map(|item| &item.hooks().before_capture);
-    items.chain([&policy.hooks.before_capture]).any(|hooks| !hooks.is_empty())
+/// Whether captures get in each other's way: hooks stop what writes to the items, or an image is locked while it is read.
+fn is_exclusive(policy: &Policy) -> bool {
+    let is_locked = |item: &Item| match item {
+        Item::Volume(volume) => volume.format == DiskFormat::Qcow2,
+        Item::Cinder(cinder) => cinder.format == DiskFormat::Qcow2,
+        _ => false,
+    };
+    let freezes = |item: &Item| !item.hooks().before_capture.is_empty();
+    !policy.hooks.before_capture.is_empty()
+        || policy.items.iter().any(|item| is_locked(item) || freezes(item))
 }
 
 /// Tells the board what a run does.
