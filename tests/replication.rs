@@ -6,10 +6,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use farsite_model::clock::{Clock, SkewedClock, SystemClock};
 use farsite_model::{Consistency, Epoch, ItemId, PromotionId};
 use farsite_replicate::agent::{self, AgentOptions, Board};
-use farsite_replicate::databases::Logs;
-use farsite_replicate::run::{self, Observer, RunOptions};
+use farsite_replicate::run::{Observer, RunOptions};
 use farsite_replicate::{ReplicateError, restore, status};
-use farsite_scenarios::{TwoSites, cloud, noise, site};
+use farsite_scenarios::{TwoSites, cloud, noise, run, site};
 use farsite_store::StoreError;
 use farsite_store::ingest::RunStats;
 use farsite_store::ledger::{GroupState, Ledger, Statement};
@@ -130,7 +129,7 @@ async fn a_capture_that_is_less_consistent_than_the_policy_demands_is_not_used()
     std::fs::create_dir_all(sites.data("volumes")).unwrap();
     std::fs::write(sites.data("volumes/volume-a"), noise(1, 1 << 20)).unwrap();
     let group = sites.group(Arc::new(SystemClock)).await;
-    let error = run::run(&group, &mut Logs::default(), &RunOptions::default()).await.unwrap_err().to_string();
+    let error = run(group, RunOptions::default()).await.unwrap_err().to_string();
     assert!(error.contains("the policy demands application"), "{error}");
     assert!(sites.ledger().await.state().points.is_empty(), "nothing was committed");
 }
@@ -148,7 +147,7 @@ async fn hooks_freeze_before_and_thaw_after_whatever_happens() {
     assert_eq!(std::fs::read_to_string(sites.data("log")).unwrap(), "freeze\nthaw\n");
     assert_eq!(report.weakest, Consistency::Crash, "what was frozen is one instant of its storage");
     // A run was killed while it was frozen: the next one thaws first.
-    let note = sites.path("north/state/groups/cloud/south/frozen");
+    let note = sites.path("north/state/groups/cloud/.frozen");
     std::fs::create_dir_all(&note).unwrap();
     std::fs::write(note.join("left"), "cinder/main").unwrap();
     sites.replicate().await;
@@ -195,7 +194,7 @@ async fn invariant_8_the_rpo_is_never_better_than_the_truth_whatever_the_source_
         // The true age of the oldest capture is at least the time since the run began, less what came before capture:
         // the state that is captured cannot be younger than the moment when the run ends its captures.
         let truly_begun = std::time::Instant::now();
-        run::run(&group, &mut Logs::default(), &options).await.unwrap();
+        run(group, options).await.unwrap();
         let truly_ended = std::time::Instant::now();
         tokio::time::sleep(std::time::Duration::from_millis(700)).await;
         let store = sites.store().await;
@@ -241,12 +240,9 @@ async fn a_run_that_was_stopped_goes_on_without_sending_complete_packs_again() {
     let cancel = Arc::new(AtomicBool::new(false));
     let observer = Arc::new(StopAfter { cancel: cancel.clone() });
     let group = sites.group(Arc::new(SystemClock)).await;
-    let stopped = run::run(&group, &mut Logs::default(), &RunOptions { full: false, cancel, observer })
-        .await
-        .unwrap_err();
+    let stopped = run(group, RunOptions { full: false, cancel, observer }).await.unwrap_err();
     assert!(matches!(stopped, ReplicateError::Store(StoreError::Cancelled)), "{stopped}");
     assert!(sites.ledger().await.state().points.is_empty());
-    drop(group);
     // Uploads that were under way when the run stopped still land.
     let count = || walk(&sites.path("south/replica/packs")).len() as u64;
     let mut packs = count();

@@ -6,12 +6,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use farsite_model::PointId;
 use farsite_model::clock::SystemClock;
-use farsite_replicate::databases::Logs;
 use farsite_replicate::group::Group;
 use farsite_replicate::restore;
-use farsite_replicate::run::{self, RunOptions};
+use farsite_replicate::run::RunOptions;
 use farsite_s3server::{Credentials, Fault, Server};
-use farsite_scenarios::{Random, TwoSites, noise, seed, site};
+use farsite_scenarios::{Random, TwoSites, noise, run, seed, site};
 use farsite_store::read::ReadStats;
 
 /// Every way in which one call can go wrong.
@@ -82,7 +81,7 @@ impl Story {
         let south = site("south");
         let group = Group::open(&config, &policy, &south, Arc::new(SystemClock)).await;
         let group = group.map_err(|error| error.to_string())?;
-        let report = run::run(&group, &mut Logs::default(), &RunOptions::default()).await;
+        let report = run(group, RunOptions::default()).await;
         report.map(|report| report.point).map_err(|error| error.to_string())
     }
 

@@ -1,6 +1,7 @@
 //! Volumes on a file system with reflinks: a run reads what was written since the last one, and nothing else; what the file
 //! system says is held against a full read, and not believed any more once it was wrong.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
@@ -111,6 +112,68 @@ fn a_run_reads_what_was_written_and_nothing_else() {
         replicate(&sites);
         fs::remove_file(sites.data("volumes/volume-a")).unwrap();
         replicate(&sites);
+        assert_eq!(kept(&sites).len(), 1, "{:?}", kept(&sites));
+    });
+}
+
+#[test]
+fn a_standby_that_missed_points_is_told_all_that_changed_since_its_own() {
+    if !mounts::are_own() {
+        return mounts::with_own(
+            "a_standby_that_missed_points_is_told_all_that_changed_since_its_own",
+            &PROBE,
+        );
+    }
+    tokio::runtime::Runtime::new().unwrap().block_on(async {
+        let (sites, _disk) = a_site().await;
+        sites.one_more_standby("west", "./west/replica", "");
+        let run = |args: &[&str]| -> BTreeMap<String, serde_json::Value> {
+            let output = sites.farsite("north", &[&["replicate", "--json"], args].concat());
+            assert!(matches!(output.status.code(), Some(0 | 3)), "{}", said(&output));
+            let answer: Vec<serde_json::Value> = serde_json::from_slice(&output.stdout).unwrap();
+            let to = |run: &serde_json::Value| run["to"].as_str().unwrap().to_owned();
+            answer.into_iter().map(|run| (to(&run), run["report"].clone())).collect()
+        };
+        let restores = |at: &str, report: &serde_json::Value| {
+            let to = sites.path("restored");
+            let _ = fs::remove_file(&to);
+            let args = [
+                "restore",
+                report["point"].as_str().unwrap(),
+                "cinder/volume-a",
+                "--to",
+                to.to_str().unwrap(),
+            ];
+            let output = sites.command(at, &args).output().unwrap();
+            assert!(output.status.success(), "{}", said(&output));
+            assert!(fs::read(&to).unwrap() == fs::read(sites.data("volumes/volume-a")).unwrap(), "{at}");
+        };
+        run(&[]);
+        assert_eq!(kept(&sites).len(), 1, "both stand on one version: {:?}", kept(&sites));
+        for at in [5, 20] {
+            write_at(&sites, at * MIB, &noise(at as u64, 4096));
+            run(&["--to", "south"]);
+            assert_eq!(kept(&sites).len(), 2, "each stands on its own: {:?}", kept(&sites));
+        }
+        write_at(&sites, 50 * MIB, &noise(50, 4096));
+        let both = run(&[]);
+        // West has missed two of the three changes.
+        assert_eq!(both["south"]["read_bytes"], BLOCK);
+        assert_eq!(both["west"]["read_bytes"], 3 * BLOCK);
+        restores("south/farsite.yaml", &both["south"]);
+        restores("west/operator/farsite.yaml", &both["west"]);
+        assert_eq!(kept(&sites).len(), 1, "{:?}", kept(&sites));
+        // A run to one of them that comes to no point takes nothing from the other.
+        fs::rename(sites.path("west/replica/packs"), sites.path("west/replica/away")).unwrap();
+        fs::write(sites.path("west/replica/packs"), "no folder").unwrap();
+        write_at(&sites, 60 * MIB, &noise(60, 4096));
+        let output = sites.farsite("north", &["replicate", "--json"]);
+        assert_eq!(output.status.code(), Some(1), "{}", said(&output));
+        fs::remove_file(sites.path("west/replica/packs")).unwrap();
+        fs::rename(sites.path("west/replica/away"), sites.path("west/replica/packs")).unwrap();
+        let both = run(&[]);
+        assert_eq!((&both["south"]["read_bytes"], &both["west"]["read_bytes"]), (&0.into(), &BLOCK.into()));
+        restores("west/operator/farsite.yaml", &both["west"]);
         assert_eq!(kept(&sites).len(), 1, "{:?}", kept(&sites));
     });
 }

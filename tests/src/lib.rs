@@ -15,10 +15,11 @@ use farsite_model::clock::{Clock, SystemClock};
 use farsite_model::config::Config;
 use farsite_model::policy::Policy;
 use farsite_model::{GroupName, SiteName};
+use farsite_replicate::ReplicateError;
 use farsite_replicate::connect;
-use farsite_replicate::databases::Logs;
 use farsite_replicate::group::Group;
-use farsite_replicate::run::{self, RunOptions, RunReport};
+use farsite_replicate::round::{self, Ended, Member};
+use farsite_replicate::run::{RunOptions, RunReport};
 use farsite_store::Store;
 use farsite_store::backend::SharedBackend;
 use farsite_store::backend::folder::Folder;
@@ -38,6 +39,23 @@ pub fn site(name: &str) -> SiteName {
 }
 pub fn cloud() -> GroupName {
     GroupName::new("cloud").expect("it is valid")
+}
+
+/// One round, and how each of its runs ended.
+pub async fn ends(members: Vec<Member>) -> Vec<Ended> {
+    let (ended, mut ends) = tokio::sync::mpsc::unbounded_channel();
+    round::round(members, ended).await;
+    let mut all = Vec::new();
+    while let Some(end) = ends.recv().await {
+        all.push(end);
+    }
+    all
+}
+
+/// A round of one.
+pub async fn run(group: Group, options: RunOptions) -> Result<RunReport, ReplicateError> {
+    let mut ends = ends(vec![Member { group: Arc::new(group), options }]).await;
+    ends.pop().expect("a run that was begun ends").result
 }
 
 /// Incompressible bytes, the same for the same seed.
@@ -117,6 +135,35 @@ impl TwoSites {
         }
     }
 
+    /// One more store, founded as a person does it: with the keys that the source has. `access` is what its configuration says
+    /// of credentials. Whoever promotes it has `NAME/operator/farsite.yaml`.
+    pub fn one_more_standby(&self, name: &str, url: &str, access: &str) {
+        let keys = self.path("north").display().to_string();
+        let mut init = self.command("north/farsite.yaml", &["init", url, "--site", name, "--out", "new"]);
+        init.args(["--source-keys", &keys, "--single-recipient"]);
+        init.env("AWS_ACCESS_KEY_ID", "owner").env("AWS_SECRET_ACCESS_KEY", "secret-secret");
+        let founded = init.output().expect("the program starts");
+        assert!(founded.status.success(), "{}", said(&founded));
+        assert!(!self.path("new/north/source-agent.key").exists(), "the source keeps its keys");
+        std::fs::create_dir_all(self.path(name)).expect("folders can be made");
+        std::fs::rename(self.path("new/operator"), self.path(&format!("{name}/operator")))
+            .expect("it is there");
+        // What init says is to be added, put below the words that are there.
+        let addition =
+            std::fs::read_to_string(self.path("new/north/add-to-farsite.yaml")).expect("it is there");
+        let store = addition.split_once("stores:\n").expect("a store is added").1.to_owned() + access;
+        self.edit("north/farsite.yaml", |text| {
+            let text = text.replace("south: {} }", &format!("south: {{}}, {name}: {{}} }}"));
+            text.replace("stores:\n", &format!("stores:\n{store}"))
+        });
+        self.edit(&format!("{name}/operator/farsite.yaml"), |text| {
+            text.replace("    identity:", &format!("{access}    identity:"))
+        });
+        self.edit("north/policies/cloud.yaml", |text| {
+            text.replace("to: [south]", &format!("to: [south, {name}]"))
+        });
+    }
+
     pub fn path(&self, below: &str) -> PathBuf {
         self.dir.path().join(below)
     }
@@ -142,7 +189,7 @@ impl TwoSites {
     }
     pub async fn replicate_by(&self, clock: Arc<dyn Clock>) -> RunReport {
         let group = self.group(clock).await;
-        run::run(&group, &mut Logs::default(), &RunOptions::default()).await.expect("the run makes a point")
+        run(group, RunOptions::default()).await.expect("the run makes a point")
     }
 
     pub async fn store(&self) -> Store {

@@ -259,6 +259,8 @@ mod tests {
             held: false,
             expired: false,
             damaged: Vec::new(),
+            damaged_packs: std::collections::BTreeSet::new(),
+            damage_is_known: false,
             superseded: false,
         }
     }

@@ -1,5 +1,5 @@
-//! One run's captures: every entry of the policy is frozen, read and put into packs. An entry's items come in; for each
-//! a [`Taken`] goes out, or the reason why there is none. Nothing here makes a point: that is `run`'s last step.
+//! One member's part in a round's captures: a capture that is lent comes in, is read and put into packs; a [`Taken`] goes out,
+//! or the reason why there is none. Nothing here makes a point: that is a member's last step.
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -8,8 +8,6 @@ use std::sync::Arc;
 use farsite_model::content::{InMemory, ReadAt, TreeEntry};
 use farsite_model::policy::Item;
 use farsite_model::{CaptureTime, Consistency, ItemId, ItemKind, RunId};
-use farsite_sources::tracking::ChangeTracking;
-use farsite_sources::{Capture, CaptureContext, Content, Source};
 use farsite_store::StoreError;
 use farsite_store::ingest::{Input, RunWriter};
 use farsite_store::local_map::{LocalMap, LocalMapWriter};
@@ -21,10 +19,11 @@ use farsite_store::signals::{Meter, Signals};
 use crate::ReplicateError;
 use crate::ancestry::{self, Ancestor};
 use crate::basis::Basis;
-use crate::frozen;
 use crate::group::Group;
-use crate::tracked::{self, KeptVersion, Told};
-use crate::tree::{self, Layout, TreeContent};
+use crate::lent::{Bytes, Lent};
+use crate::shared::{Reader, Shared};
+use crate::tracked::{self, Told, Version};
+use crate::tree::Layout;
 
 /// The key in an item's details that names the policy's entry it belongs to.
 pub(crate) const ENTRY: &str = "entry";
@@ -46,26 +45,29 @@ pub(crate) struct Taken {
 /// What becomes this host's memory of the run once its point is committed.
 #[derive(Default)]
 pub(crate) struct Memory {
-    maps: Vec<LocalMapWriter>,
-    layouts: Vec<(PathBuf, Layout)>,
-    versions: Vec<KeptVersion>,
+    maps: Vec<(LocalMapWriter, Option<Arc<Version>>)>,
+    layouts: Vec<(PathBuf, Arc<Layout>)>,
 }
 
 impl Memory {
     /// The point exists: its maps are what the next run compares with.
-    pub(crate) fn commit(self) -> std::io::Result<()> {
-        for map in self.maps {
+    pub(crate) fn commit(self, group: &Group) -> std::io::Result<()> {
+        let mut versions = Vec::new();
+        for (mut map, version) in self.maps {
+            map.set_token(version.as_ref().and_then(|version| version.token().map(str::to_owned)));
             map.commit()?;
+            versions.extend(version);
         }
         for (path, layout) in self.layouts {
             write_layout(&path, &layout)?;
         }
-        self.versions.into_iter().for_each(KeptVersion::commit);
+        group.forget_noted_versions();
+        drop(versions);
         Ok(())
     }
-    pub(crate) fn discard(self) {
-        self.maps.into_iter().for_each(LocalMapWriter::discard);
-        drop(self.versions);
+    pub(crate) fn discard(self, group: &Group) {
+        group.forget_noted_versions();
+        self.maps.into_iter().for_each(|(map, _)| map.discard());
     }
 }
 
@@ -79,14 +81,19 @@ pub(crate) struct Intake<'g> {
     pub(crate) basis: Basis,
     pub(crate) memory: Memory,
     pub(crate) full: bool,
+    /// This member's number within the round.
+    pub(crate) number: usize,
 }
 
 /// What is known of an item besides its bytes.
 #[derive(Default)]
 struct Heard {
-    tracking: Option<Box<dyn ChangeTracking>>,
+    version: Option<Arc<Version>>,
     made_from: Option<Ancestor>,
 }
+
+/// An entry's source in words and the items that it lists now, or why it cannot.
+pub(crate) type Listed = Result<(String, BTreeSet<ItemId>), String>;
 
 /// How one entry of the policy ended.
 #[derive(Default)]
@@ -99,124 +106,45 @@ pub(crate) struct EntryOutcome {
 }
 
 impl Intake<'_> {
-    /// Captures all items of an entry. A failed item never stops the others; only a failing store does.
-    pub(crate) async fn entry(
-        &mut self,
-        item: &Item,
-        context: &CaptureContext,
-    ) -> Result<EntryOutcome, ReplicateError> {
-        let mut outcome = EntryOutcome::default();
+    /// What becomes of an entry whose items could not be captured: all that the point before has of it.
+    fn fail_all(&self, item: &Item, why: &str, outcome: &mut EntryOutcome) {
         let before = self.items_before(item);
-        let fail_all = |why: String, outcome: &mut EntryOutcome| {
-            let ids = if before.is_empty() { vec![item.id()] } else { before.iter().cloned().collect() };
-            outcome.failed.extend(ids.into_iter().map(|id| (id, why.clone())));
-        };
-        if let Some(host) = item.on()
-            && host != host_name()
-        {
-            let why = format!("it is read on host {host}, and this agent runs on {}", host_name());
-            fail_all(why, &mut outcome);
-            return Ok(outcome);
-        }
-        let source = match farsite_sources::source(item) {
-            Ok(source) => source,
-            Err(error) => {
-                fail_all(error.to_string(), &mut outcome);
-                return Ok(outcome);
+        let ids = if before.is_empty() { vec![item.id()] } else { before.into_iter().collect() };
+        outcome.failed.extend(ids.into_iter().map(|id| (id, why.to_owned())));
+    }
+
+    /// An entry's items as they are listed now. What the point before has and the list has not is absent, and told; a list
+    /// that is not to be believed is a failure.
+    pub(crate) fn listed(&self, item: &Item, listed: &Listed, outcome: &mut EntryOutcome) -> Vec<ItemId> {
+        let (from, ids) = match listed {
+            Ok(listed) => listed,
+            Err(why) => {
+                self.fail_all(item, why, outcome);
+                return Vec::new();
             }
         };
-        let ids = match tokio::time::timeout(context.timeout, source.items()).await {
-            Ok(Ok(ids)) => ids,
-            Ok(Err(error)) => {
-                fail_all(error.to_string(), &mut outcome);
-                return Ok(outcome);
-            }
-            Err(_) => {
-                fail_all(format!("{} could not be listed in time", source.describe()), &mut outcome);
-                return Ok(outcome);
-            }
-        };
+        let before = self.items_before(item);
         if ids.is_empty() && !before.is_empty() {
             let why = format!(
-                "{} is empty, and the point before holds {} items of it: is it mounted?",
-                source.describe(),
+                "{from} is empty, and the point before holds {} items of it: is it mounted?",
                 before.len()
             );
-            fail_all(why, &mut outcome);
-            return Ok(outcome);
+            self.fail_all(item, &why, outcome);
+            return Vec::new();
         }
-        let now: BTreeSet<&ItemId> = ids.iter().collect();
-        outcome.absent = before.iter().filter(|id| !now.contains(id)).cloned().collect();
-        for gone in &outcome.absent {
-            source.forget(gone, context).await;
-        }
-        self.frozen(item, &*source, ids, context, &mut outcome).await?;
-        Ok(outcome)
+        let absent: Vec<ItemId> = before.into_iter().filter(|id| !ids.contains(id)).collect();
+        outcome.absent.extend(absent.iter().cloned());
+        absent
     }
 
-    /// Captures an entry's items between its hooks. What is still by itself is read after the thaw.
-    async fn frozen(
+    /// Reads what the round has captured of an entry. Only a failing store is an error.
+    pub(crate) fn take_or_fail(
         &mut self,
         item: &Item,
-        source: &dyn Source,
-        ids: Vec<ItemId>,
-        context: &CaptureContext,
+        lent: &Lent,
         outcome: &mut EntryOutcome,
     ) -> Result<(), ReplicateError> {
-        let hooks = item.hooks();
-        let mut context = context.clone();
-        context.frozen = !hooks.before_capture.is_empty();
-        let name = item.id();
-        if let Err(why) =
-            frozen::freeze(self.group, name.as_str(), &hooks.before_capture, &hooks.after_capture).await
-        {
-            outcome.failed.extend(ids.into_iter().map(|id| (id, why.clone())));
-            return Ok(());
-        }
-        let mut still = Vec::new();
-        let mut result = Ok(());
-        for id in ids {
-            match source.capture(&id, &context).await {
-                Ok(capture) if capture.still => still.push(capture),
-                Ok(capture) => {
-                    result = self.take_or_fail(item, capture, outcome).await;
-                    if result.is_err() {
-                        break;
-                    }
-                }
-                Err(error) => outcome.failed.push((id, error.to_string())),
-            }
-        }
-        frozen::thaw(self.group, name.as_str(), &hooks.after_capture).await;
-        result?;
-        for capture in still {
-            self.take_or_fail(item, capture, outcome).await?;
-        }
-        Ok(())
-    }
-
-    async fn take_or_fail(
-        &mut self,
-        item: &Item,
-        capture: Capture,
-        outcome: &mut EntryOutcome,
-    ) -> Result<(), ReplicateError> {
-        let id = capture.item.clone();
-        if let Some(least) = item.consistency()
-            && capture.consistency < least
-        {
-            let why = format!(
-                "its capture is {}, and the policy demands {least}: it is not used",
-                capture.consistency
-            );
-            outcome.failed.push((id, why));
-            return Ok(());
-        }
-        let block_bytes = match item {
-            Item::Volume(volume) => volume.block_size.unwrap_or(self.group.policy.block_size),
-            _ => self.group.policy.block_size,
-        };
-        match self.take(capture, block_bytes.0 as u32).await {
+        match self.take(lent) {
             Ok(mut taken) => {
                 taken.details.insert(ENTRY.to_owned(), item.id().to_string());
                 outcome.taken.push(taken);
@@ -224,11 +152,11 @@ impl Intake<'_> {
             }
             // The item could not be read: that is its own failure, and the packs begun are still good.
             Err(ReplicateError::Store(error @ StoreError::Content { .. })) => {
-                outcome.failed.push((id, error.to_string()));
+                outcome.failed.push((lent.item.clone(), error.to_string()));
                 Ok(())
             }
             Err(ReplicateError::Io { what, source }) => {
-                outcome.failed.push((id, format!("{what}: {source}")));
+                outcome.failed.push((lent.item.clone(), format!("{what}: {source}")));
                 Ok(())
             }
             Err(other) => Err(other),
@@ -236,50 +164,51 @@ impl Intake<'_> {
     }
 
     /// Reads one capture into packs.
-    pub(crate) async fn take(&mut self, capture: Capture, block_bytes: u32) -> Result<Taken, ReplicateError> {
-        let Capture {
-            item, kind, captured, consistency, content, ancestor, details, tracking, guard, ..
-        } = capture;
-        let mut ancestor = ancestor;
-        let (data, directory, signals) = match content {
-            Content::Volume(content) => {
-                let made_from = self.made_from(&item, &mut ancestor, &*content, block_bytes);
+    pub(crate) fn take(&mut self, lent: &Lent) -> Result<Taken, ReplicateError> {
+        let Lent { item, kind, captured, consistency, details, block_bytes, .. } = lent;
+        let block_bytes = *block_bytes;
+        let mut ancestor = lent.ancestor.clone();
+        let (data, directory, signals) = match &lent.bytes {
+            Bytes::Volume(shared) => {
+                let made_from = self.made_from(item, &mut ancestor, &**shared, block_bytes);
+                let heard = Heard { version: lent.version.clone(), made_from };
+                let content = self.reader(shared);
                 let (data, signals) =
-                    self.ingest(&item, &item, &content, block_bytes, Heard { tracking, made_from }, |i| {
-                        Some(&i.data)
-                    })?;
+                    self.ingest(item, item, &content, block_bytes, heard, |i| Some(&i.data))?;
                 (data, None, signals)
             }
-            Content::Tree { root, paths } => {
-                let layout_path = self.group.file_of("layouts", &item, ".json");
+            Bytes::Tree(tree) => {
+                let layout_path = self.group.file_of("layouts", item, ".json");
                 let previous = read_layout(&layout_path);
-                let (entries, layout) = tokio::task::block_in_place(|| {
-                    tree::scan(&root, &paths, u64::from(block_bytes), &previous)
-                })
-                .map_err(ReplicateError::io(format!("listing the files of {item}")))?;
-                let content: Arc<dyn ReadAt> = Arc::new(TreeContent::new(&root, &entries));
+                let laid_out = tokio::task::block_in_place(|| lent.lay_out(tree, &previous, self.number))
+                    .map_err(ReplicateError::io(format!("listing the files of {item}")))?;
+                let content = self.reader(&laid_out.bytes);
                 let (data, signals) =
-                    self.ingest(&item, &item, &content, block_bytes, Heard::default(), |i| Some(&i.data))?;
-                let directory = self.directory(&item, &entries, block_bytes)?;
+                    self.ingest(item, item, &content, block_bytes, Heard::default(), |i| Some(&i.data))?;
+                let directory = self.directory(item, &laid_out.entries, block_bytes)?;
+                let layout = laid_out.layout;
                 let files_before = previous.len() as u64;
                 let files_gone = previous.keys().filter(|path| !layout.contains_key(*path)).count() as u64;
                 self.memory.layouts.push((layout_path, layout));
                 (data, Some(directory), Signals { files_before, files_gone, ..signals })
             }
         };
-        drop(guard);
         Ok(Taken {
-            id: item,
-            kind,
-            captured,
-            consistency,
+            id: item.clone(),
+            kind: *kind,
+            captured: *captured,
+            consistency: *consistency,
             data,
             directory,
             ancestor,
-            details,
+            details: details.clone(),
             log: None,
             signals: Some(signals),
         })
+    }
+
+    fn reader(&self, shared: &Arc<Shared>) -> Reader {
+        Reader::new(shared.clone(), self.number, self.writer.stats.clone())
     }
 
     fn directory(
@@ -289,9 +218,10 @@ impl Intake<'_> {
         block_bytes: u32,
     ) -> Result<MapRoot, ReplicateError> {
         let bytes = serde_json::to_vec(entries).expect("a directory is valid JSON");
-        let content: Arc<dyn ReadAt> = Arc::new(InMemory(bytes));
         let id = directory_id(item);
-        Ok(self.ingest(&id, item, &content, block_bytes, Heard::default(), |i| i.directory.as_ref())?.0)
+        Ok(self
+            .ingest(&id, item, &InMemory(bytes), block_bytes, Heard::default(), |i| i.directory.as_ref())?
+            .0)
     }
 
     /// What a volume without a map of its own was made from; `said` is what its source knows, and learns what was found.
@@ -321,19 +251,20 @@ impl Intake<'_> {
         &mut self,
         id: &ItemId,
         item: &ItemId,
-        content: &Arc<dyn ReadAt>,
+        content: &dyn ReadAt,
         block_bytes: u32,
         heard: Heard,
         of: impl Fn(&ManifestItem) -> Option<&MapRoot>,
     ) -> Result<(MapRoot, Signals), ReplicateError> {
-        let Heard { tracking, made_from } = heard;
+        let Heard { version, made_from } = heard;
+        let tracking = version.as_ref().map(|version| &*version.tracking);
         let previous = if self.full { None } else { self.basis.local_map(self.group, id, of, item) };
         let maps = self.group.maps();
         let mut out = LocalMapWriter::create(&maps, id)
             .map_err(ReplicateError::io(format!("the local block map of {id} in {}", maps.display())))?;
         out.without_damage_until(self.basis.damage_told);
-        let told = match (&previous, &tracking) {
-            (Some(previous), Some(tracking)) => Told::of(self.group, id, previous, &**tracking),
+        let told = match (&previous, tracking) {
+            (Some(previous), Some(tracking)) => Told::of(self.group, id, previous, tracking),
             _ => Told::default(),
         };
         // Changed blocks are sent as patches against these, where the source keeps no version of its own; without either
@@ -362,7 +293,7 @@ impl Intake<'_> {
             before,
             copies: copies.as_ref(),
             meter: Some(&meter),
-            ..Input::first(id.as_str(), &**content, block_bytes)
+            ..Input::first(id.as_str(), content, block_bytes)
         };
         let map = match self.writer.ingest(&input, &mut out) {
             Ok(map) => map,
@@ -377,19 +308,7 @@ impl Intake<'_> {
         if let Some(claims) = &told.claims {
             tracked::judge(self.group, id, claims);
         }
-        if let Some(tracking) = tracking {
-            let before = previous.as_ref().and_then(LocalMap::token).map(str::to_owned);
-            match KeptVersion::keep(tracking, before) {
-                Ok(version) => {
-                    out.set_token(Some(version.token().to_owned()));
-                    self.memory.versions.push(version);
-                }
-                Err(error) => {
-                    tracing::warn!(item = %id, "its version is not kept ({error}): the next run reads all of it");
-                }
-            }
-        }
-        self.memory.maps.push(out);
+        self.memory.maps.push((out, version));
         let before = match (&previous, &made_from) {
             (Some(previous), _) => self.basis.data_blocks(item, previous.map()),
             (None, Some(ancestor)) => self.basis.data_blocks(&ancestor.item, ancestor.map.map()),

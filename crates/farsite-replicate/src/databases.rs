@@ -5,7 +5,6 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use farsite_model::policy::Item;
 use farsite_model::rpo::CaptureStamp;
 use farsite_model::{CaptureTime, Consistency, Epoch, ItemId, ItemKind};
 use farsite_sources::{Capture, CaptureContext, Content, LogPosition, LoggedDatabase};
@@ -18,8 +17,8 @@ use jiff::Timestamp;
 use crate::ReplicateError;
 use crate::capture::{ENTRY, Intake, Taken};
 use crate::group::Group;
+use crate::lent::{Lent, Terms};
 use crate::logship::{Progress, Reconcile, Shipper, Timeline, Work, reconcile, to_point};
-use crate::run_clock::RunClock;
 
 /// A base older than this is replaced by a new one, which ships changed pages only: replay stays short.
 const BASE_AGE: Duration = Duration::from_hours(24);
@@ -49,6 +48,10 @@ impl Logs {
         self.live.iter().map(|(id, live)| (id.clone(), live.shipper.progress.borrow().clone())).collect()
     }
 
+    pub(crate) fn is_shipping(&self, id: &ItemId) -> bool {
+        self.live.contains_key(id)
+    }
+
     /// Ends all shippers: the group was promoted elsewhere, or its agent ends.
     pub fn stop(&mut self) {
         self.live.clear();
@@ -57,25 +60,63 @@ impl Logs {
 
 /// A database between its two positions.
 pub(crate) struct Begun {
-    id: ItemId,
-    entry: ItemId,
-    database: Arc<dyn LoggedDatabase>,
-    captured: CaptureTime,
-    p1: LogPosition,
+    pub(crate) entry: ItemId,
+    pub(crate) captured: CaptureTime,
+    pub(crate) p1: LogPosition,
 }
 
-/// First half: a base where one is needed, a running shipper, and the position that the point stands for.
-pub(crate) async fn begin(
-    intake: &mut Intake<'_>,
-    logs: &mut Logs,
-    item: &Item,
-    epoch: Epoch,
-    clock: &RunClock,
+/// A base backup that the round has taken for all members who need one.
+pub(crate) struct TakenBase {
+    pub(crate) lent: Arc<Lent>,
+    pub(crate) position: LogPosition,
+}
+
+/// The position that a server tells now, and the time that was read before it was asked.
+pub(crate) async fn position(
+    database: &dyn LoggedDatabase,
     context: &CaptureContext,
-) -> Result<Result<Begun, String>, ReplicateError> {
-    let Some(database) = farsite_sources::logged(item) else {
-        return Ok(Err(format!("{} has no log that can be shipped", item.id())));
+) -> Result<(CaptureTime, LogPosition), String> {
+    match tokio::time::timeout(context.timeout, database.position(&*context.clock)).await {
+        Err(_) => Err("the server did not tell its log position in time".to_owned()),
+        Ok(told) => told.map_err(|error| error.to_string()),
+    }
+}
+
+/// Takes a new physical base into the round's scratch folder.
+pub(crate) async fn take_base(
+    database: &dyn LoggedDatabase,
+    block_bytes: u32,
+    terms: &Terms,
+    context: &CaptureContext,
+) -> Result<TakenBase, String> {
+    let id = database.item();
+    let target = context.scratch.join(farsite_store::local_map::stem(&id));
+    std::fs::create_dir_all(&target).map_err(|error| format!("creating {}: {error}", target.display()))?;
+    let backup = database.base_backup(context, target).await.map_err(|error| error.to_string())?;
+    tracing::info!(item = %id, "a new base was taken at {}:{}", backup.position.file, backup.position.offset);
+    let capture = Capture {
+        item: id,
+        kind: ItemKind::Mariadb,
+        captured: backup.captured,
+        consistency: Consistency::Application,
+        content: Content::Tree { root: backup.root, paths: backup.paths },
+        still: true,
+        ancestor: None,
+        details: backup.details,
+        tracking: None,
+        guard: None,
     };
+    Ok(TakenBase { lent: Lent::new(capture, block_bytes, terms.clone()), position: backup.position })
+}
+
+/// Sees to a running shipper. False: a new base is needed first.
+pub(crate) async fn ships(
+    intake: &Intake<'_>,
+    logs: &mut Logs,
+    database: &Arc<dyn LoggedDatabase>,
+    epoch: Epoch,
+    context: &CaptureContext,
+) -> Result<bool, ReplicateError> {
     let id = database.item();
     let usable = logs.live.get(&id).is_some_and(|live| {
         live.epoch == epoch
@@ -84,37 +125,47 @@ pub(crate) async fn begin(
             && is_young(live.begun, context)
             && is_held(intake, &id, live.timeline, live.base.data.root == held_root(intake, &id))
     });
-    if !usable || intake.full {
-        logs.live.remove(&id);
-        let timeline = match saved(intake, &id, epoch, context).await? {
-            Some(timeline) if !intake.full => timeline,
-            _ => match new_base(intake, &*database, &id, epoch, context).await? {
-                Ok(timeline) => timeline,
-                Err(why) => return Ok(Err(why)),
-            },
-        };
-        let live = start(intake, database.clone(), timeline, epoch).await?;
-        logs.live.insert(id.clone(), live);
+    if usable && !intake.full {
+        return Ok(true);
     }
-    Ok(match tokio::time::timeout(context.timeout, database.position(clock)).await {
-        Err(_) => Err("the server did not tell its log position in time".to_owned()),
-        Ok(Err(error)) => Err(error.to_string()),
-        Ok(Ok((captured, p1))) => Ok(Begun { id, entry: item.id(), database, captured, p1 }),
-    })
+    logs.live.remove(&id);
+    if intake.full {
+        return Ok(false);
+    }
+    let Some(timeline) = saved(intake, &id, epoch, context).await? else { return Ok(false) };
+    let live = start(intake, database.clone(), timeline, epoch).await?;
+    logs.live.insert(id, live);
+    Ok(true)
 }
 
-/// Second half, when images and volumes are captured: the position now, and the log up to it durable at the standby.
+/// A new base comes in, and with it a new timeline. The inner error is the database's own.
+pub(crate) async fn stand_on(
+    intake: &mut Intake<'_>,
+    logs: &mut Logs,
+    database: &Arc<dyn LoggedDatabase>,
+    base: &TakenBase,
+    epoch: Epoch,
+) -> Result<Result<(), String>, ReplicateError> {
+    let timeline = match new_timeline(intake, base, epoch).await? {
+        Ok(timeline) => timeline,
+        Err(why) => return Ok(Err(why)),
+    };
+    let live = start(intake, database.clone(), timeline, epoch).await?;
+    logs.live.insert(database.item(), live);
+    Ok(Ok(()))
+}
+
+/// When images and volumes are captured: the position then, and the log up to it durable at the standby.
 pub(crate) async fn finish(
     logs: &mut Logs,
+    id: ItemId,
     begun: Begun,
-    clock: &RunClock,
-    context: &CaptureContext,
+    p2: Result<LogPosition, String>,
 ) -> Result<Taken, (ItemId, String)> {
-    let Begun { id, entry, database, captured, p1 } = begun;
-    let p2 = match tokio::time::timeout(context.timeout, database.position(clock)).await {
-        Err(_) => return Err((id, "the server did not tell its log position in time".to_owned())),
-        Ok(Err(error)) => return Err((id, error.to_string())),
-        Ok(Ok((_, p2))) => p2,
+    let Begun { entry, captured, p1 } = begun;
+    let p2 = match p2 {
+        Ok(p2) => p2,
+        Err(why) => return Err((id, why)),
     };
     let Some(live) = logs.live.get_mut(&id) else {
         return Err((id, "its log is not being shipped".to_owned()));
@@ -191,43 +242,20 @@ async fn saved(
     }
 }
 
-/// A new physical base, and with it a new timeline. The inner error is the database's own.
-async fn new_base(
+async fn new_timeline(
     intake: &mut Intake<'_>,
-    database: &dyn LoggedDatabase,
-    id: &ItemId,
+    base: &TakenBase,
     epoch: Epoch,
-    context: &CaptureContext,
 ) -> Result<Result<Timeline, String>, ReplicateError> {
-    let target = context.scratch.join(farsite_store::local_map::stem(id));
-    std::fs::create_dir_all(&target).map_err(ReplicateError::io(format!("creating {}", target.display())))?;
-    let backup = match database.base_backup(context, target.clone()).await {
-        Ok(backup) => backup,
-        Err(error) => return Ok(Err(error.to_string())),
-    };
-    tracing::info!(item = %id, "a new base was taken at {}:{}", backup.position.file, backup.position.offset);
-    let capture = Capture {
-        item: id.clone(),
-        kind: ItemKind::Mariadb,
-        captured: backup.captured,
-        consistency: Consistency::Application,
-        content: Content::Tree { root: backup.root, paths: backup.paths },
-        still: true,
-        ancestor: None,
-        details: backup.details,
-        tracking: None,
-        guard: None,
-    };
-    let block_bytes = intake.group.policy.block_size.0 as u32;
-    let taken = match intake.take(capture, block_bytes).await {
+    let id = &base.lent.item;
+    let taken = match intake.take(&base.lent) {
         Ok(taken) => taken,
         Err(ReplicateError::Store(error @ farsite_store::StoreError::Content { .. })) => {
             return Ok(Err(error.to_string()));
         }
         Err(other) => return Err(other),
     };
-    let _ = std::fs::remove_dir_all(&target);
-    let position = to_point(&backup.position);
+    let position = to_point(&base.position);
     let base = ManifestItem {
         id: taken.id,
         kind: taken.kind,

@@ -6,6 +6,7 @@ use std::fs::File;
 use std::io::{Read, Seek, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use farsite_model::clock::Clock;
 use farsite_model::config::Config;
@@ -15,8 +16,10 @@ use farsite_store::Store;
 use farsite_store::backend::race;
 use farsite_store::hex::Hex;
 use farsite_store::keys::{BlockSecret, Signer};
+use farsite_store::local_map::LocalMap;
 use rustix::fs::{FlockOperation, flock};
 
+use crate::databases::Logs;
 use crate::record::Record;
 use crate::throttle::Throttled;
 use crate::{ReplicateError, connect};
@@ -35,6 +38,8 @@ pub struct Group {
     pub secret: BlockSecret,
     pub clock: Arc<dyn Clock>,
     pub record: Arc<Record>,
+    /// The shippers of its databases' logs, which go on between runs; whoever makes a run holds them.
+    pub logs: tokio::sync::Mutex<Logs>,
     /// `<state>/groups/<group>/<to>`: local maps, timelines, the run under way.
     pub folder: PathBuf,
     _lock: File,
@@ -54,7 +59,7 @@ impl Group {
                 policy.group, policy.site, config.site
             )));
         }
-        let folder = folder(config, policy, to);
+        let folder = Home::of(config, policy).of_standby(to);
         std::fs::create_dir_all(&folder)
             .map_err(ReplicateError::io(format!("creating {}", folder.display())))?;
         let lock = lock(&folder, policy)?;
@@ -75,16 +80,18 @@ impl Group {
             secret,
             clock,
             record,
+            logs: tokio::sync::Mutex::default(),
             folder,
             _lock: lock,
         })
     }
 
-    pub(crate) fn owner(&self) -> String {
-        owner(&self.folder)
+    /// What its standbys share at this host.
+    pub(crate) fn home(&self) -> Home {
+        Home::of(&self.config, &self.policy)
     }
     pub(crate) fn maps(&self) -> PathBuf {
-        self.folder.join("maps")
+        self.folder.join(MAPS)
     }
     /// Copies of the blocks that were shipped last.
     pub(crate) fn shipped(&self) -> PathBuf {
@@ -100,17 +107,113 @@ impl Group {
     }
 }
 
-/// Where a group's state for one standby lies.
-pub(crate) fn folder(config: &Config, policy: &Policy, to: &SiteName) -> PathBuf {
-    config.state_dir().join("groups").join(policy.group.as_str()).join(to.as_str())
+/// Making a version, or removing one, takes a moment; a busy pool of Ceph may take longer.
+const VERSIONS_WAIT: Duration = Duration::from_mins(1);
+const VERSIONS_LOOK: Duration = Duration::from_millis(10);
+const MAPS: &str = "maps";
+const UNCOMMITTED: &str = "uncommitted";
+const FENCED: &str = "fenced";
+
+/// A group's folder at this host, `<state>/groups/<group>`, in which each of its standbys has one of its own. No site's name
+/// begins with a dot.
+#[derive(Debug, Clone)]
+pub(crate) struct Home {
+    folder: PathBuf,
+    standbys: Vec<SiteName>,
 }
 
-/// Tells what a group keeps on shared file systems from what others keep: it follows from where its state lies.
-pub(crate) fn owner(folder: &Path) -> String {
-    let folder = folder.canonicalize().unwrap_or_else(|_| folder.to_owned());
-    let host = crate::capture::host_name();
-    let hash = blake3::hash(format!("{host} {}", folder.display()).as_bytes()).to_hex();
-    hash[..12].to_owned()
+impl Home {
+    pub(crate) fn of(config: &Config, policy: &Policy) -> Self {
+        let folder = config.state_dir().join("groups").join(policy.group.as_str());
+        Self { folder, standbys: policy.to.clone() }
+    }
+    /// Tells what this group keeps on shared file systems from what others keep: it follows from where its state lies.
+    pub(crate) fn owner(&self) -> String {
+        let folder = self.folder.canonicalize().unwrap_or_else(|_| self.folder.clone());
+        let host = crate::capture::host_name();
+        let hash = blake3::hash(format!("{host} {}", folder.display()).as_bytes()).to_hex();
+        hash[..12].to_owned()
+    }
+    /// Versions of items that are kept for the next run.
+    pub(crate) fn kept(&self) -> PathBuf {
+        self.folder.join(".kept")
+    }
+    /// For work at the source that belongs to no run.
+    pub(crate) fn scratch(&self) -> PathBuf {
+        self.folder.join(".scratch")
+    }
+    /// Notes of what is frozen.
+    pub(crate) fn frozen(&self) -> PathBuf {
+        self.folder.join(".frozen")
+    }
+
+    /// A standby whose store has said that another site is primary, and what it said. It counts until that store says
+    /// otherwise, whether it can be reached or not.
+    pub(crate) fn fenced_at(&self) -> Option<(SiteName, String)> {
+        let said = |to: &SiteName| std::fs::read_to_string(self.of_standby(to).join(FENCED)).ok();
+        self.standbys.iter().find_map(|to| Some((to.clone(), said(to)?)))
+    }
+
+    fn of_standby(&self, standby: &SiteName) -> PathBuf {
+        self.folder.join(standby.as_str())
+    }
+
+    /// While it is held, no other run makes versions of items or lets them go. Blocks its thread for as long as another run
+    /// holds it, up to a limit.
+    pub(crate) fn hold_versions(&self) -> std::io::Result<File> {
+        let file = File::options().append(true).create(true).open(self.folder.join(".versions"))?;
+        let begun = std::time::Instant::now();
+        while flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
+            if begun.elapsed() > VERSIONS_WAIT {
+                return Err(std::io::Error::other(
+                    "another run of the group holds its versions for too long",
+                ));
+            }
+            std::thread::sleep(VERSIONS_LOOK);
+        }
+        Ok(file)
+    }
+
+    /// The versions of an item that some standby's next run stands on: that of its last point, or of one that is being made.
+    pub(crate) fn needed_versions(&self, item: &ItemId) -> Vec<String> {
+        let of = |standby: &SiteName| {
+            let standby = self.of_standby(standby);
+            let committed = LocalMap::open(&standby.join(MAPS), item).ok().flatten();
+            let committed = committed.and_then(|map| Some(map.token()?.to_owned()));
+            let begun = std::fs::read_to_string(uncommitted(&standby, item)).ok();
+            [committed, begun]
+        };
+        self.standbys.iter().flat_map(of).flatten().collect()
+    }
+}
+
+/// Where a run notes which version of an item its point will stand on.
+fn uncommitted(standby: &Path, item: &ItemId) -> PathBuf {
+    standby.join(UNCOMMITTED).join(farsite_store::local_map::stem(item))
+}
+
+impl Group {
+    /// Its store says that another site is primary: other standbys of the group are told by it.
+    pub(crate) fn note_fenced(&self, why: &str) {
+        let path = self.folder.join(FENCED);
+        if let Err(error) = std::fs::write(&path, why).and_then(|()| File::open(&path)?.sync_all()) {
+            tracing::warn!(group = %self.policy.group, "{} was not written: {error}", path.display());
+        }
+    }
+    /// Its store says that this site is primary.
+    pub(crate) fn forget_fenced(&self) {
+        let _ = std::fs::remove_file(self.folder.join(FENCED));
+    }
+    /// The run under way stands on a version of an item.
+    pub(crate) fn note_version(&self, item: &ItemId, token: &str) -> std::io::Result<()> {
+        let path = uncommitted(&self.folder, item);
+        std::fs::create_dir_all(self.folder.join(UNCOMMITTED))?;
+        std::fs::write(path, token)
+    }
+    /// The run has ended: its versions stand in the block maps, or nobody needs them.
+    pub(crate) fn forget_noted_versions(&self) {
+        let _ = std::fs::remove_dir_all(self.folder.join(UNCOMMITTED));
+    }
 }
 
 fn blake3_stem(item: &ItemId) -> String {

@@ -1,11 +1,9 @@
 //! Versions that sources keep between runs: what they take is measured and noted, and what takes too much is let go. What
 //! must hold: no run fails for it; it is done also while no run succeeds, for that is when they grow.
 
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use farsite_model::SiteName;
 use farsite_model::clock::Clock;
 use farsite_model::policy::Policy;
 use farsite_model::quantity::ByteSize;
@@ -14,7 +12,7 @@ use farsite_sources::{CaptureContext, KeptSpace, Source};
 use jiff::{SignedDuration, Timestamp};
 
 use crate::capture::host_name;
-use crate::group;
+use crate::group::Home;
 use crate::record::Record;
 
 /// Measuring takes a command for each pool, and a look at each volume's extents.
@@ -22,15 +20,9 @@ const FRESH: SignedDuration = SignedDuration::from_mins(10);
 /// The longest that it may take, for each entry of the policy.
 const LIMIT: Duration = Duration::from_mins(5);
 
-/// Measures what a group keeps in its folder for one standby, and lets go of what is too much.
-pub(crate) async fn bound(
-    policy: &Policy,
-    to: &SiteName,
-    folder: &Path,
-    clock: Arc<dyn Clock>,
-    record: &Record,
-) {
-    let before = record.kept(policy.group.as_str(), to.as_str()).ok().flatten();
+/// Measures what a group keeps for all its standbys, and lets go of what is too much.
+pub(crate) async fn bound(policy: &Policy, home: &Home, clock: Arc<dyn Clock>, record: &Record) {
+    let before = record.kept(policy.group.as_str()).ok().flatten();
     let is_fresh = before.is_some_and(|kept| {
         let age = Timestamp::now().duration_since(kept.measured);
         !age.is_negative() && age < FRESH
@@ -40,11 +32,11 @@ pub(crate) async fn bound(
     }
     let context = CaptureContext {
         clock,
-        scratch: folder.join("scratch"),
+        scratch: home.scratch(),
         timeout: LIMIT,
         frozen: false,
-        kept: folder.join("kept"),
-        owner: group::owner(folder),
+        kept: home.kept(),
+        owner: home.owner(),
     };
     let mut all: Vec<(KeptSpace, Arc<dyn Source>)> = Vec::new();
     for item in &policy.items {
@@ -72,7 +64,13 @@ pub(crate) async fn bound(
         if !too_much && !no_room {
             continue;
         }
+        let held = tokio::task::block_in_place(|| home.hold_versions());
+        if let Err(error) = held {
+            tracing::warn!(item = %kept.item, "the version kept of it is not let go: {error}");
+            continue;
+        }
         source.forget(&kept.item, &context).await;
+        drop(held);
         tracing::warn!(
             group = %policy.group,
             item = %kept.item,
@@ -84,7 +82,7 @@ pub(crate) async fn bound(
         found.versions -= 1;
         found.let_go += 1;
     }
-    if let Err(error) = record.note_kept(policy.group.as_str(), to.as_str(), &found) {
+    if let Err(error) = record.note_kept(policy.group.as_str(), &found) {
         tracing::warn!(group = %policy.group, "what is kept is not in the record: {error}");
     }
 }

@@ -15,21 +15,30 @@ mod frozen;
 pub mod group;
 mod hooks;
 pub mod hydrate;
+mod keeper;
 mod kept;
+mod lent;
 pub mod logship;
+mod member;
+mod patience;
 pub mod pin;
+mod point;
 pub mod record;
 pub mod restore;
 pub mod restore_log;
+pub mod round;
 pub mod run;
 pub mod run_clock;
 mod run_state;
+mod seat;
+mod shared;
 pub mod status;
 mod throttle;
 mod tracked;
 pub mod tree;
 pub mod unfinished;
 
+use farsite_model::SiteName;
 use farsite_model::yaml::YamlError;
 use farsite_sources::SourceError;
 use farsite_store::StoreError;
@@ -52,6 +61,15 @@ pub enum ReplicateError {
         "group {group} is worked on by another process (pid {pid})\n  hint: the agent replicates by itself; stop it first, or wait for its next run"
     )]
     Busy { group: String, pid: String },
+    #[error(
+        "group {group}: the store at {to} held the others up for {}s, and the round went on without it; what it has is complete and counts when it goes on by itself",
+        .patience.as_secs_f64()
+    )]
+    CutOff { group: String, to: SiteName, patience: std::time::Duration },
+    #[error(
+        "group {group}: nothing is committed anywhere, for the store at {at} says: {why}\n  hint: that counts until that store names this site primary again, or {at} is taken out of the policy's `to:`"
+    )]
+    FencedAt { group: String, at: SiteName, why: String },
     #[error("{what}: {source}")]
     Io { what: String, source: std::io::Error },
     #[error("the record in {path}: {source}")]
@@ -82,6 +100,6 @@ impl ReplicateError {
 
     /// The group was promoted elsewhere: this agent must stop, not try again.
     pub fn is_fenced(&self) -> bool {
-        matches!(self, Self::Store(StoreError::Refused(Refusal::Fenced { .. })))
+        matches!(self, Self::Store(StoreError::Refused(Refusal::Fenced { .. })) | Self::FencedAt { .. })
     }
 }

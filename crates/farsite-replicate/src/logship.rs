@@ -20,7 +20,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::ReplicateError;
-use crate::run_clock::RunClock;
+use crate::run_clock::{Compared, RunClock};
 
 /// How often the spool is looked at.
 const TICK: Duration = Duration::from_millis(400);
@@ -164,7 +164,7 @@ impl Shipper {
 
 async fn ship(work: &mut Work, progress: &watch::Sender<Progress>) {
     let mut stream: Option<LogStream> = None;
-    let mut clock: Option<RunClock> = None;
+    let mut clock: Option<(RunClock, Compared)> = None;
     let mut last_mark = Instant::now();
     // What is durable at the store is not known: nothing is written until it is.
     let mut unsure = false;
@@ -241,19 +241,19 @@ enum Stop {
 async fn tick(
     work: &mut Work,
     stream: &mut Option<LogStream>,
-    clock: &mut Option<RunClock>,
+    clock: &mut Option<(RunClock, Compared)>,
     last_mark: &mut Instant,
     progress: &watch::Sender<Progress>,
 ) -> Result<(), Stop> {
     let trouble = |error: &dyn std::fmt::Display| Stop::Trouble(error.to_string());
-    match clock {
-        Some(clock) if clock.age() < ANCHOR_AGE => {}
-        Some(clock) => {
-            clock.anchor_again(&work.store, &*work.clock).await.map_err(|e| trouble(&e))?;
+    let (clock, compared) = match clock {
+        Some(anchored) if anchored.1.age() < ANCHOR_AGE => anchored,
+        _ => {
+            let fresh = RunClock::begin(&*work.clock);
+            let compared = fresh.compare(&work.store).await.map_err(|e| trouble(&e))?;
+            clock.insert((fresh, compared))
         }
-        None => *clock = Some(RunClock::anchored(&work.store, &*work.clock).await.map_err(|e| trouble(&e))?),
-    }
-    let Some(clock) = clock.as_ref() else { return Ok(()) };
+    };
     if let Some(running) = stream
         && let Ok(Some(status)) = running.child.try_wait()
     {
@@ -283,7 +283,7 @@ async fn tick(
         let first = if file == work.timeline.shipped.file { work.timeline.shipped.offset } else { 0 };
         let last = first + bytes.len() as u64;
         let covers = LogPosition { file: file.clone(), offset: last } >= position;
-        segment(work, clock, &file, first, &bytes, covers.then_some(captured))
+        segment(work, (clock, compared), &file, first, &bytes, covers.then_some(captured))
             .await
             .map_err(|e| trouble(&e))?;
         said_covered |= covers;
@@ -293,7 +293,7 @@ async fn tick(
         *last_mark = Instant::now();
     } else if to_position(&work.timeline.shipped) >= position && last_mark.elapsed() >= IDLE_MARK {
         let shipped = work.timeline.shipped.clone();
-        segment(work, clock, &shipped.file, shipped.offset, &[], Some(captured))
+        segment(work, (clock, compared), &shipped.file, shipped.offset, &[], Some(captured))
             .await
             .map_err(|e| trouble(&e))?;
         *last_mark = Instant::now();
@@ -355,13 +355,13 @@ fn next_bytes(spool: &Path, shipped: &LogPoint) -> std::io::Result<Option<(Strin
 
 async fn segment(
     work: &mut Work,
-    clock: &RunClock,
+    (clock, compared): (&RunClock, &Compared),
     file: &str,
     first: u64,
     bytes: &[u8],
     covered_up_to: Option<CaptureTime>,
 ) -> Result<StoreTime, ReplicateError> {
-    let skew = clock.skew();
+    let skew = compared.skew();
     // The store's time now, as the anchored clock tells it: what lies ahead of it is clamped.
     let store_now = StoreTime(clock.now() - jiff::SignedDuration::from_millis(skew.ahead_ms));
     let header = SegmentHeader {

@@ -17,6 +17,8 @@ const FILE: &str = "record.sqlite";
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct RunRow {
     pub group: String,
+    /// The standby's site; empty in rows of a time when it was not noted.
+    pub to: String,
     pub run: String,
     pub started: Timestamp,
     pub ended: Timestamp,
@@ -60,11 +62,16 @@ impl Record {
                    read_bytes INTEGER NOT NULL, changed_bytes INTEGER NOT NULL, shipped_bytes INTEGER NOT NULL,
                    error TEXT NOT NULL);
                  CREATE TABLE IF NOT EXISTS kept (
-                   group_name TEXT NOT NULL, store TEXT NOT NULL, measured_ms INTEGER NOT NULL, versions INTEGER NOT NULL,
-                   bytes INTEGER NOT NULL, let_go INTEGER NOT NULL, PRIMARY KEY (group_name, store));
+                   group_name TEXT PRIMARY KEY, measured_ms INTEGER NOT NULL, versions INTEGER NOT NULL,
+                   bytes INTEGER NOT NULL, let_go INTEGER NOT NULL);
                  CREATE INDEX IF NOT EXISTS runs_by_group ON runs (group_name, started_ms);",
             )
             .map_err(fail)?;
+        let noted = connection.prepare("SELECT standby FROM runs").map(|_| ());
+        if noted.is_err() {
+            let add = "ALTER TABLE runs ADD COLUMN standby TEXT NOT NULL DEFAULT ''";
+            connection.execute_batch(add).map_err(fail)?;
+        }
         Ok(Self { connection: Mutex::new(connection), path })
     }
 
@@ -86,7 +93,7 @@ impl Record {
         let connection = self.connection.lock().expect("no holder of this lock panics");
         connection
             .execute(
-                "INSERT INTO runs VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)",
+                "INSERT INTO runs VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)",
                 params![
                     row.group,
                     row.run,
@@ -98,7 +105,8 @@ impl Record {
                     row.read_bytes as i64,
                     row.changed_bytes as i64,
                     row.shipped_bytes as i64,
-                    row.error
+                    row.error,
+                    row.to
                 ],
             )
             .map_err(self.fail())?;
@@ -106,30 +114,24 @@ impl Record {
     }
 
     /// What the group keeps at its source, as it was measured last.
-    pub(crate) fn note_kept(
-        &self,
-        group: &str,
-        store: &str,
-        kept: &KeptVersions,
-    ) -> Result<(), ReplicateError> {
+    pub(crate) fn note_kept(&self, group: &str, kept: &KeptVersions) -> Result<(), ReplicateError> {
         let figures =
             [kept.measured.as_millisecond(), kept.versions as i64, kept.bytes as i64, kept.let_go as i64];
         let [measured, versions, bytes, let_go] = figures;
         self.with(|connection| {
             connection.execute(
-                "INSERT OR REPLACE INTO kept VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
-                params![group, store, measured, versions, bytes, let_go],
+                "INSERT OR REPLACE INTO kept VALUES (?1, ?2, ?3, ?4, ?5)",
+                params![group, measured, versions, bytes, let_go],
             )
         })?;
         Ok(())
     }
 
-    pub(crate) fn kept(&self, group: &str, store: &str) -> Result<Option<KeptVersions>, ReplicateError> {
+    pub(crate) fn kept(&self, group: &str) -> Result<Option<KeptVersions>, ReplicateError> {
         self.with(|connection| {
-            let mut statement = connection.prepare(
-                "SELECT measured_ms, versions, bytes, let_go FROM kept WHERE group_name = ?1 AND store = ?2",
-            )?;
-            let mut rows = statement.query([group, store])?;
+            let mut statement = connection
+                .prepare("SELECT measured_ms, versions, bytes, let_go FROM kept WHERE group_name = ?1")?;
+            let mut rows = statement.query([group])?;
             let Some(row) = rows.next()? else { return Ok(None) };
             Ok(Some(KeptVersions {
                 measured: Timestamp::from_millisecond(row.get(0)?).unwrap_or(Timestamp::UNIX_EPOCH),
@@ -140,13 +142,13 @@ impl Record {
         })
     }
 
-    /// When the group's last run began that committed a point.
-    pub fn last_success(&self, group: &str) -> Result<Option<Timestamp>, ReplicateError> {
+    /// When the group's last run to a standby began that committed a point.
+    pub fn last_success(&self, group: &str, to: &str) -> Result<Option<Timestamp>, ReplicateError> {
         let connection = self.connection.lock().expect("no holder of this lock panics");
         let ms: Option<i64> = connection
             .query_row(
-                "SELECT max(started_ms) FROM runs WHERE group_name = ?1 AND point <> ''",
-                [group],
+                "SELECT max(started_ms) FROM runs WHERE group_name = ?1 AND standby = ?2 AND point <> ''",
+                [group, to],
                 |row| row.get(0),
             )
             .map_err(self.fail())?;
@@ -174,6 +176,7 @@ impl Record {
                     changed_bytes: row.get::<_, i64>(8)? as u64,
                     shipped_bytes: row.get::<_, i64>(9)? as u64,
                     error: row.get(10)?,
+                    to: row.get(11)?,
                 })
             })
             .map_err(self.fail())?;

@@ -87,7 +87,7 @@ impl StatusReader {
         }
         for status in &mut found {
             let record = self.record.as_ref();
-            let kept = record.and_then(|record| record.kept(status.group.as_str(), self.to.as_str()).ok());
+            let kept = record.and_then(|record| record.kept(status.group.as_str()).ok());
             status.kept = kept.flatten();
         }
         found.sort_by(|a, b| a.group.cmp(&b.group));

@@ -4,7 +4,7 @@
 
 use std::ops::Range;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use farsite_model::ItemId;
 use farsite_model::content::ReadAt;
@@ -13,7 +13,7 @@ use farsite_store::ingest::Claims;
 use farsite_store::local_map::LocalMap;
 use jiff::Timestamp;
 
-use crate::group::Group;
+use crate::group::{Group, Home};
 
 /// What a run makes of its source's word.
 #[derive(Default)]
@@ -90,38 +90,55 @@ pub(crate) fn judge(group: &Group, id: &ItemId, claims: &Claims) {
     }
 }
 
-/// A version that its source keeps for the next run.
+/// A version of an item that its source may keep for the next run, as all who read the capture share it.
 ///
-/// Whatever ends the run before its point exists, the version goes with it: the one before is what the next run compares
-/// with.
-pub(crate) struct KeptVersion {
-    tracking: Box<dyn ChangeTracking>,
-    token: String,
-    /// The version that the last point was made of.
-    before: Option<String>,
-    is_committed: bool,
+/// When the last of them lets go of it, the versions that no standby needs are let go at the source: a block map on this
+/// disk, or the note of a run under way, names those that one does.
+pub(crate) struct Version {
+    pub(crate) tracking: Box<dyn ChangeTracking>,
+    item: ItemId,
+    home: Home,
+    kept: OnceLock<String>,
 }
 
-impl KeptVersion {
-    pub(crate) fn keep(tracking: Box<dyn ChangeTracking>, before: Option<String>) -> std::io::Result<Self> {
-        let token = tracking.keep()?;
-        Ok(Self { tracking, token, before, is_committed: false })
+impl Version {
+    pub(crate) fn new(tracking: Box<dyn ChangeTracking>, item: ItemId, home: Home) -> Self {
+        Self { tracking, item, home, kept: OnceLock::new() }
     }
-    pub(crate) fn token(&self) -> &str {
-        &self.token
-    }
-    /// The point exists: the version before is not needed any more.
-    pub(crate) fn commit(mut self) {
-        self.is_committed = true;
-        self.tracking.forget_others(&self.token);
-    }
-}
 
-impl Drop for KeptVersion {
-    fn drop(&mut self) {
-        if !self.is_committed {
-            self.tracking.forget_others(self.before.as_deref().unwrap_or_default());
+    /// All bytes were read, and nothing is asked any more: it is kept for the points of these groups.
+    pub(crate) fn keep(&self, groups: &[Arc<Group>]) {
+        let kept = self.home.hold_versions().and_then(|_held| {
+            let token = self.tracking.keep()?;
+            for group in groups {
+                group.note_version(&self.item, &token)?;
+            }
+            Ok(token)
+        });
+        match kept {
+            Ok(token) => {
+                let _ = self.kept.set(token);
+            }
+            Err(error) => {
+                tracing::warn!(item = %self.item, "its version is not kept ({error}): the next run reads all of it");
+            }
         }
+    }
+
+    /// None when it is not kept.
+    pub(crate) fn token(&self) -> Option<&str> {
+        self.kept.get().map(String::as_str)
+    }
+}
+
+impl Drop for Version {
+    fn drop(&mut self) {
+        tokio::task::block_in_place(|| match self.home.hold_versions() {
+            Ok(_held) => self.tracking.forget_others(&self.home.needed_versions(&self.item)),
+            Err(error) => {
+                tracing::warn!(item = %self.item, "its old versions stay until the next run: {error}");
+            }
+        });
     }
 }
 

@@ -243,7 +243,7 @@ impl Source for Cinder {
         match self.place() {
             Ok(Place::Folder(folder)) => {
                 let path = folder.join(name);
-                kept::forget(&path, item, context, None);
+                kept::forget(&path, item, context);
                 if self.format == DiskFormat::Qcow2 {
                     qcow2::forget(&path, self.qmp.as_ref(), item, context).await;
                 }

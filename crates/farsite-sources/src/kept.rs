@@ -54,17 +54,17 @@ fn prefix(item: &ItemId, context: &CaptureContext) -> String {
     format!("{PREFIX}{}-{}-", context.owner, &hash[..24])
 }
 
-/// Removes every kept version of an item but the one that is named.
-pub(crate) fn forget(volume: &Path, item: &ItemId, context: &CaptureContext, but: Option<&str>) {
-    forget_in(&folders(volume, context), &prefix(item, context), but);
+/// Removes every kept version of an item.
+pub(crate) fn forget(volume: &Path, item: &ItemId, context: &CaptureContext) {
+    forget_in(&folders(volume, context), &prefix(item, context), &[]);
 }
 
-fn forget_in(folders: &[PathBuf], prefix: &str, but: Option<&str>) {
+fn forget_in(folders: &[PathBuf], prefix: &str, but: &[String]) {
     for folder in folders {
         for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
             let name = entry.file_name();
             let token = name.to_str().and_then(|name| name.strip_prefix(prefix));
-            if token.is_some_and(|token| Some(token) != but)
+            if token.is_some_and(|token| but.iter().all(|kept| kept != token))
                 && let Err(error) = fs::remove_file(entry.path())
             {
                 tracing::warn!("the kept version {} could not be removed: {error}", entry.path().display());
@@ -110,8 +110,8 @@ impl ChangeTracking for Kept {
         Err(last)
     }
 
-    fn forget_others(&self, token: &str) {
-        forget_in(&self.folders, &self.prefix, Some(token));
+    fn forget_others(&self, tokens: &[String]) {
+        forget_in(&self.folders, &self.prefix, tokens);
     }
 }
 

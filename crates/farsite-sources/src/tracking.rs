@@ -21,10 +21,16 @@ pub trait ChangeTracking: Send + Sync {
     }
     /// That version, to read from, where it is still there.
     fn version(&self, token: &str) -> Option<Arc<dyn ReadAt>>;
-    /// Keeps this capture beside the version that is kept already, and tells its token; before the point is committed.
+    /// The token that [`ChangeTracking::keep`] will tell, where the version lies at its source from the capture on: other runs
+    /// of the group leave it there.
+    fn token(&self) -> Option<&str> {
+        None
+    }
+    /// Keeps this capture beside the versions that are kept already, and tells its token; before any point of it is
+    /// committed. A group's standbys share what is kept: each stands on the version of its own last point.
     fn keep(&self) -> io::Result<String>;
-    /// The point exists: versions other than this one are let go.
-    fn forget_others(&self, token: &str);
+    /// Versions other than these are let go.
+    fn forget_others(&self, tokens: &[String]);
 }
 
 /// Extents are told no more finely than memory allows: of more than this many, near ones are joined.

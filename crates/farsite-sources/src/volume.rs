@@ -197,7 +197,7 @@ impl Source for Volume {
     }
 
     async fn forget(&self, item: &ItemId, context: &CaptureContext) {
-        kept::forget(&self.path, item, context, None);
+        kept::forget(&self.path, item, context);
         if self.format == DiskFormat::Qcow2 {
             qcow2::forget(&self.path, self.qmp.as_ref(), item, context).await;
         }

@@ -127,19 +127,30 @@ fn frame(context: &mut CCtx<'_>, raw: &[u8], out: &mut Vec<u8>) -> Option<()> {
 
 /// Encodes `raw` against the raw bytes of `base`.
 pub fn encode_patch(raw: &[u8], base_ref: &BlobRef, base: &[u8], depth: u8, level: i32) -> Option<Vec<u8>> {
-    let mut out = Vec::with_capacity(HEADER_BYTES + PATCH_HEADER_BYTES + 512);
+    let mut frame = Vec::new();
+    compress(raw, Some(base), level, &mut frame)?;
+    Some(patch(raw.len(), base_ref, depth, &frame))
+}
+
+/// A patch, out of its frame and of where its base lies.
+pub(crate) fn patch(raw_bytes: usize, base: &BlobRef, depth: u8, frame: &[u8]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(HEADER_BYTES + PATCH_HEADER_BYTES + frame.len());
     out.push(PATCH);
-    out.extend_from_slice(&(raw.len() as u32).to_le_bytes());
+    out.extend_from_slice(&(raw_bytes as u32).to_le_bytes());
     out.push(depth);
-    out.extend_from_slice(&base_ref.id.0);
-    out.extend_from_slice(&base_ref.at.to_bytes());
-    compress(raw, Some(base), level, &mut out)?;
-    Some(out)
+    out.extend_from_slice(&base.id.0);
+    out.extend_from_slice(&base.at.to_bytes());
+    out.extend_from_slice(frame);
+    out
 }
 
 /// A patch where that is smaller than the block by itself; its depth, and the blob.
 pub fn encode_best(raw: &[u8], base: Option<(&BlobRef, &[u8], u8)>, level: i32) -> (u8, Vec<u8>) {
-    match base.map(|base| patch_or_whole(raw, base, None, level)) {
+    let tried = base.map(|(at, base, depth)| {
+        let patch = |depth| encode_patch(raw, at, base, depth, level);
+        patch_or_whole(raw, depth, None, patch, || encode(raw, level))
+    });
+    match tried {
         Some(Tried::Patch { depth, blob }) => (depth, blob),
         Some(Tried::Whole(blob)) => (0, blob),
         Some(Tried::PatchIsLarger) | None => (0, encode(raw, level)),
@@ -164,17 +175,17 @@ pub(crate) enum Tried {
     PatchIsLarger,
 }
 
-/// `base`: where it lies, its raw bytes, how many patches deep it is. `expected` is what the block would come to by itself,
-/// when that can be told from its neighbours: then it is not tried.
+/// `base_depth` is how many patches deep the last version is. `expected` is what the block would come to by itself, when that
+/// can be told from its neighbours: then it is not tried.
 pub(crate) fn patch_or_whole(
     raw: &[u8],
-    base: (&BlobRef, &[u8], u8),
+    base_depth: u8,
     expected: Option<usize>,
-    level: i32,
+    patch: impl FnOnce(u8) -> Option<Vec<u8>>,
+    whole: impl FnOnce() -> Vec<u8>,
 ) -> Tried {
-    let (at, base, depth) = base;
-    let patch = if depth < MAX_PATCH_DEPTH { encode_patch(raw, at, base, depth + 1, level) } else { None };
-    let depth = depth + 1;
+    let depth = base_depth + 1;
+    let patch = if base_depth < MAX_PATCH_DEPTH { patch(depth) } else { None };
     match patch {
         // So small that the block by itself need not be tried.
         Some(blob) if blob.len() < raw.len() / 8 => Tried::Patch { depth, blob },
@@ -182,7 +193,7 @@ pub(crate) fn patch_or_whole(
             Some(expected) if is_small_beside(&blob, expected, raw) => Tried::Patch { depth, blob },
             Some(_) => Tried::PatchIsLarger,
             None => {
-                let whole = encode(raw, level);
+                let whole = whole();
                 if is_small_beside(&blob, whole.len(), raw) {
                     Tried::Patch { depth, blob }
                 } else {
@@ -190,7 +201,7 @@ pub(crate) fn patch_or_whole(
                 }
             }
         },
-        None => Tried::Whole(encode(raw, level)),
+        None => Tried::Whole(whole()),
     }
 }
 

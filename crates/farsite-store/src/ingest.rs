@@ -6,13 +6,14 @@
 
 mod blocks;
 mod claims;
+mod press;
 mod reading;
 mod tree;
 mod upload;
 
 use std::ops::Range;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::sync_channel;
 use std::sync::{Arc, Mutex};
 
@@ -22,6 +23,8 @@ use tokio::task::JoinHandle;
 
 use self::blocks::{Blocks, Desk, Outcome, Outcomes, SealedGroup, Sent};
 pub use self::claims::Claims;
+pub use self::press::Press;
+use self::press::Seat;
 use self::reading::{Batch, Reading};
 use self::tree::{Tree, TreeError};
 use self::upload::{Upload, open_resume_log, upload_packs};
@@ -77,6 +80,11 @@ impl IngestOptions {
 pub struct RunStats {
     pub read_bytes: AtomicU64,
     pub changed_bytes: AtomicU64,
+    /// Bytes of blocks that this writer compressed itself; what it took from another one's work is not among them.
+    pub pressed_bytes: AtomicU64,
+    /// Bytes that were fetched from the source by whoever reads for this writer; what lay there from another one is not among
+    /// them. Counted by the reader, where there is one that shares.
+    pub source_bytes: AtomicU64,
     /// Bytes of packs made durable by this process.
     pub shipped_bytes: AtomicU64,
     pub packs: AtomicU64,
@@ -128,7 +136,7 @@ pub struct RunWriter {
     secret: BlockSecret,
     printer: Arc<Printer>,
     options: IngestOptions,
-    level: Arc<AtomicI32>,
+    seat: Seat,
     sent: Arc<Sent>,
     pack: PackBuilder,
     /// How many patches deep each block of the pack is.
@@ -137,6 +145,10 @@ pub struct RunWriter {
     uploader: Option<JoinHandle<Result<(), StoreError>>>,
     pub stats: Arc<RunStats>,
     cancel: Arc<AtomicBool>,
+}
+
+fn seat(press: &Arc<Press>, (lightest, hardest): (i32, i32)) -> Seat {
+    Seat::take(press, START_LEVEL.clamp(lightest, hardest))
 }
 
 /// A batch on its way to a worker, and where its outcome is waited for.
@@ -173,7 +185,7 @@ impl RunWriter {
             printer: Arc::new(Printer::new(&secret)),
             secret,
             options,
-            level: Arc::new(AtomicI32::new(START_LEVEL.clamp(options.levels.0, options.levels.1))),
+            seat: seat(&Press::new(0), options.levels),
             sent: Arc::new(Sent::new(known, options.known_blocks)),
             pack,
             depths: Vec::new(),
@@ -182,6 +194,11 @@ impl RunWriter {
             stats,
             cancel,
         })
+    }
+
+    /// Compresses beside the writers of other stores, each block once for all of them.
+    pub fn beside(self, press: &Arc<Press>) -> Self {
+        Self { seat: seat(press, self.options.levels), ..self }
     }
 
     /// Reads an item and puts what is new into packs. Its blocks are durable only after [`RunWriter::flush`].
@@ -234,7 +251,7 @@ impl RunWriter {
         let workers = workers.min(map.blocks().div_ceil(batch_blocks) as usize).max(1);
 
         let (secret, printer, sealer) = (self.secret.clone(), self.printer.clone(), self.sealer.clone());
-        let (sent, level, stats) = (self.sent.clone(), self.level.clone(), self.stats.clone());
+        let (sent, press, stats) = (self.sent.clone(), self.seat.press.clone(), self.stats.clone());
         let cancel = self.cancel.clone();
         let blocks = Blocks {
             content: input.content,
@@ -243,7 +260,7 @@ impl RunWriter {
             printer: &printer,
             sealer: &sealer,
             sent: &sent,
-            level: &level,
+            press: &press,
             stats: &stats,
             size_bytes,
             claims: input.claims.filter(|_| input.previous.is_some()),
@@ -363,10 +380,8 @@ impl RunWriter {
     /// A pack that finds the queue full waits for the line: the next ones are pressed harder. One that finds it empty was
     /// waited for itself.
     fn choose_level(&self) {
-        let (lightest, hardest) = self.options.levels;
         let step = if self.uploads.capacity() == 0 { 1 } else { -1 };
-        let level = self.level.load(Ordering::Relaxed).saturating_add(step);
-        self.level.store(level.clamp(lightest, hardest), Ordering::Relaxed);
+        self.seat.step(step, self.options.levels);
     }
 
     fn take_pack(&mut self) -> Upload {

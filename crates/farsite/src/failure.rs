@@ -115,6 +115,7 @@ impl From<ReplicateError> for Failure {
             ReplicateError::Store(error) => error.into(),
             ReplicateError::Config(error) => error.into(),
             ReplicateError::Setup(text) => Self::usage(text),
+            error @ ReplicateError::FencedAt { .. } => Self { code: UNSAFE, text: error.to_string() },
             other => Self::failed(other.to_string()),
         }
     }

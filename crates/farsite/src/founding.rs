@@ -37,6 +37,8 @@ pub struct Founding {
     /// Holds one folder for each machine.
     pub out: PathBuf,
     pub single_recipient: bool,
+    /// Where the source's keys lie already: one more standby is founded for the same agents. None: they are made.
+    pub source_keys: Option<PathBuf>,
 }
 
 /// A key file, and who it is for.
@@ -115,12 +117,21 @@ impl Founding {
             (self.source_dir(), self.standby_dir(), self.operator_dir());
         let mut recipients = Vec::new();
 
-        let (source_signer, text) = Signer::generate();
-        let what = format!("signs recovery points of {source}; opens nothing");
-        written.key(&text, source.as_str(), &source_dir.join(SOURCE_AGENT_KEY), &what)?;
-        let (secret, text) = BlockSecret::generate();
-        let what = "computes block ids, shared by the agents of the source site; opens nothing";
-        written.key(&text, source.as_str(), &source_dir.join(BLOCK_SECRET), what)?;
+        let (source_signer, secret) = match &self.source_keys {
+            Some(folder) => (
+                Signer::load(&folder.join(SOURCE_AGENT_KEY))?,
+                BlockSecret::load(&folder.join(BLOCK_SECRET))?,
+            ),
+            None => {
+                let (signer, text) = Signer::generate();
+                let what = format!("signs recovery points of {source}; opens nothing");
+                written.key(&text, source.as_str(), &source_dir.join(SOURCE_AGENT_KEY), &what)?;
+                let (secret, text) = BlockSecret::generate();
+                let what = "computes block ids, shared by the agents of the source site; opens nothing";
+                written.key(&text, source.as_str(), &source_dir.join(BLOCK_SECRET), what)?;
+                (signer, secret)
+            }
+        };
 
         let (standby_signer, text) = Signer::generate();
         let what = format!("signs proofs and collection at {standby}");

@@ -1,8 +1,8 @@
 //! Progress bars on stderr, on a terminal only: elsewhere they would be noise in a log.
 
 use std::io::IsTerminal;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use farsite_model::quantity::ByteSize;
@@ -55,19 +55,20 @@ impl Drop for RunProgress {
 /// A run's stages and counters on that line.
 pub struct RunProgress {
     progress: Progress,
-    stage: Mutex<String>,
+    whose: String,
 }
 
 impl RunProgress {
-    pub fn new() -> Arc<Self> {
-        Arc::new(Self { progress: Progress::new(), stage: Mutex::default() })
+    /// Of one among several that go on at once only the first words say whose they are.
+    pub fn of(several: usize, to: &str) -> Arc<Self> {
+        let whose = if several > 1 { format!("to {to}: ") } else { String::new() };
+        Arc::new(Self { progress: Progress::new(), whose })
     }
 }
 
 impl Observer for RunProgress {
     fn stage(&self, words: &str) {
-        words.clone_into(&mut self.stage.lock().expect("no holder of this lock panics"));
-        self.progress.says(words);
+        self.progress.says(format!("{}{words}", self.whose));
     }
 
     fn counters(&self, stats: Arc<RunStats>) {

@@ -96,3 +96,30 @@ fn the_starter_configurations_are_read_and_pin_the_store() {
     });
     world.north(&["status"]).expect(4).says(&["not the store that the configuration names"]);
 }
+
+#[test]
+fn one_more_standby_is_founded_with_the_keys_that_the_source_has() {
+    let folder = tempfile::tempdir().unwrap();
+    run(folder.path(), &["init", "./a", "--out", "keys"]).expect(0);
+    let more = ["init", "./b", "--site", "west", "--out", "new", "--source-keys"];
+    let wrong = run(folder.path(), &[&more[..], &["keys/offline"]].concat());
+    assert_ne!(wrong.code, 0);
+    wrong.says(&["source-agent.key"]);
+    assert!(!folder.path().join("b/format").exists(), "without the source's keys there is no store");
+
+    let ended = run(folder.path(), &[&more[..], &["keys/north"]].concat()).expect(0);
+    ended.says(&["The source keeps its keys", "add-to-farsite.yaml", "`to:`"]);
+    let north: Vec<_> = files(&folder.path().join("new/north"));
+    assert_eq!(north, [folder.path().join("new/north/add-to-farsite.yaml")]);
+    let said = std::fs::read_to_string(&north[0]).unwrap();
+    assert!(said.contains("stores:\n  west:") && said.contains("sites:\n  west: {}"), "{said}");
+    assert!(folder.path().join("new/operator/west.identity").exists());
+    // Both stores know the same agent of north.
+    let agent = |store: &str| -> serde_json::Value {
+        let format = std::fs::read(folder.path().join(store).join("format")).unwrap();
+        let format: serde_json::Value = serde_json::from_slice(&format).unwrap();
+        let keys = format["keys"].as_array().unwrap();
+        keys.iter().find(|key| key["site"] == "north").unwrap()["key"].clone()
+    };
+    assert_eq!(agent("a"), agent("b"));
+}

@@ -167,14 +167,18 @@ impl ChangeTracking for Bitmaps {
         None
     }
 
+    fn token(&self) -> Option<&str> {
+        Some(&self.token)
+    }
+
     fn keep(&self) -> io::Result<String> {
         self.let_go();
         self.is_kept.store(true, Ordering::Release);
         Ok(self.token.clone())
     }
 
-    fn forget_others(&self, token: &str) {
-        forget(&self.place, &self.prefix, Some(token));
+    fn forget_others(&self, tokens: &[String]) {
+        forget(&self.place, &self.prefix, tokens);
     }
 }
 
@@ -191,8 +195,8 @@ impl Drop for Bitmaps {
     }
 }
 
-/// Removes every bitmap of an item but the one that is named.
-pub(crate) fn forget(place: &Place, prefix: &str, but: Option<&str>) {
+/// Removes every bitmap of an item but those that are named.
+pub(crate) fn forget(place: &Place, prefix: &str, but: &[String]) {
     let bitmaps = match place.bitmaps() {
         Ok(bitmaps) => bitmaps,
         Err(Trouble::Open(_)) => {
@@ -206,7 +210,7 @@ pub(crate) fn forget(place: &Place, prefix: &str, but: Option<&str>) {
         }
     };
     for (name, _) in bitmaps {
-        if name.strip_prefix(prefix).is_some_and(|token| Some(token) != but) {
+        if name.strip_prefix(prefix).is_some_and(|token| but.iter().all(|kept| kept != token)) {
             remove(place, &name);
         }
     }

@@ -210,7 +210,7 @@ pub(crate) async fn forget(path: &Path, qmp: Option<&Qmp>, item: &ItemId, contex
             Some(Found::Open(process, node)) => Place::Open { process, node: node.name, image },
             _ => Place::Closed(image),
         };
-        bitmaps::forget(&place, &prefix, None);
+        bitmaps::forget(&place, &prefix, &[]);
         Ok(())
     });
     if let Err(error) = removed.await {

@@ -116,7 +116,7 @@ pub(crate) async fn forget(rbd: &Rbd, name: &str, context: &CaptureContext) {
     let prefix = prefix(context);
     let forgotten = blocking(move || {
         if image.pool.images()?.contains(&image.name) {
-            remove_others(&image, &prefix, None)?;
+            remove_others(&image, &prefix, &[])?;
         }
         Ok(())
     });
@@ -130,9 +130,9 @@ fn prefix(context: &CaptureContext) -> String {
     format!("farsite-{}-", context.owner)
 }
 
-fn remove_others(image: &Image, prefix: &str, but: Option<&str>) -> Result<(), SourceError> {
+fn remove_others(image: &Image, prefix: &str, but: &[String]) -> Result<(), SourceError> {
     for name in image.snapshots()? {
-        if name.strip_prefix(prefix).is_some_and(|token| Some(token) != but) {
+        if name.strip_prefix(prefix).is_some_and(|token| but.iter().all(|kept| kept != token)) {
             image.remove_snapshot(&name)?;
         }
     }
@@ -187,14 +187,18 @@ impl ChangeTracking for Snapshots {
         Some(Arc::new(content))
     }
 
+    fn token(&self) -> Option<&str> {
+        Some(&self.token)
+    }
+
     fn keep(&self) -> io::Result<String> {
         self.reader.lock().expect("no holder of this lock panics").take();
         self.is_kept.store(true, Ordering::Release);
         Ok(self.token.clone())
     }
 
-    fn forget_others(&self, token: &str) {
-        if let Err(error) = remove_others(&self.image, &self.prefix, Some(token)) {
+    fn forget_others(&self, tokens: &[String]) {
+        if let Err(error) = remove_others(&self.image, &self.prefix, tokens) {
             tracing::warn!("an old snapshot stays, and a later run removes it: {error}");
         }
     }

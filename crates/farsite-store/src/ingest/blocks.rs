@@ -4,14 +4,13 @@
 
 use std::collections::HashMap;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicI32, Ordering};
+use std::sync::atomic::Ordering;
 
 use farsite_model::content::ReadAt;
 
 use super::reading::Batch;
-use super::{Claims, RunStats};
+use super::{Claims, Press, RunStats};
 use crate::blob::{self, BlobRef, Location, MAX_PATCH_DEPTH, Tried};
-use crate::group;
 use crate::keys::{BlobId, BlockSecret};
 use crate::local_map::{Known, KnownChild};
 use crate::print::{Print, Printer};
@@ -129,7 +128,7 @@ pub(super) struct Blocks<'a> {
     pub(super) printer: &'a Printer,
     pub(super) sealer: &'a Sealer,
     pub(super) sent: &'a Sent,
-    pub(super) level: &'a AtomicI32,
+    pub(super) press: &'a Press,
     pub(super) stats: &'a RunStats,
     pub(super) size_bytes: u64,
     pub(super) claims: Option<&'a Claims>,
@@ -206,7 +205,6 @@ impl Blocks<'_> {
         together: &mut Vec<u8>,
         found: &mut Outcomes,
     ) {
-        let level = self.level.load(Ordering::Relaxed);
         let group = (waiting.len() > 1).then(|| {
             together.clear();
             let mut members: Vec<(BlobId, u32)> = Vec::with_capacity(waiting.len());
@@ -217,7 +215,7 @@ impl Blocks<'_> {
                     together.extend_from_slice(raw);
                 }
             }
-            let plain = group::encode(&members, together, level)?;
+            let plain = self.press.group(&members, together, self.stats)?;
             let sealed = self.sealer.seal(BlobKind::Group, &GROUP, &plain);
             Some(SealedGroup { members: members.into_iter().map(|(id, _)| id).collect(), sealed })
         });
@@ -226,7 +224,7 @@ impl Blocks<'_> {
             found.blocks[index] = if group.is_some() {
                 Outcome::Grouped { id, print, group: found.groups.len() }
             } else {
-                let blob = blob::encode(raw_of(index), level);
+                let blob = self.press.whole(&id, raw_of(index), self.stats);
                 Outcome::New {
                     id,
                     print,
@@ -272,7 +270,7 @@ impl Blocks<'_> {
         (id, print): (BlobId, Print),
         by_itself: &mut Option<usize>,
     ) -> Looked {
-        let level = self.level.load(Ordering::Relaxed);
+        let whole = || self.press.whole(&id, raw, self.stats);
         let sealed = |blob: &[u8], stands_on| {
             let sealed = self.sealer.seal(BlobKind::Block, &id.0, blob);
             Looked::Is(Outcome::New { id, print, stands_on, sealed })
@@ -280,7 +278,8 @@ impl Blocks<'_> {
         let base = old.filter(|old| old.depth < MAX_PATCH_DEPTH);
         let mut tried = None;
         if let Some((known, bytes)) = base.and_then(|old| self.last(number, &old)) {
-            match blob::patch_or_whole(raw, (&known.blob, &bytes, known.depth), *by_itself, level) {
+            let patch = |depth| self.press.patch(&id, raw, (&known.blob, &bytes), depth, self.stats);
+            match blob::patch_or_whole(raw, known.depth, *by_itself, patch, whole) {
                 Tried::Patch { blob, .. } => return sealed(&blob, Some(known)),
                 Tried::PatchIsLarger => {}
                 Tried::Whole(blob) => {
@@ -289,7 +288,7 @@ impl Blocks<'_> {
                 }
             }
         }
-        let tried = tried.or_else(|| signals::looks_incompressible(raw).then(|| blob::encode(raw, level)));
+        let tried = tried.or_else(|| signals::looks_incompressible(raw).then(whole));
         if let Some(blob) = tried.filter(|blob| !blob::is_compressed(blob)) {
             return sealed(&blob, None);
         }

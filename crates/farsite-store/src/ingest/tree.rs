@@ -161,8 +161,7 @@ impl RunWriter {
             (raw_print(&before) == old.print).then(|| (old, before.raw(&before.logical())))
         });
         let with = base.as_ref().map(|(old, raw)| (&old.blob, &raw[..], old.depth));
-        let (depth, blob) =
-            blob::encode_best(&raw, with, self.level.load(std::sync::atomic::Ordering::Relaxed));
+        let (depth, blob) = blob::encode_best(&raw, with, self.seat.press.level());
         let sealed = self.sealer.seal(BlobKind::Node, &id.0, &blob);
         let stands_on = base.map(|(old, _)| old).filter(|_| depth > 0);
         let at = self.push(BlobKind::Node, id, &sealed, stands_on)?;

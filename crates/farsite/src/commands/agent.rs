@@ -141,7 +141,7 @@ const LOOK: Duration = Duration::from_secs(2);
 
 /// What was read of the stores last; requests are answered out of it.
 struct Watch {
-    groups: Arc<Mutex<Vec<GroupStatus>>>,
+    groups: Arc<Mutex<Vec<(SiteName, GroupStatus)>>>,
     board: Arc<Board>,
 }
 
@@ -174,7 +174,9 @@ impl Watch {
                         }
                     }
                 }
-                *sink.lock().await = seen.values().flatten().cloned().collect();
+                let flat =
+                    seen.iter().flat_map(|(at, all)| all.iter().map(|status| (at.clone(), status.clone())));
+                *sink.lock().await = flat.collect();
                 tokio::select! {
                     () = tokio::time::sleep(LOOK) => {}
                     () = cancel.cancelled() => return,
@@ -204,18 +206,19 @@ async fn look(
 #[async_trait]
 impl StateSource for Watch {
     async fn groups(&self) -> Vec<GroupStatus> {
-        let mut groups = self.groups.lock().await.clone();
+        let groups = self.groups.lock().await.clone();
         let board = self.board.read();
-        for status in &mut groups {
-            for ((_, to), doing) in board.iter().filter(|((group, _), _)| *group == status.group) {
+        let with_board = |(at, mut status): (SiteName, GroupStatus)| {
+            if let Some(doing) = board.get(&(status.group.clone(), at.clone())) {
                 if !doing.words.is_empty() {
                     status.progression.clone_from(&doing.words);
                 }
                 if !doing.last_error.is_empty() {
-                    status.warnings.push(format!("to {to}: {}", doing.last_error));
+                    status.warnings.push(format!("to {at}: {}", doing.last_error));
                 }
             }
-        }
-        groups
+            status
+        };
+        groups.into_iter().map(with_board).collect()
     }
 }

@@ -32,6 +32,9 @@ pub struct Args {
     /// Where the key files go, in one folder for each machine
     #[arg(long, value_name = "DIR", default_value = "./farsite-keys")]
     out: PathBuf,
+    /// One more standby of a source that has keys: the folder with its source-agent.key and block.secret
+    #[arg(long, value_name = "DIR")]
+    source_keys: Option<PathBuf>,
     /// Make no recovery identity: who loses the standby's identity then loses the store
     #[arg(long)]
     single_recipient: bool,
@@ -61,6 +64,7 @@ pub async fn run(args: Args, context: &Context) -> Ended {
         standby: args.site.clone(),
         out: out.clone(),
         single_recipient: args.single_recipient,
+        source_keys: args.source_keys.clone(),
     };
     let url = absolute_url(&args.store)?;
     let access = connect::s3_access(&store_config(&url))?;
@@ -197,6 +201,20 @@ fn head(founding: &Founding, site: &SiteName, what: &str) -> String {
     )
 }
 
+/// What a source that is replicated already adds to its configuration.
+const ADDITION: &str = "add-to-farsite.yaml";
+
+fn addition(founding: &Founding, founded: &Founded, url: &str) -> String {
+    format!(
+        "# One more standby: add these to farsite.yaml at {}, each below the word that is there already, and {} to the\n\
+         # `to:` of the policies that shall go there.\nsites:\n  {}: {{}}\n{}",
+        founding.source,
+        founding.standby,
+        founding.standby,
+        stores_yaml(founding, founded, url, false)
+    )
+}
+
 fn write_configurations(founding: &Founding, founded: &Founded, url: &str) -> Result<Vec<PathBuf>, Failure> {
     let (source, standby) = (&founding.source, &founding.standby);
     let state = "state: /var/lib/farsite\nweb: 127.0.0.1:7400\n";
@@ -213,13 +231,20 @@ fn write_configurations(founding: &Founding, founded: &Founded, url: &str) -> Re
         + "state: ./state\n"
         + &format!("keys:\n  operator: {OPERATOR_KEY}\n")
         + PLACES;
-    let mut written = Vec::new();
-    for (folder, name, text) in [
-        (founding.source_dir(), "farsite.yaml", at_source.as_str()),
-        (founding.source_dir(), "policies/cloud.yaml.example", EXAMPLE_POLICY),
+    let addition = addition(founding, founded, url);
+    let mut files = vec![
         (founding.standby_dir(), "farsite.yaml", at_standby.as_str()),
         (founding.operator_dir(), "farsite.yaml", operator.as_str()),
-    ] {
+    ];
+    match founding.source_keys {
+        Some(_) => files.push((founding.source_dir(), ADDITION, addition.as_str())),
+        None => files.extend([
+            (founding.source_dir(), "farsite.yaml", at_source.as_str()),
+            (founding.source_dir(), "policies/cloud.yaml.example", EXAMPLE_POLICY),
+        ]),
+    }
+    let mut written = Vec::new();
+    for (folder, name, text) in files {
         let path = folder.join(name);
         let fail = || Failure::io(format!("writing {}", path.display()));
         if let Some(parent) = path.parent() {
@@ -266,6 +291,17 @@ fn tell(answer: &Answer<'_>, founding: &Founding, context: &Context) {
             out.paint(Tone::Warn, "One recipient:"),
             founding.identity_name()
         ));
+    }
+    if founding.source_keys.is_some() {
+        out.line(format!(
+            "\nThe source keeps its keys: what it signs is accepted here as well.\n\nNext:\n  \
+             1. At {source}: add what {source}/{ADDITION} says to farsite.yaml, and {standby} to `to:` in the policies; then\n     \
+                `farsite check`, and `systemctl reload farsite-agent`. The first copy goes to {standby} without holding the others up.\n  \
+             2. Copy {standby}/ to the standby's host, operator/ to whoever may promote {standby}, with the policies; then delete this\n     \
+                folder.\n  \
+             3. At {standby}: fill in `places:` in operator/farsite.yaml, then `farsite check` and `farsite drill run`."
+        ));
+        return;
     }
     let offline = if founding.single_recipient { "" } else { " lock offline/ away;" };
     out.line(format!(

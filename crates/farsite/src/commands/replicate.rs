@@ -1,5 +1,6 @@
-//! `farsite replicate [GROUP]`: one run of each group now, from this site to its standbys.
+//! `farsite replicate [GROUP]`: one round of each group now, from this site to its standbys.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -8,12 +9,13 @@ use farsite_model::nearest::did_you_mean;
 use farsite_model::policy::Policy;
 use farsite_model::quantity::ByteSize;
 use farsite_model::{GroupName, SiteName};
-use farsite_replicate::databases::Logs;
 use farsite_replicate::group::Group;
+use farsite_replicate::round::{self, Ended, Member};
 use farsite_replicate::run::{self, RunOptions, RunReport};
 use serde::Serialize;
+use tokio::sync::mpsc;
 
-use crate::commands::Ended;
+use crate::commands;
 use crate::context::Context;
 use crate::failure::{DONE, FAILED, Failure, TARGET_MISSED};
 use crate::output::{Tone, seconds};
@@ -48,68 +50,84 @@ struct Done {
     error: Option<String>,
 }
 
-pub async fn run(args: Args, context: &Context) -> Ended {
+pub async fn run(args: Args, context: &Context) -> commands::Ended {
     let config = context.config()?;
     let policies = chosen(stores::policies(&config)?, &args, &config.site)?;
     let mut all = Vec::new();
-    let mut worst = DONE;
     for policy in &policies {
-        for to in policy.to.iter().filter(|to| args.to.as_ref().is_none_or(|only| only == *to)) {
-            if context.cancel.is_cancelled() {
-                return Err(Failure::interrupted(
-                    "interrupted; what is complete counts when it is run again",
-                ));
-            }
+        if context.cancel.is_cancelled() {
+            return Err(Failure::interrupted("interrupted; what is complete counts when it is run again"));
+        }
+        let standbys = policy.to.iter().filter(|to| args.to.as_ref().is_none_or(|only| only == *to));
+        let mut groups = Vec::new();
+        let mut done = BTreeMap::new();
+        for to in standbys {
             let group = tokio::select! {
-                group = Group::open(&config, policy, to, Arc::new(SystemClock)) => group?,
+                group = Group::open(&config, policy, to, Arc::new(SystemClock)) => group,
                 () = context.cancel.cancelled() => return Err(Failure::interrupted("interrupted")),
             };
-            let mut done = Done {
-                group: policy.group.clone(),
-                to: to.clone(),
-                report: None,
-                planned: None,
-                error: None,
-            };
-            if args.dry_run {
-                let planned = run::dry_run(&group).await;
-                worst =
-                    worst.max(if planned.iter().any(|entry| entry.items.is_err()) { FAILED } else { DONE });
-                show_planned(&done, &planned, context);
-                done.planned = Some(planned);
-            } else {
-                match one(&group, args.full, context).await {
-                    Ok(report) => {
-                        let missed = report.exposure_at_commit_s > policy.rpo.duration().as_secs_f64();
-                        let code = if !report.whole {
-                            FAILED
-                        } else if missed {
-                            TARGET_MISSED
-                        } else {
-                            DONE
-                        };
-                        worst = if worst == FAILED { FAILED } else { worst.max(code) };
-                        show(&done, &report, context);
-                        done.report = Some(report);
-                    }
-                    // With several groups one that fails must not keep the others from being protected.
-                    Err(failure)
-                        if policies.len() + policy.to.len() > 2 && !context.cancel.is_cancelled() =>
-                    {
-                        context.out.error(&format!("group {} to {to}: {}", policy.group, failure.text));
-                        worst = FAILED;
-                        done.error = Some(failure.text);
-                    }
-                    Err(failure) => return Err(failure),
+            match group {
+                Ok(group) => groups.push(Arc::new(group)),
+                Err(error) => {
+                    done.insert(to.clone(), What::Failed(error.into()));
                 }
             }
-            all.push(done);
         }
+        if args.dry_run {
+            if let Some(first) = groups.first() {
+                let planned = run::dry_run(first).await;
+                done.extend(groups.iter().map(|group| (group.to.clone(), What::Planned(planned.clone()))));
+            }
+        } else {
+            done.extend(one_round(&groups, args.full, context).await);
+        }
+        all.extend(policy.to.iter().filter_map(|to| Some((policy, to.clone(), done.remove(to)?))));
+    }
+    // With several runs one that fails must not keep the others from being told of.
+    let alone = all.len() == 1;
+    let mut worst = DONE;
+    let mut told = Vec::new();
+    for (policy, to, what) in all {
+        let mut one = Done { group: policy.group.clone(), to, report: None, planned: None, error: None };
+        let code = match what {
+            What::Failed(failure) if alone || context.cancel.is_cancelled() => return Err(failure),
+            What::Failed(failure) => {
+                context.out.error(&format!("group {} to {}: {}", one.group, one.to, failure.text));
+                one.error = Some(failure.text);
+                FAILED
+            }
+            What::Planned(planned) => {
+                show_planned(&one, &planned, context);
+                let failed = planned.iter().any(|entry| entry.items.is_err());
+                one.planned = Some(planned);
+                if failed { FAILED } else { DONE }
+            }
+            What::Made(report) => {
+                show(&one, &report, context);
+                let missed = report.exposure_at_commit_s > policy.rpo.duration().as_secs_f64();
+                let code = match (report.whole, missed) {
+                    (false, _) => FAILED,
+                    (true, true) => TARGET_MISSED,
+                    (true, false) => DONE,
+                };
+                one.report = Some(report);
+                code
+            }
+        };
+        worst = if worst == FAILED { FAILED } else { worst.max(code) };
+        told.push(one);
     }
     if context.out.json {
-        context.out.json(&all);
+        context.out.json(&told);
     }
     Ok(worst)
+}
+
+/// What came of one standby.
+enum What {
+    Made(RunReport),
+    Planned(Vec<run::Planned>),
+    Failed(Failure),
 }
 
 fn chosen(policies: Vec<Policy>, args: &Args, site: &SiteName) -> Result<Vec<Policy>, Failure> {
@@ -137,22 +155,51 @@ fn chosen(policies: Vec<Policy>, args: &Args, site: &SiteName) -> Result<Vec<Pol
     Ok(chosen)
 }
 
-/// One run that stops between two batches when it is interrupted.
-async fn one(group: &Group, full: bool, context: &Context) -> Result<RunReport, Failure> {
-    let cancel = Arc::new(AtomicBool::new(false));
-    let progress = RunProgress::new();
-    let options = RunOptions { full, cancel: cancel.clone(), observer: progress.clone() };
-    let mut logs = Logs::default();
-    let work = run::run(group, &mut logs, &options);
-    tokio::pin!(work);
-    let result = tokio::select! {
-        result = &mut work => result,
-        () = context.cancel.cancelled() => {
-            cancel.store(true, Ordering::Relaxed);
-            work.await
+/// One round of these standbys; one that held the others up goes on by itself after it. All stop between two batches when they
+/// are interrupted.
+async fn one_round(groups: &[Arc<Group>], full: bool, context: &Context) -> BTreeMap<SiteName, What> {
+    let mut done = BTreeMap::new();
+    let mut rounds = vec![groups.to_vec()];
+    while let Some(groups) = rounds.pop() {
+        let cancels: Vec<Arc<AtomicBool>> = groups.iter().map(|_| Arc::default()).collect();
+        let members = groups.iter().zip(&cancels).map(|(group, cancel)| {
+            let observer = RunProgress::of(groups.len(), group.to.as_str());
+            Member { group: group.clone(), options: RunOptions { full, cancel: cancel.clone(), observer } }
+        });
+        let (ended, mut ends) = mpsc::unbounded_channel();
+        let round = round::round(members.collect(), ended);
+        let all = async {
+            let mut all = Vec::new();
+            while let Some(end) = ends.recv().await {
+                all.push(end);
+            }
+            all
+        };
+        let both = async { tokio::join!(round, all).1 };
+        tokio::pin!(both);
+        let all = tokio::select! {
+            all = &mut both => all,
+            () = context.cancel.cancelled() => {
+                cancels.iter().for_each(|cancel| cancel.store(true, Ordering::Relaxed));
+                both.await
+            }
+        };
+        for Ended { to, result, was_cut } in all {
+            let group = groups.iter().find(|group| group.to == to);
+            match (result, group) {
+                (Err(_), Some(group)) if was_cut && !context.cancel.is_cancelled() => {
+                    rounds.push(vec![group.clone()]);
+                }
+                (Ok(report), _) => {
+                    done.insert(to, What::Made(report));
+                }
+                (Err(error), _) => {
+                    done.insert(to, What::Failed(error.into()));
+                }
+            }
         }
-    };
-    Ok(result?)
+    }
+    done
 }
 
 fn show(done: &Done, report: &RunReport, context: &Context) {

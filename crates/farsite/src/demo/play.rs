@@ -124,6 +124,7 @@ pub async fn play(layout: &Layout, order: &Order, context: &Context) -> Result<P
         standby: name("south")?,
         out: layout.root.clone(),
         single_recipient: false,
+        source_keys: None,
     };
     let service = free_address()?;
     founding

@@ -1,0 +1,456 @@
+//! One round: a policy's items are frozen and captured once, and every standby that takes part makes its own point of them.
+//!
+//! What must hold: the members go through the captures side by side, and whoever holds the others up for longer than the
+//! round's patience is cut off; a store that fails ends its own member and no other; a member commits only when the round says
+//! so; a group that one store knows to be promoted elsewhere is committed to none.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+
+use farsite_model::policy::{Item, Policy};
+use farsite_model::{ItemId, SiteName};
+use farsite_sources::{Capture, CaptureContext, LogPosition, Source};
+use farsite_store::ingest::Press;
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinSet;
+
+use crate::capture::host_name;
+use crate::databases;
+use crate::group::Group;
+use crate::lent::{Lent, Terms};
+use crate::member::{Begin, Order, Step};
+use crate::patience::Patience;
+use crate::run::{RunOptions, RunReport, SOURCE_LIMIT};
+use crate::run_clock::RunClock;
+use crate::seat::{End, LeftBy, Seat, seated};
+use crate::{ReplicateError, frozen, hooks, kept};
+
+/// One standby that takes part.
+pub struct Member {
+    pub group: Arc<Group>,
+    pub options: RunOptions,
+}
+
+/// How a member's run ended.
+pub struct Ended {
+    pub to: SiteName,
+    pub result: Result<RunReport, ReplicateError>,
+    /// It held the others up, and the round went on without it.
+    pub was_cut: bool,
+}
+
+/// Makes one round of these standbys of one policy; `ended` hears of each as it ends. It is over when all have ended, but for
+/// those that the others have waited for long enough: they go on by themselves, to an end of which `ended` hears.
+pub async fn round(members: Vec<Member>, ended: mpsc::UnboundedSender<Ended>) {
+    let Some(first) = members.first() else { return };
+    let policy = first.group.policy.clone();
+    let memory = policy.memory.0;
+    let window_bytes = (memory / 16).clamp(4 << 20, 16 << 20);
+    let pressed_bytes = (memory / 8).clamp(8 << 20, 32 << 20);
+    let share = match members.len() as u64 {
+        0 | 1 => memory,
+        many => memory.saturating_sub(window_bytes + pressed_bytes) / many,
+    };
+    let clock = RunClock::begin(&*first.group.clock);
+    let press = Press::new(pressed_bytes as usize);
+    let (ends, end) = mpsc::unbounded_channel();
+    let mut round = Round {
+        seats: Vec::new(),
+        patience: Arc::new(Patience::of(&policy)),
+        policy: Arc::new(policy),
+        window_bytes,
+        clock,
+        end,
+        has_committed: false,
+    };
+    let mut ready = Vec::new();
+    for (number, Member { group, options }) in members.into_iter().enumerate() {
+        let (orders, queue) = mpsc::channel(1);
+        let (is_ready, wait) = oneshot::channel();
+        ready.push((number, wait));
+        let begin = Begin {
+            group: group.clone(),
+            options: options.clone(),
+            number,
+            memory_bytes: share,
+            clock,
+            press: press.clone(),
+            ready: is_ready,
+            orders: queue,
+        };
+        let left_by: Arc<Mutex<Option<LeftBy>>> = Arc::default();
+        tokio::spawn(seated(begin, number, left_by.clone(), ends.clone(), ended.clone()));
+        round.seats.push(Seat { group, options, orders: Some(orders), left_by, has_ended: false });
+    }
+    drop((ends, ended, press));
+    round.all(ready).await;
+    round.heed_fences();
+    round.captures().await;
+    round.committed().await;
+}
+
+struct Round {
+    policy: Arc<Policy>,
+    seats: Vec<Seat>,
+    patience: Arc<Patience>,
+    window_bytes: u64,
+    clock: RunClock,
+    end: mpsc::UnboundedReceiver<End>,
+    has_committed: bool,
+}
+
+impl Round {
+    fn taking_part(&self) -> impl Iterator<Item = (usize, &Seat)> {
+        self.seats.iter().enumerate().filter(|(_, seat)| seat.orders.is_some())
+    }
+    fn leader(&self) -> Option<Arc<Group>> {
+        self.taking_part().next().map(|(_, seat)| seat.group.clone())
+    }
+    fn stage(&self, words: &str) {
+        self.taking_part().for_each(|(_, seat)| seat.options.observer.stage(words));
+    }
+    fn terms(&self, group: &Group) -> Terms {
+        Terms {
+            members: self.seats.iter().map(|seat| seat.orders.is_some()).collect(),
+            window_bytes: self.window_bytes,
+            patience: self.patience.clone(),
+            home: group.home(),
+        }
+    }
+
+    /// Waits for all of these. From the first one on, those who are done wait no longer than there is patience: who is not
+    /// done by then is cut off.
+    async fn all<T: Send + 'static>(
+        &mut self,
+        waits: Vec<(usize, oneshot::Receiver<T>)>,
+    ) -> BTreeMap<usize, T> {
+        let mut open: BTreeSet<usize> = waits.iter().map(|(number, _)| *number).collect();
+        let mut set = JoinSet::new();
+        for (number, wait) in waits {
+            set.spawn(async move { (number, wait.await.ok()) });
+        }
+        let mut done = BTreeMap::new();
+        let patience = self.patience.clone();
+        loop {
+            let next = if done.is_empty() {
+                set.join_next().await
+            } else {
+                let _waits = patience.waits();
+                match tokio::time::timeout(patience.left(), set.join_next()).await {
+                    Ok(next) => next,
+                    Err(_) => break,
+                }
+            };
+            let Some(next) = next else { break };
+            let Ok((number, said)) = next else { continue };
+            open.remove(&number);
+            match said {
+                Some(said) => {
+                    done.insert(number, said);
+                }
+                None => self.until_ended(number).await,
+            }
+        }
+        for number in open {
+            let seat = &mut self.seats[number];
+            if seat.orders.is_some() {
+                tracing::warn!(
+                    group = %self.policy.group, to = %seat.group.to,
+                    "its store holds the others up: the round goes on without it"
+                );
+                seat.leave(LeftBy::Cut);
+            }
+        }
+        done.retain(|number, _| self.seats[*number].orders.is_some());
+        done
+    }
+
+    /// The step of all who take part; who has done it is told.
+    async fn step(&mut self, step: Step) -> BTreeMap<usize, bool> {
+        let mut waits = Vec::new();
+        for (number, seat) in self.seats.iter().enumerate() {
+            let Some(orders) = &seat.orders else { continue };
+            let (done, wait) = oneshot::channel();
+            // Who has ended drops it, which is found out below.
+            let _ = orders.send(Order { step: step.clone(), done }).await;
+            waits.push((number, wait));
+        }
+        self.all(waits).await
+    }
+
+    /// A member has ended by itself: what that means for the others.
+    async fn until_ended(&mut self, number: usize) {
+        self.seats[number].orders = None;
+        while !self.seats[number].has_ended {
+            let Some(end) = self.end.recv().await else { return };
+            self.note(end);
+        }
+    }
+
+    fn note(&mut self, end: End) {
+        let at = self.seats[end.number].group.to.clone();
+        self.seats[end.number].has_ended = true;
+        self.seats[end.number].orders = None;
+        self.has_committed |= end.has_committed;
+        if let Some(why) = end.fenced {
+            for seat in self.seats.iter_mut().filter(|seat| !seat.has_ended) {
+                seat.leave(LeftBy::Fenced { at: at.clone(), why: why.clone() });
+            }
+        }
+    }
+
+    /// A store that said that another site is primary, and cannot be asked again now, still counts.
+    fn heed_fences(&mut self) {
+        let Some((at, why)) = self.leader().and_then(|leader| leader.home().fenced_at()) else { return };
+        for seat in self.seats.iter_mut().filter(|seat| seat.orders.is_some()) {
+            seat.leave(LeftBy::Fenced { at: at.clone(), why: why.clone() });
+        }
+    }
+
+    fn fail(&mut self, why: &str) {
+        for seat in self.seats.iter_mut().filter(|seat| seat.orders.is_some()) {
+            seat.leave(LeftBy::Failed(why.to_owned()));
+        }
+    }
+
+    /// All items, and the order to commit.
+    async fn captures(&mut self) {
+        let Some(leader) = self.leader() else { return };
+        if let Err(error) = frozen::thaw_left_over(&leader).await {
+            return self.fail(&error.to_string());
+        }
+        kept::bound(&self.policy, &leader.home(), leader.clock.clone(), &leader.record).await;
+        let scratch = leader.folder.join("scratch");
+        if let Err(error) = fresh_folder(&scratch) {
+            return self.fail(&error.to_string());
+        }
+        let context = CaptureContext {
+            clock: Arc::new(self.clock),
+            scratch: scratch.clone(),
+            timeout: SOURCE_LIMIT,
+            frozen: false,
+            kept: leader.home().kept(),
+            owner: leader.home().owner(),
+        };
+        let positions = self.items(&leader, &context).await;
+        let _ = std::fs::remove_dir_all(&scratch);
+        if let Some(positions) = positions {
+            self.step(Step::Commit(Arc::new(positions))).await;
+        }
+    }
+
+    /// Databases first, so that their position is older than every image and volume; then all else.
+    async fn items(
+        &mut self,
+        leader: &Group,
+        context: &CaptureContext,
+    ) -> Option<BTreeMap<ItemId, Result<LogPosition, String>>> {
+        let policy = self.policy.clone();
+        let hooks = &policy.hooks;
+        let frozen = frozen::freeze(leader, frozen::GROUP, &hooks.before_capture, &hooks.after_capture).await;
+        let frozen = match frozen {
+            Ok(frozen) => frozen,
+            Err(why) => {
+                self.fail(&format!("group {}: nothing was captured: {why}", policy.group));
+                return None;
+            }
+        };
+        let (databases, others): (Vec<&Item>, Vec<&Item>) =
+            policy.items.iter().partition(|item| item.kind().is_database());
+        for item in databases.into_iter().chain(others) {
+            self.stage(&format!("capturing {}", item.id()));
+            let item = Arc::new(item.clone());
+            if item.ships_log() {
+                self.database(&item, leader, context).await;
+            } else {
+                self.entry(&item, leader, context).await;
+            }
+            if self.leader().is_none() {
+                break;
+            }
+        }
+        frozen::thaw(leader, frozen::GROUP, &hooks.after_capture, frozen).await;
+        self.leader()?;
+        let mut positions = BTreeMap::new();
+        for database in policy.items.iter().filter_map(farsite_sources::logged) {
+            let p2 = databases::position(&*database, context).await.map(|(_, position)| position);
+            positions.insert(database.item(), p2);
+        }
+        Some(positions)
+    }
+
+    /// A base where one is needed, running shippers, and the position that the points stand for.
+    async fn database(&mut self, item: &Arc<Item>, leader: &Group, context: &CaptureContext) {
+        let Some(database) = farsite_sources::logged(item) else {
+            let why = format!("{} has no log that can be shipped", item.id());
+            self.step(Step::Failed(item.id(), why)).await;
+            return;
+        };
+        let need_base = self.step(Step::Log(item.clone())).await;
+        if need_base.values().any(|needs| *needs) {
+            let (block_bytes, terms) = (self.policy.block_size.0 as u32, self.terms(leader));
+            let base = databases::take_base(&*database, block_bytes, &terms, context).await.map(Arc::new);
+            self.step(Step::Base(item.clone(), base.clone())).await;
+            if let Ok(base) = base {
+                base.lent.take_back();
+                let stem = farsite_store::local_map::stem(&base.lent.item);
+                let _ = std::fs::remove_dir_all(context.scratch.join(stem));
+            }
+        }
+        let told = databases::position(&*database, context).await;
+        self.step(Step::Position(item.clone(), told)).await;
+    }
+
+    /// Captures all items of an entry. A failed item never stops the others.
+    async fn entry(&mut self, item: &Arc<Item>, leader: &Group, context: &CaptureContext) {
+        let listed = listed(item, context).await;
+        let (source, listed) = match listed {
+            Ok((source, ids)) => {
+                let from = source.describe();
+                (Some(source), Ok((from, ids)))
+            }
+            Err(why) => (None, Err(why)),
+        };
+        let ids = listed.as_ref().map(|(_, ids)| ids.clone()).unwrap_or_default();
+        self.step(Step::Listed(item.clone(), Arc::new(listed))).await;
+        let Some(source) = source.filter(|_| !ids.is_empty()) else { return };
+
+        let hooks = item.hooks();
+        let mut context = context.clone();
+        context.frozen = !hooks.before_capture.is_empty();
+        let name = item.id();
+        let frozen = frozen::freeze(leader, name.as_str(), &hooks.before_capture, &hooks.after_capture).await;
+        let frozen = match frozen {
+            Ok(frozen) => frozen,
+            Err(why) => {
+                for id in ids {
+                    self.step(Step::Failed(id, why.clone())).await;
+                }
+                return;
+            }
+        };
+        // What is still by itself is read after the thaw.
+        let mut still = Vec::new();
+        for id in ids {
+            if self.leader().is_none() {
+                break;
+            }
+            match self.capture(&*source, item, &id, leader, &context).await {
+                Ok(capture) if capture.still => still.push(capture),
+                Ok(capture) => self.lend(item, capture, leader).await,
+                Err(why) => {
+                    self.step(Step::Failed(id, why)).await;
+                }
+            }
+        }
+        frozen::thaw(leader, name.as_str(), &hooks.after_capture, frozen).await;
+        for capture in still {
+            self.lend(item, capture, leader).await;
+        }
+    }
+
+    async fn capture(
+        &self,
+        source: &dyn Source,
+        item: &Item,
+        id: &ItemId,
+        leader: &Group,
+        context: &CaptureContext,
+    ) -> Result<Capture, String> {
+        let home = leader.home();
+        // Another run of the group must not take the new version for one that nobody needs.
+        let has_versions = matches!(item, Item::Cinder(_) | Item::Volume(_));
+        let held = has_versions.then(|| tokio::task::block_in_place(|| home.hold_versions()));
+        let _held = held.transpose().map_err(|error| error.to_string())?;
+        let capture = source.capture(id, context).await.map_err(|error| error.to_string())?;
+        if let Some(least) = item.consistency()
+            && capture.consistency < least
+        {
+            return Err(format!(
+                "its capture is {}, and the policy demands {least}: it is not used",
+                capture.consistency
+            ));
+        }
+        if let Some(token) = capture.tracking.as_ref().and_then(|tracking| tracking.token()) {
+            for (_, seat) in self.taking_part() {
+                if let Err(error) = seat.group.note_version(id, token) {
+                    tracing::warn!(item = %id, to = %seat.group.to, "its version is not noted: {error}");
+                }
+            }
+        }
+        Ok(capture)
+    }
+
+    /// All read a capture side by side; then it is let go.
+    async fn lend(&mut self, item: &Arc<Item>, capture: Capture, leader: &Group) {
+        let block_bytes = match &**item {
+            Item::Volume(volume) => volume.block_size.unwrap_or(self.policy.block_size),
+            _ => self.policy.block_size,
+        };
+        let lent = Lent::new(capture, block_bytes.0 as u32, self.terms(leader));
+        let took = self.step(Step::Take(item.clone(), lent.clone())).await;
+        tokio::task::block_in_place(|| {
+            lent.take_back();
+            let groups: Vec<_> = took.keys().map(|number| self.seats[*number].group.clone()).collect();
+            if let Some(version) = lent.version.as_ref().filter(|_| !groups.is_empty()) {
+                version.keep(&groups);
+            }
+        });
+    }
+
+    /// Each makes its own point; when the last one exists, the policy's hooks hear of it.
+    async fn committed(&mut self) {
+        // Without orders there is nothing more to come; who was told to commit has ended its part.
+        let patience = self.patience.clone();
+        loop {
+            if !self.seats.iter().any(Seat::is_awaited) {
+                break;
+            }
+            let end = if self.has_committed {
+                let _waits = patience.waits();
+                match tokio::time::timeout(patience.left(), self.end.recv()).await {
+                    Ok(end) => end,
+                    Err(_) => break,
+                }
+            } else {
+                self.end.recv().await
+            };
+            let Some(end) = end else { break };
+            self.note(end);
+        }
+        if self.has_committed
+            && let Err(why) = hooks::run(&self.policy.hooks.after_commit).await
+        {
+            tracing::warn!(group = %self.policy.group, "after-commit: {why}");
+        }
+    }
+}
+
+/// An entry's source, and its items now.
+async fn listed(
+    item: &Item,
+    context: &CaptureContext,
+) -> Result<(Box<dyn Source>, BTreeSet<ItemId>), String> {
+    if let Some(host) = item.on()
+        && host != host_name()
+    {
+        return Err(format!("it is read on host {host}, and this agent runs on {}", host_name()));
+    }
+    let source = farsite_sources::source(item).map_err(|error| error.to_string())?;
+    match tokio::time::timeout(context.timeout, source.items()).await {
+        Ok(Ok(ids)) => Ok((source, ids.into_iter().collect())),
+        Ok(Err(error)) => Err(error.to_string()),
+        Err(_) => Err(format!("{} could not be listed in time", source.describe())),
+    }
+}
+
+fn fresh_folder(path: &Path) -> Result<(), ReplicateError> {
+    match std::fs::remove_dir_all(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            return Err(ReplicateError::Io { what: format!("emptying {}", path.display()), source: error });
+        }
+        _ => {}
+    }
+    std::fs::create_dir_all(path).map_err(ReplicateError::io(format!("creating {}", path.display())))
+}
