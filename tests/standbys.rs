@@ -62,7 +62,7 @@ async fn story(items: &str) -> Story {
 /// Half of it can be compressed.
 fn content(seed: u64, mib: usize) -> Vec<u8> {
     let mut bytes = noise(seed, mib * MIB / 2);
-    bytes.extend((0..mib * MIB / 8).flat_map(|n| (n as u32 / 64 ^ seed as u32).to_le_bytes()));
+    bytes.extend((0..mib * MIB / 8).flat_map(|n| ((n as u32 / 64) ^ seed as u32).to_le_bytes()));
     bytes
 }
 

@@ -31,7 +31,7 @@ impl Patience {
         Self::new((policy.rpo.duration() / SHARE).clamp(LEAST, MOST))
     }
 
-    fn new(total: Duration) -> Self {
+    pub(crate) fn new(total: Duration) -> Self {
         Self { total, state: Mutex::default() }
     }
 

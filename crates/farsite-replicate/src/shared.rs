@@ -306,12 +306,7 @@ mod tests {
     fn shared(breaks_at: u64) -> (Arc<Counting>, Arc<Shared>) {
         let bytes: Vec<u8> = (0..100 * BLOCK + 10).map(|i| (i / 7) as u8).collect();
         let source = Arc::new(Counting { bytes, read: AtomicU64::new(0), breaks_at });
-        let policy: farsite_model::policy::Policy = serde_json::from_value(serde_json::json!({
-            "group": "g", "site": "a", "to": ["b"], "level": "data", "schedule": "* * * * *",
-            "rpo": "40s", "rto": "1m", "items": [{"volume": {"path": "/v"}}]
-        }))
-        .unwrap();
-        let patience = Arc::new(Patience::of(&policy));
+        let patience = Arc::new(Patience::new(Duration::from_millis(300)));
         let window = 16 * BLOCK as u64;
         let shared = Shared::new(source.clone(), BLOCK as u32, &[true, false, true], window, patience);
         (source, Arc::new(shared))
