@@ -159,6 +159,8 @@ pub struct Chosen {
     pub replay: Replay,
     /// Not empty only where a person named the point.
     pub flaws: Vec<String>,
+    /// What a person should know who takes it: newer points that were passed over, and older ones that look suspicious.
+    pub warnings: Vec<String>,
 }
 
 /// Why no point was chosen, with the points there are.
@@ -219,11 +221,40 @@ pub fn choose(state: &GroupState, choice: &PointChoice, now: StoreTime) -> Resul
             state.point(*id).ok_or_else(|| refuse(format!("point {id} is not in its ledger")))?
         }
     };
-    Ok(Chosen { point: found.id(), replay: choice.replay(), flaws: flaws(found) })
+    Ok(Chosen {
+        point: found.id(),
+        replay: choice.replay(),
+        flaws: flaws(found),
+        warnings: warnings(state, found),
+    })
+}
+
+/// How many points each kind of warning names.
+const NAMED: usize = 3;
+
+fn warnings(state: &GroupState, chosen: &CommittedPoint) -> Vec<String> {
+    let live = |point: &&CommittedPoint| !point.expired && !point.superseded;
+    let newer = state.points.iter().rev().filter(live).take_while(|point| point.number > chosen.number);
+    let passed_over = newer.filter(|point| !point.flaws().is_empty()).take(NAMED).map(|point| {
+        format!("point {} is newer and was passed over: {}", point.id().short(), flaws(point).join("; "))
+    });
+    // What somebody restored and checked behind it cleared it.
+    let before = state.points.iter().rev().filter(live).skip_while(|point| point.number > chosen.number);
+    let unproven = before.take_while(|point| point.proven.is_none()).skip(1);
+    let suspicious = unproven.filter(|point| !point.said.suspicious.is_empty()).take(NAMED).map(|point| {
+        format!(
+            "point {} before it is suspicious ({}), and nothing since has been proven: what made it so may be in this one as well",
+            point.id().short(),
+            point.said.suspicious.join("; ")
+        )
+    });
+    passed_over.chain(suspicious).collect()
 }
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
     use farsite_model::rpo::{CaptureStamp, ClockSkew};
     use farsite_model::{CaptureTime, ItemKind, RunId, SiteName};
@@ -259,7 +290,7 @@ mod tests {
             held: false,
             expired: false,
             damaged: Vec::new(),
-            damaged_packs: std::collections::BTreeSet::new(),
+            damaged_packs: BTreeSet::new(),
             damage_is_known: false,
             superseded: false,
         }
@@ -308,6 +339,27 @@ mod tests {
         let named = choose(&state, &PointChoice::Id("aa05".into()), at(600)).unwrap();
         assert_eq!(named.flaws, ["suspicious: ransom"]);
         assert!(choose(&state, &PointChoice::Id("aa".into()), at(600)).is_err(), "several start like this");
+    }
+
+    #[test]
+    fn what_was_passed_over_and_what_is_suspicious_before_it_is_said() {
+        let mut state = state();
+        let warned = |state: &GroupState, id: &str| {
+            choose(state, &PointChoice::Id(id.into()), at(600)).unwrap().warnings.join("\n")
+        };
+        let latest = choose(&state, &PointChoice::Latest, at(600)).unwrap().warnings;
+        assert_eq!(latest.len(), 3, "{latest:?}");
+        assert!(latest[0].contains("passed over: suspicious: ransom"), "{latest:?}");
+        state.points[2].said = Committed { whole: true, ..state.points[2].said.clone() };
+        state.points[1].said.suspicious = vec!["mass delete".into()];
+        assert!(warned(&state, "aa03").contains("before it is suspicious (mass delete)"));
+        assert!(!warned(&state, "aa02").contains("before it"), "its own flaw is said as one");
+        // A drill of the point itself has shown that it is good.
+        state.points[2].proven = Some("drill".into());
+        assert!(!warned(&state, "aa03").contains("before it"));
+        state.points[2].proven = None;
+        state.points[1].expired = true;
+        assert!(!warned(&state, "aa03").contains("before it"));
     }
 
     #[test]

@@ -50,6 +50,8 @@ pub struct GroupPlan {
     pub point: PointId,
     /// What is wrong with the point that a person named.
     pub flaws: Vec<String>,
+    /// What a person should know who takes it.
+    pub warnings: Vec<String>,
     /// What would be lost if the order were given now.
     pub expected_rpo: Option<Achieved>,
     pub rpo_target_s: Option<f64>,
@@ -105,6 +107,7 @@ pub async fn dry_run(standby: &Standby, order: &Order) -> Result<DryRun, Promote
             candidates: candidates(&f.survey.state(), f.survey.now, SHOWN),
             point: f.chosen.point,
             flaws: f.chosen.flaws.clone(),
+            warnings: f.chosen.warnings.clone(),
             expected_rpo: None,
             rpo_target_s: rpo_s,
             rto_target_s: rto_s,

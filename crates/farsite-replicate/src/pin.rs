@@ -38,12 +38,11 @@ impl ReadPin {
         group: &GroupName,
         points: &[PointId],
     ) -> Option<Self> {
-        match connect::standby_agent(config).or_else(|_| connect::operator(config)) {
-            Ok(signer) => Self::begin(store, &Arc::new(signer), group, points).await,
-            Err(_) => {
-                tracing::info!(%group, "this host has no key to pin what it reads: it is read without, and fails where collection removes it meanwhile");
-                None
-            }
+        if let Ok(signer) = connect::standby_agent(config).or_else(|_| connect::operator(config)) {
+            Self::begin(store, &Arc::new(signer), group, points).await
+        } else {
+            tracing::info!(%group, "this host has no key to pin what it reads: it is read without, and fails where collection removes it meanwhile");
+            None
         }
     }
 
@@ -79,9 +78,8 @@ impl ReadPin {
         let run = self.run;
         let ended = self.ledger.append(&self.signer, |_| Ok(Statement::PinEnded { run }));
         let why = match tokio::time::timeout(LIMIT, ended).await {
-            Ok(Ok(_)) => return,
-            // A failover meanwhile ended all pins.
-            Ok(Err(StoreError::Refused(_))) => return,
+            // Refused: a failover meanwhile ended all pins.
+            Ok(Ok(_) | Err(StoreError::Refused(_))) => return,
             Ok(Err(error)) => error.to_string(),
             Err(_) => format!("the store did not answer within {}s", LIMIT.as_secs()),
         };

@@ -25,7 +25,7 @@ use crate::{Store, StoreError};
 const REQUESTS: usize = 16;
 
 /// How collection is done.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Default)]
 pub struct GcOptions {
     /// Nothing is written and nothing removed; what would be is counted.
     pub dry_run: bool,
@@ -35,17 +35,6 @@ pub struct GcOptions {
     /// Where the store locks objects for this long: the lock of a pack that some live point needs is lengthened to this from
     /// now, once less than a third of it is left. `None`: locks are left alone.
     pub extend_locks: Option<SignedDuration>,
-}
-
-impl Default for GcOptions {
-    fn default() -> Self {
-        Self {
-            dry_run: false,
-            mark: MarkOptions::default(),
-            give_up: Patience::default(),
-            extend_locks: None,
-        }
-    }
 }
 
 /// Is told what goes on.

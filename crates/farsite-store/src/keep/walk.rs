@@ -36,13 +36,16 @@ impl Visited {
     }
 }
 
+/// Is told of blobs of one kind.
+pub(super) type Reach<'a> = dyn FnMut(BlobKind, &[BlobRef]) -> Result<(), StoreError> + Send + 'a;
+
 /// Calls `reach` with everything that a map names. Returns the first damage of each node that cannot be read: what lies
 /// below it was not told.
 pub(super) async fn each_blob(
     reader: &Reader,
     map: &MapRoot,
     visited: &mut Visited,
-    reach: &mut (dyn FnMut(BlobKind, &[BlobRef]) -> Result<(), StoreError> + Send),
+    reach: &mut Reach<'_>,
 ) -> Result<Vec<Damage>, StoreError> {
     let roots: Vec<BlobRef> = map.root.into_iter().collect();
     let root_level = map.root_level();

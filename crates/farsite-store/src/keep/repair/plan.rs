@@ -112,15 +112,12 @@ impl Plan {
                     break;
                 }
             }
-            match found {
-                Some(same) => {
-                    pack.elsewhere.insert(line, same);
-                    pack.live.push(line);
-                }
-                None => {
-                    let named = wanted.named.get(&pack.pack);
-                    lost += u64::from(named.is_some_and(|named| named.contains(&(kind, blob))));
-                }
+            if let Some(same) = found {
+                pack.elsewhere.insert(line, same);
+                pack.live.push(line);
+            } else {
+                let named = wanted.named.get(&pack.pack);
+                lost += u64::from(named.is_some_and(|named| named.contains(&(kind, blob))));
             }
         }
         pack.live.sort_unstable();
@@ -147,24 +144,23 @@ async fn sick_one(
 ) -> Result<Option<Sick>, StoreError> {
     let homes = state.remapped.get(&id).cloned().unwrap_or_default();
     let is_mute = index.is_none();
-    let (key, mut entries, size_bytes) = match index {
-        Some(index) => index,
-        None => {
-            let (mut key, mut entries, mut seen) = (None, Vec::new(), HashSet::new());
-            let all = [&wanted.named, &wanted.bases].into_iter().filter_map(|of| of.get(&id)).flatten();
-            for (kind, BlobRef { id, at: Location { key: with, offset, len, .. } }) in all {
-                let kind = if len & Location::GROUPED == 0 { *kind } else { BlobKind::Group };
-                if seen.insert((*offset, *id)) {
-                    entries.push(IndexEntry { kind: kind as u8, id: *id, offset: *offset, len: *len });
-                }
-                key = Some(*with);
+    let (key, mut entries, size_bytes) = if let Some(index) = index {
+        index
+    } else {
+        let (mut key, mut entries, mut seen) = (None, Vec::new(), HashSet::new());
+        let all = [&wanted.named, &wanted.bases].into_iter().filter_map(|of| of.get(&id)).flatten();
+        for (kind, BlobRef { id, at: Location { key: with, offset, len, .. } }) in all {
+            let kind = if len & Location::GROUPED == 0 { *kind } else { BlobKind::Group };
+            if seen.insert((*offset, *id)) {
+                entries.push(IndexEntry { kind: kind as u8, id: *id, offset: *offset, len: *len });
             }
-            entries.sort_unstable_by_key(|entry| (entry.offset, entry.id));
-            // One that was emptied and that nothing is needed of need not stay any more.
-            let key = if homes.is_empty() { key } else { key.or(Some(Hex([0; 16]))) };
-            let Some(key) = key else { return Ok(None) };
-            (key, entries, 0)
+            key = Some(*with);
         }
+        entries.sort_unstable_by_key(|entry| (entry.offset, entry.id));
+        // One that was emptied and that nothing is needed of need not stay any more.
+        let key = if homes.is_empty() { key } else { key.or(Some(Hex([0; 16]))) };
+        let Some(key) = key else { return Ok(None) };
+        (key, entries, 0)
     };
     // Without its table of former places it hands none on: they are looked for one by one.
     if matches!(reader.moved_index(id).await, Err(StoreError::Damaged(_))) {

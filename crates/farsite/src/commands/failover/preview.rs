@@ -87,6 +87,7 @@ impl Preview {
             for flaw in &group.chosen.flaws {
                 out.line(format!("  {} the point that you named is {flaw}", out.paint(Tone::Warn, "!")));
             }
+            warnings(&group.chosen.warnings, context);
         }
     }
 
@@ -126,6 +127,12 @@ fn candidates(candidates: &[Candidate], chosen: farsite_model::PointId, context:
         .table(&["", "point", "stands for", "exposure", "items", "consistency", "proven", "notes"], &rows);
 }
 
+fn warnings(warnings: &[String], context: &Context) {
+    for warning in warnings {
+        context.out.line(format!("  {} {warning}", context.out.paint(Tone::Warn, "!")));
+    }
+}
+
 /// The plan of a dry run.
 pub fn show_plan(plan: &DryRun, context: &Context) {
     let out = context.out;
@@ -151,6 +158,7 @@ pub fn show_plan(plan: &DryRun, context: &Context) {
         for problem in group.problems.iter().chain(&group.flaws) {
             out.line(format!("  {bad} {problem}"));
         }
+        warnings(&group.warnings, context);
         let mut stage = "";
         let mut total_s = 0.0;
         for step in &group.steps {

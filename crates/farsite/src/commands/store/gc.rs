@@ -77,7 +77,6 @@ pub async fn run(args: Args, context: &Context) -> Ended {
         mark: MarkOptions::within(args.memory.0 as usize),
         give_up: Patience { runs: args.give_up_after.to_signed(), ..Patience::default() },
         extend_locks: args.extend_locks.map(Span::to_signed),
-        ..GcOptions::default()
     };
     let retention = |state: &GroupState| -> Vec<PointId> {
         let Some(policy) = policies.get(&state.group) else { return Vec::new() };
