@@ -17,7 +17,7 @@ use farsite_model::{ItemId, ItemKind};
 use farsite_store::StoreError;
 use farsite_store::ingest::{IngestOptions, Input};
 use farsite_store::keep::{Depth, GcOptions};
-use farsite_store::ledger::{Ledger, Refusal};
+use farsite_store::ledger::{Ledger, Patience, Refusal};
 use farsite_store::local_map::{LocalMap, LocalMapWriter};
 
 /// In the first pack the third block of the volume begins near here. It is the same in every version.
@@ -183,8 +183,10 @@ async fn a_run_that_is_told_of_no_change_sends_what_is_damaged_all_the_same() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_repair_that_is_cut_off_anywhere_harms_nothing_and_the_next_one_ends_it() {
-    let impatient =
-        GcOptions { give_up_compaction_after: jiff::SignedDuration::ZERO, ..GcOptions::default() };
+    let impatient = GcOptions {
+        give_up: Patience { compactions: jiff::SignedDuration::ZERO, ..Patience::default() },
+        ..GcOptions::default()
+    };
     let mut cut = 1;
     loop {
         let world = founded_world().await;
