@@ -1,7 +1,7 @@
 //! Hydrated copies: they follow the points by what differs, go back, are never mistaken for a point that they are not, and are
 //! handed to a promotion.
 
-#[path = "../../farsite-store/tests/common/mod.rs"]
+#[path = "../../farsite-store/tests/store/common/mod.rs"]
 mod common;
 
 use std::os::unix::fs::FileExt;
