@@ -117,20 +117,16 @@ impl Founding {
             (self.source_dir(), self.standby_dir(), self.operator_dir());
         let mut recipients = Vec::new();
 
-        let (source_signer, secret) = match &self.source_keys {
-            Some(folder) => (
-                Signer::load(&folder.join(SOURCE_AGENT_KEY))?,
-                BlockSecret::load(&folder.join(BLOCK_SECRET))?,
-            ),
-            None => {
-                let (signer, text) = Signer::generate();
-                let what = format!("signs recovery points of {source}; opens nothing");
-                written.key(&text, source.as_str(), &source_dir.join(SOURCE_AGENT_KEY), &what)?;
-                let (secret, text) = BlockSecret::generate();
-                let what = "computes block ids, shared by the agents of the source site; opens nothing";
-                written.key(&text, source.as_str(), &source_dir.join(BLOCK_SECRET), what)?;
-                (signer, secret)
-            }
+        let (source_signer, secret) = if let Some(folder) = &self.source_keys {
+            (Signer::load(&folder.join(SOURCE_AGENT_KEY))?, BlockSecret::load(&folder.join(BLOCK_SECRET))?)
+        } else {
+            let (signer, text) = Signer::generate();
+            let what = format!("signs recovery points of {source}; opens nothing");
+            written.key(&text, source.as_str(), &source_dir.join(SOURCE_AGENT_KEY), &what)?;
+            let (secret, text) = BlockSecret::generate();
+            let what = "computes block ids, shared by the agents of the source site; opens nothing";
+            written.key(&text, source.as_str(), &source_dir.join(BLOCK_SECRET), what)?;
+            (signer, secret)
         };
 
         let (standby_signer, text) = Signer::generate();

@@ -180,7 +180,9 @@ async fn one_round(groups: &[Arc<Group>], full: bool, context: &Context) -> BTre
         let all = tokio::select! {
             all = &mut both => all,
             () = context.cancel.cancelled() => {
-                cancels.iter().for_each(|cancel| cancel.store(true, Ordering::Relaxed));
+                for cancel in &cancels {
+                    cancel.store(true, Ordering::Relaxed);
+                }
                 both.await
             }
         };
