@@ -137,27 +137,27 @@ impl Intake<'_> {
         absent
     }
 
-    /// Reads what the round has captured of an entry. Only a failing store is an error.
+    /// Reads what the round has captured of an entry. False: it could not be read. Only a failing store is an error.
     pub(crate) fn take_or_fail(
         &mut self,
         item: &Item,
         lent: &Lent,
         outcome: &mut EntryOutcome,
-    ) -> Result<(), ReplicateError> {
+    ) -> Result<bool, ReplicateError> {
         match self.take(lent) {
             Ok(mut taken) => {
                 taken.details.insert(ENTRY.to_owned(), item.id().to_string());
                 outcome.taken.push(taken);
-                Ok(())
+                Ok(true)
             }
             // The item could not be read: that is its own failure, and the packs begun are still good.
             Err(ReplicateError::Store(error @ StoreError::Content { .. })) => {
                 outcome.failed.push((lent.item.clone(), error.to_string()));
-                Ok(())
+                Ok(false)
             }
             Err(ReplicateError::Io { what, source }) => {
                 outcome.failed.push((lent.item.clone(), format!("{what}: {source}")));
-                Ok(())
+                Ok(false)
             }
             Err(other) => Err(other),
         }

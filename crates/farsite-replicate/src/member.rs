@@ -311,7 +311,8 @@ struct Part<'g> {
 }
 
 impl Part<'_> {
-    /// One step of the round. True: a new base is needed to go on. Only a failing store is an error.
+    /// One step of the round. True: the item was taken, or of a log: it needs a new base to go on. Only a failing store is an
+    /// error.
     async fn take(&mut self, step: Step, outcome: &mut EntryOutcome) -> Result<bool, ReplicateError> {
         match step {
             Step::Listed(item, listed) => {
@@ -322,7 +323,7 @@ impl Part<'_> {
                 }
             }
             Step::Failed(id, why) => outcome.failed.push((id, why)),
-            Step::Take(item, lent) => self.intake.take_or_fail(&item, &lent, outcome)?,
+            Step::Take(item, lent) => return self.intake.take_or_fail(&item, &lent, outcome),
             Step::Log(item) => {
                 let Some(database) = farsite_sources::logged(&item) else { return Ok(false) };
                 let (epoch, context) = (self.epoch, &self.context);

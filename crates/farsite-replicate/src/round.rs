@@ -392,7 +392,8 @@ impl Round {
         let took = self.step(Step::Take(item.clone(), lent.clone())).await;
         tokio::task::block_in_place(|| {
             lent.take_back();
-            let groups: Vec<_> = took.keys().map(|number| self.seats[*number].group.clone()).collect();
+            let who = took.iter().filter(|(_, took)| **took).map(|(number, _)| *number);
+            let groups: Vec<_> = who.map(|number| self.seats[number].group.clone()).collect();
             if let Some(version) = lent.version.as_ref().filter(|_| !groups.is_empty()) {
                 version.keep(&groups);
             }

@@ -189,7 +189,7 @@ async fn chosen(
         // Whoever has a retired key could still add one beside what it shipped before its end. Its end names the one that
         // counts; where it names none there was but one, and which one that was cannot be told any more.
         let several = believed.len() + ended.len() > 1;
-        let chosen = ended.iter().find(|(one, end)| end.chosen.get(&one.sequence) == Some(&one.key));
+        let chosen = ended.iter().find(|(one, end)| end.chosen.contains(&one.key));
         match chosen.or(ended.first().filter(|_| !several)) {
             Some((one, _)) => believed.push(one.clone()),
             None if several && believed.is_empty() => {
@@ -224,7 +224,7 @@ pub(crate) async fn end_of_site(
         *names.entry(segment.sequence).or_default() += 1;
     }
     let competing = run.iter().filter(|segment| names.get(&segment.sequence).is_some_and(|n| *n > 1));
-    let chosen = competing.map(|segment| (segment.sequence, segment.key.clone())).collect();
+    let chosen = competing.map(|segment| segment.key.clone()).collect();
     Ok(Some(LogEnd { last: last.sequence, chosen }))
 }
 

@@ -93,9 +93,10 @@ pub struct Counts {
 pub struct LogEnd {
     /// The last sequence.
     pub last: u64,
-    /// Where several segments had one sequence: the name of the one that counts.
-    #[serde(default, skip_serializing_if = "std::collections::BTreeMap::is_empty")]
-    pub chosen: std::collections::BTreeMap<u64, String>,
+    /// Where several segments had one sequence: the name of the one that counts. (No map by number: a statement that is told
+    /// by its `type` reads none back from JSON.)
+    #[serde(default, skip_serializing_if = "std::collections::BTreeSet::is_empty")]
+    pub chosen: std::collections::BTreeSet<String>,
 }
 
 impl Amendment {
