@@ -11,6 +11,8 @@ use crate::step::{minutes, run};
 const GROUP: &str = "bench";
 
 pub struct Farsite {
+    name: &'static str,
+    compression: &'static str,
     binary: PathBuf,
     folder: PathBuf,
     replica: PathBuf,
@@ -18,10 +20,26 @@ pub struct Farsite {
 }
 
 impl Farsite {
+    /// At level 3, at which bytes are compared.
     pub fn new(binary: &Path, folder: &Path, volume: &Path) -> Self {
-        let folder = folder.join("farsite");
+        Self::with(super::table::OWN, "3", binary, folder, volume)
+    }
+
+    /// As it comes, with the level that the machine and the line ask for.
+    pub fn adaptive(binary: &Path, folder: &Path, volume: &Path) -> Self {
+        Self::with(super::table::OWN_ADAPTIVE, "auto", binary, folder, volume)
+    }
+
+    fn with(
+        name: &'static str,
+        compression: &'static str,
+        binary: &Path,
+        folder: &Path,
+        volume: &Path,
+    ) -> Self {
+        let folder = folder.join(name);
         let replica = folder.join("replica");
-        Self { binary: binary.to_owned(), folder, replica, volume: volume.to_owned() }
+        Self { name, compression, binary: binary.to_owned(), folder, replica, volume: volume.to_owned() }
     }
 
     /// The program with a site's configuration.
@@ -44,11 +62,12 @@ impl Farsite {
     fn policy(&self, volume: &Path) -> std::io::Result<()> {
         let policies = self.folder.join("keys/north/policies");
         std::fs::create_dir_all(&policies)?;
-        // Bytes are compared at level 3, and memory within what is promised.
+        // Memory within what is promised.
         let text = format!(
             "group: {GROUP}\nsite: north\nto: [south]\nlevel: data\nschedule: \"@daily\"\nrpo: 2d\n\
-             items:\n  - volume: {{ path: {} }}\nmemory: 160MiB\ncompression: 3\n",
-            volume.display()
+             items:\n  - volume: {{ path: {} }}\nmemory: 160MiB\ncompression: {}\n",
+            volume.display(),
+            self.compression
         );
         std::fs::write(policies.join(format!("{GROUP}.yaml")), text)
     }
@@ -69,7 +88,7 @@ impl Farsite {
 
 impl Tool for Farsite {
     fn name(&self) -> &str {
-        super::table::OWN
+        self.name
     }
 
     fn init(&mut self) -> Result<(), Failure> {

@@ -82,8 +82,11 @@ pub fn bench(root: &Path, args: &[&str]) -> Result<(), Failure> {
     let release = target.join("release");
     fresh(&options.folder)?;
     let volume = options.folder.join("source/volume");
-    let mut tools: Vec<Box<dyn Tool>> =
-        vec![Box::new(farsite::Farsite::new(&release.join("farsite"), &options.folder, &volume))];
+    let own = release.join("farsite");
+    let mut tools: Vec<Box<dyn Tool>> = vec![
+        Box::new(farsite::Farsite::new(&own, &options.folder, &volume)),
+        Box::new(farsite::Farsite::adaptive(&own, &options.folder, &volume)),
+    ];
     tools.extend(peers::installed(root, &options.peers, &options.folder, &volume)?);
 
     let mut table = Table::default();

@@ -100,6 +100,12 @@ impl Peer {
     }
 }
 
+/// Whether a program's restore has an option.
+fn offers(program: &str, option: &str) -> bool {
+    let help = Command::new(program).args(["restore", "--help"]).output();
+    help.is_ok_and(|help| String::from_utf8_lossy(&help.stdout).contains(option))
+}
+
 impl Tool for Peer {
     fn name(&self) -> &str {
         &self.name
@@ -180,6 +186,8 @@ impl Tool for Peer {
 
     fn restore_into(&self, to: &Path) -> Option<Command> {
         let line = match self.kind {
+            // Older ones only skip what is there.
+            Kind::Restic if !offers("restic", "--overwrite") => return None,
             Kind::Restic => {
                 "rm -rf \"$1\".d && mkdir \"$1\".d && mv \"$1\" \"$1\".d/volume && restic restore -q latest --overwrite always --target \"$1\".d && mv \"$1\".d/volume \"$1\" && sync \"$1\""
             }

@@ -56,6 +56,7 @@ impl Row {
 }
 
 pub const OWN: &str = "farsite";
+pub const OWN_ADAPTIVE: &str = "farsite-auto";
 
 #[derive(Default)]
 pub struct Table {
@@ -97,7 +98,7 @@ impl Table {
             // A peer that encrypts nothing does other work.
             let best = tools
                 .iter()
-                .filter(|tool| ![OWN, "casync"].contains(tool))
+                .filter(|tool| ![OWN, OWN_ADAPTIVE, "casync"].contains(tool))
                 .filter_map(|tool| wall(tool))
                 .min_by(f64::total_cmp);
             for tool in &tools {
