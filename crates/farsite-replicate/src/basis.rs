@@ -101,12 +101,7 @@ impl Basis {
         };
         let held = self.manifests.iter().any(|m| m.item(item).and_then(&of) == Some(map.map()));
         let map = if held { map.without(&self.damaged_packs, self.damage_told) } else { return None };
-        map.inspect(|map| {
-            if map.is_hit() {
-                tracing::warn!(item = %id, "packs that hold some of it are damaged at the store: what lies in them is sent again");
-            }
-        })
-        .inspect_err(|error| {
+        map.inspect_err(|error| {
             tracing::warn!(item = %id, "its local block map cannot be read ({error}): it is sent in full");
         })
         .ok()

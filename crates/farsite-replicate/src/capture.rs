@@ -259,6 +259,9 @@ impl Intake<'_> {
         let Heard { version, made_from } = heard;
         let tracking = version.as_ref().map(|version| &*version.tracking);
         let previous = if self.full { None } else { self.basis.local_map(self.group, id, of, item) };
+        if previous.as_ref().is_some_and(LocalMap::is_hit) {
+            tracing::warn!(item = %id, "packs that hold some of it are damaged at the store: what lies in them is sent again");
+        }
         let maps = self.group.maps();
         let mut out = LocalMapWriter::create(&maps, id)
             .map_err(ReplicateError::io(format!("the local block map of {id} in {}", maps.display())))?;

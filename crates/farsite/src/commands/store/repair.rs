@@ -74,7 +74,7 @@ fn show(done: &Repaired, context: &Context) {
             continue;
         }
         let (tone, mark) = if group.is_whole() { (Tone::Good, "✓") } else { (Tone::Bad, "✗") };
-        out.line(format!("{} {name}: {} damaged packs", out.paint(tone, mark), group.damaged_packs));
+        out.line(format!("{} {name}: packs with damage: {}", out.paint(tone, mark), group.damaged_packs));
         if !done.dry_run || group.healed_blobs + group.moved_blobs + group.lost_blobs > 0 {
             let would = if done.dry_run { "would be " } else { "" };
             out.line(format!(
