@@ -88,6 +88,10 @@ pub struct Checked {
     /// Packs of which something that is needed cannot be read. Complete behind a full check only.
     #[serde(skip)]
     pub(crate) damaged_packs: BTreeSet<PackId>,
+    /// Which packs cannot be read is told by `damaged_packs` to the last one: no content key is missing, with which packs
+    /// may be sealed that nobody could look for.
+    #[serde(skip)]
+    pub(crate) packs_are_told: bool,
 }
 
 #[allow(clippy::trivially_copy_pass_by_ref, reason = "serde asks so")]
@@ -192,6 +196,7 @@ pub async fn check(
     }
     checked.damaged_packs = spots.iter().filter_map(|(_, place)| place.map(|(pack, _)| pack)).collect();
     checked.damaged_packs.extend(packs_as_such);
+    checked.packs_are_told = !spots.iter().any(|(damage, _)| damage.object.starts_with("keys/"));
     let found = FoundFirst { spots, as_such, gaps };
     whom(reader, state, found, depth == Depth::Full, options, &mut checked).await?;
     Ok(checked)

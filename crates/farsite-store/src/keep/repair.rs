@@ -152,9 +152,11 @@ impl Repair<'_> {
         }
         for (point, objects) in touched {
             let objects: Vec<String> = objects.into_iter().collect();
-            let packs: Vec<_> = checked.damaged_packs.iter().copied().collect();
+            // With none of them an agent builds on nothing of the point.
+            let told = checked.damaged_packs.iter().filter(|_| checked.packs_are_told);
+            let packs: Vec<_> = told.copied().collect();
             let is_noted = |known: &CommittedPoint| {
-                known.damaged == objects && checked.damaged_packs.is_subset(&known.damaged_packs)
+                known.damaged == objects && packs.iter().all(|pack| known.damaged_packs.contains(pack))
             };
             if ledger.state().point(point).is_some_and(is_noted) {
                 continue;

@@ -64,7 +64,10 @@ pub async fn replicate(world: &World, store: &Store, id: u64) -> Result<MapRoot,
     let stop = Arc::new(AtomicBool::new(false));
     let mut writer = RunWriter::begin(store, sealer, world.secret.clone(), options, &log, stop)?;
     let (damaged, told) = (ledger.state().damaged_packs(), ledger.state().damage_told);
-    let previous = LocalMap::open(&world.maps(), &item).unwrap();
+    // The map is of the newest point. Of one that is damaged nobody knows where, nothing is built on.
+    let newest = ledger.state().live_points().last();
+    let is_no_basis = newest.is_some_and(|point| !point.damaged.is_empty() && !point.damage_is_known);
+    let previous = LocalMap::open(&world.maps(), &item).unwrap().filter(|_| !is_no_basis);
     let previous = previous.map(|map| map.without(&damaged, told).unwrap());
     let mut out = LocalMapWriter::create(&world.maps(), &item).unwrap();
     out.without_damage_until(told);
