@@ -72,10 +72,15 @@ impl Basis {
         self.manifests.iter().map(|m| m.point).collect()
     }
 
+    /// Those of undamaged points: what a new point takes over without reading it again comes from these alone.
+    pub(crate) fn sound(&self) -> impl Iterator<Item = &Manifest> {
+        self.manifests.iter().filter(|m| !self.damaged.contains(&m.point))
+    }
+
     /// The newest undamaged point of this epoch: what a failed capture is carried from. What another site's epoch lies after
     /// may be older than what users have seen since.
     pub(crate) fn newest(&self) -> Option<&Manifest> {
-        self.manifests.iter().find(|m| Some(m.epoch) == self.epoch && !self.damaged.contains(&m.point))
+        self.sound().find(|m| Some(m.epoch) == self.epoch)
     }
 
     /// How many blocks of an item held data when a map was written, where that was counted.

@@ -201,14 +201,15 @@ fn is_young(begun: Timestamp, context: &CaptureContext) -> bool {
     age >= jiff::SignedDuration::ZERO && age < jiff::SignedDuration::try_from(BASE_AGE).unwrap_or_default()
 }
 
-/// A base may be built on when a pinned point holds it, or this very run wrote it.
+/// A base may be built on when a pinned and undamaged point holds it, or this very run wrote it. Its blocks are not looked at
+/// again, so one of a damaged point is taken anew; that sends only what is damaged and what has changed.
 fn is_held(intake: &Intake<'_>, id: &ItemId, timeline: TimelineId, same_root: bool) -> bool {
-    let held = intake.basis.manifests.iter().filter_map(|m| m.item(id)?.log.as_ref());
-    same_root && held.clone().any(|log| log.timeline == timeline)
+    let mut held = intake.basis.sound().filter_map(|m| m.item(id)?.log.as_ref());
+    same_root && held.any(|log| log.timeline == timeline)
 }
 
 fn held_root(intake: &Intake<'_>, id: &ItemId) -> Option<farsite_store::blob::BlobRef> {
-    intake.basis.manifests.iter().find_map(|m| m.item(id)).and_then(|item| item.data.root)
+    intake.basis.sound().find_map(|m| m.item(id)).and_then(|item| item.data.root)
 }
 
 fn state_file(group: &Group, id: &ItemId) -> std::path::PathBuf {

@@ -13,4 +13,5 @@ mod keeping;
 mod keys;
 mod mount;
 mod points;
+mod repair_mariadb;
 mod restore_mariadb;
