@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 use super::bitmaps::{self, Bitmaps, Place};
 use super::image::{CANARY, GRANULARITY, Image, SECTOR};
 use super::process::{NbdServer, Node, Process, Reserved};
-use super::qmp::NotDone;
+use super::qmp::{NotDone, OURS};
 use super::scratch::{Scratch, short};
 use super::served::{Hold, Served};
 use crate::{CaptureContext, SourceError, random};
@@ -52,7 +52,7 @@ pub(super) fn hold(
         SourceError::new(&what, "another capture of it has not come to its end")
             .hint("let fewer policies protect the same image")
     })?;
-    let names = format!("farsite-{}-", short(&prefix));
+    let names = format!("{OURS}{}-", short(&prefix));
     process.sweep(&names).map_err(fail)?;
     for folder in Scratch::left_over("open", &prefix, qmp, &image.path) {
         let _ = fs::remove_dir_all(folder);

@@ -16,8 +16,9 @@ const GREETING: Duration = Duration::from_secs(5);
 pub(super) const ANSWER: Duration = Duration::from_secs(30);
 /// One answer is no longer; a process with many disks says much about its nodes.
 const ANSWER_BYTES: usize = 32 << 20;
-/// What is remembered of failures.
-const FAILURES: usize = 64;
+/// So begin the names of all that captures set up. Failures of other nodes are their owner's, and are not remembered; those
+/// of ours all are, for no byte is believed behind one.
+pub(super) const OURS: &str = "farsite-";
 
 /// A command without a good answer.
 #[derive(Debug)]
@@ -118,7 +119,7 @@ impl Monitor {
         let data = &message["data"];
         if message["event"] == "QUORUM_REPORT_BAD"
             && let Some(node) = data["node-name"].as_str()
-            && self.failed.len() < FAILURES
+            && node.starts_with(OURS)
         {
             let why = data["error"].as_str().unwrap_or("no reason was given");
             self.failed.insert(node.to_owned(), why.to_owned());
@@ -157,4 +158,25 @@ impl Monitor {
 
 fn odd(why: &str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, why)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_failure_of_ours_is_remembered_however_many_others_there_are() {
+        let (stream, _other) = UnixStream::pair().unwrap();
+        let mut monitor =
+            Monitor { stream, unread: Vec::new(), id: 0, is_broken: false, failed: BTreeMap::new() };
+        for node in (0..1000).map(|n| format!("guest-{n}")).chain(["farsite-af".into(), "farsite-bf".into()])
+        {
+            let data = json!({ "node-name": node, "error": "full" });
+            monitor.heard(&json!({ "event": "QUORUM_REPORT_BAD", "data": data }));
+        }
+        assert_eq!(monitor.failed.len(), 2);
+        assert_eq!((monitor.failure("farsite-b"), monitor.failure("farsite-c")), (Some("full"), None));
+        monitor.forget_failures("farsite-a");
+        assert_eq!((monitor.failure("farsite-a"), monitor.failure("farsite-b")), (None, Some("full")));
+    }
 }

@@ -85,19 +85,7 @@ async fn heavy_a_compaction_that_is_cut_off_anywhere_harms_nothing_and_collectio
     };
     let (mut cut, mut finished) = (1, false);
     while !finished {
-        let writes = Arc::new(AtomicU64::new(0));
-        let counted = writes.clone();
-        let store = world.with_faults(Arc::new(move |operation| {
-            // Every write is a place to be cut off at; of every second one the answer is lost as well.
-            if operation.name != "create" {
-                return if counted.load(Ordering::SeqCst) >= cut { Fate::Unreachable } else { Fate::Pass };
-            }
-            match counted.fetch_add(1, Ordering::SeqCst) + 1 {
-                number if number < cut => Fate::Pass,
-                number if number == cut && cut.is_multiple_of(2) => Fate::LoseAnswer,
-                _ => Fate::Unreachable,
-            }
-        }));
+        let (store, writes) = world.cut_off(cut);
         finished = squeeze(&world, &store, &at_most(90))
             .await
             .is_ok_and(|done| done.groups[&group()].refused.is_none() && writes.load(Ordering::SeqCst) < cut);

@@ -1,9 +1,8 @@
 //! The store's keys change while it is used: recipients come and go, signing keys are added and retired. Proved by trying.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 
-use crate::common::faulty::Fate;
 use crate::common::{World, committed, epoch, founded, group, noise, restore, run_to_commit, site};
 use farsite_model::RunId;
 use farsite_store::amendments::{self, Amendment, Wrapped, roster, wrap_missing};
@@ -271,23 +270,6 @@ async fn a_retired_key_says_nothing_more_and_what_it_said_before_counts() {
     }
 }
 
-/// A store that is cut off at its `cut`-th write: the answer of every second cut is lost, nothing comes behind it.
-fn cut_off(world: &World, cut: u64) -> (Store, Arc<AtomicU64>) {
-    let writes = Arc::new(AtomicU64::new(0));
-    let counted = writes.clone();
-    let store = world.with_faults(Arc::new(move |operation| {
-        if operation.name != "create" {
-            return if counted.load(Ordering::SeqCst) >= cut { Fate::Unreachable } else { Fate::Pass };
-        }
-        match counted.fetch_add(1, Ordering::SeqCst) + 1 {
-            number if number < cut => Fate::Pass,
-            number if number == cut && cut.is_multiple_of(2) => Fate::LoseAnswer,
-            _ => Fate::Unreachable,
-        }
-    }));
-    (store, writes)
-}
-
 /// One recipient in place of another, as `store keys` does it. Whatever is done already is not done again.
 async fn exchange(world: &World, store: &Store, old: &Identity, new: &Identity) -> Result<(), StoreError> {
     store.refresh_keys().await?;
@@ -311,7 +293,7 @@ async fn an_exchange_of_recipients_cut_off_at_any_write_locks_nobody_out() {
         let (old, new) = (Identity::generate(), Identity::generate());
         amend(&world, added(&world, &old)).await.unwrap();
         with_a_point(&world).await;
-        let (store, writes) = cut_off(&world, cut);
+        let (store, writes) = world.cut_off(cut);
         let ended = exchange(&world, &store, &old, &new).await.is_ok();
         let uncut = writes.load(Ordering::SeqCst) < cut;
         // What was there opens, and what is sealed now opens for all of now.
@@ -355,7 +337,7 @@ async fn a_retirement_cut_off_at_any_write_is_gone_on_with() {
         with_a_point(&world).await;
         let (who, reason) = said();
         let key = key_id(&world.source.public());
-        let (store, writes) = cut_off(&world, cut);
+        let (store, writes) = world.cut_off(cut);
         let ended = amendments::retire(&store, &world.operator, &key, &who, &reason).await.is_ok();
         let uncut = writes.load(Ordering::SeqCst) < cut;
         let done = amendments::retire(&world.store, &world.operator, &key, &who, &reason).await;

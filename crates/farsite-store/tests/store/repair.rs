@@ -2,9 +2,8 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 
-use crate::common::faulty::Fate;
 use crate::common::keeping::{
     BLOCK, at_most, checked, count, every_live_point_is_whole, founded_world, gc, id_of, live, mend,
     replicate, restored, squeeze, stored_bytes, version,
@@ -197,18 +196,7 @@ async fn a_repair_that_is_cut_off_anywhere_harms_nothing_and_the_next_one_ends_i
         flip(&first_pack(&world), CONSTANT_BLOCK);
         mend(&world, &world.store, false).await.unwrap();
         replicate(&world, &world.store, 4).await.unwrap();
-        let writes = Arc::new(AtomicU64::new(0));
-        let counted = writes.clone();
-        let store = world.with_faults(Arc::new(move |operation| {
-            if operation.name != "create" {
-                return if counted.load(Ordering::SeqCst) >= cut { Fate::Unreachable } else { Fate::Pass };
-            }
-            match counted.fetch_add(1, Ordering::SeqCst) + 1 {
-                number if number < cut => Fate::Pass,
-                number if number == cut && cut.is_multiple_of(2) => Fate::LoseAnswer,
-                _ => Fate::Unreachable,
-            }
-        }));
+        let (store, writes) = world.cut_off(cut);
         let ended = mend(&world, &store, false).await.is_ok_and(|done| done.is_whole());
         let uncut = writes.load(Ordering::SeqCst) < cut;
         for point in live(&world).await.iter().filter(|point| point.damaged.is_empty()) {

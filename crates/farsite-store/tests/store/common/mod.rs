@@ -9,7 +9,7 @@ pub mod patched;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use farsite_model::content::{InMemory, ReadAt};
 use farsite_model::rpo::{CaptureStamp, ClockSkew};
@@ -29,6 +29,8 @@ use farsite_store::map::MapRoot;
 use farsite_store::read::Reader;
 use farsite_store::seal::{Opener, Sealer};
 use farsite_store::{Store, StoreError};
+
+use self::faulty::Fate;
 
 pub struct World {
     pub dir: tempfile::TempDir,
@@ -116,6 +118,25 @@ impl World {
         let mut store = self.store.clone();
         store.backend = Arc::new(faulty::FaultyBackend::around(store.backend.clone(), rule));
         store
+    }
+
+    /// The store cut off at its `cut`-th write, and how many were tried: of every second cut the write is done and its answer
+    /// lost; behind it nothing is done or read any more.
+    pub fn cut_off(&self, cut: u64) -> (Store, Arc<AtomicU64>) {
+        let writes = Arc::new(AtomicU64::new(0));
+        let counted = writes.clone();
+        let store = self.with_faults(Arc::new(move |operation| {
+            if operation.name != "create" {
+                let is_cut = counted.load(Ordering::SeqCst) >= cut;
+                return if is_cut { Fate::Unreachable } else { Fate::Pass };
+            }
+            match counted.fetch_add(1, Ordering::SeqCst) + 1 {
+                number if number < cut => Fate::Pass,
+                number if number == cut && cut.is_multiple_of(2) => Fate::LoseAnswer,
+                _ => Fate::Unreachable,
+            }
+        }));
+        (store, writes)
     }
 
     pub fn path(&self, key: &str) -> PathBuf {
