@@ -144,9 +144,42 @@ pub struct Places {
     /// The folder under which files are laid out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub files: Option<Place>,
+    /// What is called differently at this site than at the one that is promoted here.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rewrite: Option<SiteRewrite>,
     /// Values for the runbook's variables.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub variables: BTreeMap<String, String>,
+}
+
+/// Names of the lost site, each with the name that takes its place here. What is called the same at both sites needs no entry.
+#[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct SiteRewrite {
+    /// Keystone's regions.
+    #[serde(default, deserialize_with = "crate::env::deserialize", skip_serializing_if = "BTreeMap::is_empty")]
+    pub regions: BTreeMap<String, String>,
+    /// How the addresses of the services' endpoints begin: `http://api.north:5000`, or `http://api.north` for all of them.
+    #[serde(default, deserialize_with = "crate::env::deserialize", skip_serializing_if = "BTreeMap::is_empty")]
+    pub urls: BTreeMap<String, String>,
+    /// What Cinder's services call their hosts (`host` in cinder.conf), without `@backend`.
+    #[serde(default, deserialize_with = "crate::env::deserialize", skip_serializing_if = "BTreeMap::is_empty")]
+    pub hosts: BTreeMap<String, String>,
+    /// Exports on which volumes lie: `nfs.north:/export/cinder`.
+    #[serde(default, deserialize_with = "crate::env::deserialize", skip_serializing_if = "BTreeMap::is_empty")]
+    pub exports: BTreeMap<String, String>,
+    /// Folders in the addresses of Glance's images.
+    #[serde(default, deserialize_with = "crate::env::deserialize", skip_serializing_if = "BTreeMap::is_empty")]
+    pub paths: BTreeMap<String, String>,
+    /// Cinder's availability zones.
+    #[serde(default, deserialize_with = "crate::env::deserialize", skip_serializing_if = "BTreeMap::is_empty")]
+    pub zones: BTreeMap<String, String>,
+    /// Passwords that this site's services have for the database's accounts: where each is, by the account's name.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub database_passwords: BTreeMap<String, SecretRef>,
+    /// Passwords that this site's services have for themselves in Keystone, by the user's name.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub service_passwords: BTreeMap<String, SecretRef>,
 }
 
 /// A folder or file.
@@ -279,7 +312,7 @@ impl Config {
             }
         }
         for places in self.places.values_mut() {
-            let Places { mariadb, sqlite, glance, cinder, volume, files, variables: _ } = places;
+            let Places { mariadb, sqlite, glance, cinder, volume, files, rewrite: _, variables: _ } = places;
             for place in [sqlite, glance, cinder, volume, files].into_iter().flatten() {
                 rebase(&mut place.path);
             }

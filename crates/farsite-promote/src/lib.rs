@@ -23,9 +23,11 @@ pub mod order;
 pub mod people;
 pub mod place;
 pub mod promises;
+mod reconcile;
 pub mod report;
 pub mod rpo;
 pub mod runbooks;
+pub mod site;
 mod sql;
 mod survey;
 

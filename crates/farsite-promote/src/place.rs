@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use farsite_model::config::Config;
+use farsite_model::config::{Config, SiteRewrite};
 use farsite_model::nearest::did_you_mean;
 use farsite_model::{GroupName, ItemKind, PromotionId};
 use farsite_store::manifest::{Manifest, ManifestItem};
@@ -29,7 +29,7 @@ pub struct MariadbTarget {
 }
 
 /// A group's places in one promotion.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct Targets {
     pub group: GroupName,
     pub promotion: PromotionId,
@@ -43,6 +43,8 @@ pub struct Targets {
     pub cinder: Option<PathBuf>,
     pub volume: Option<PathBuf>,
     pub files: Option<PathBuf>,
+    /// What is called differently here.
+    pub rewrite: SiteRewrite,
     /// Values for the runbook's variables.
     pub variables: BTreeMap<String, String>,
 }
@@ -85,6 +87,7 @@ impl Targets {
             cinder: path(&places.cinder),
             volume: path(&places.volume),
             files: path(&places.files),
+            rewrite: places.rewrite.clone().unwrap_or_default(),
             variables: places.variables.clone(),
         })
     }
@@ -110,6 +113,7 @@ impl Targets {
             cinder: Some(root.join("cinder")),
             volume: Some(root.join("volume")),
             files: Some(root.join("files")),
+            rewrite: places.and_then(|p| p.rewrite.clone()).unwrap_or_default(),
             variables: places.map(|p| p.variables.clone()).unwrap_or_default(),
             drill: Some(root),
             sockets,

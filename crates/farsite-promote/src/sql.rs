@@ -60,6 +60,21 @@ impl Database {
         }
     }
 
+    /// Statements that may be run again and again; in one transaction as far as the server has them in one.
+    pub async fn execute(&self, statements: &[String]) -> Result<(), String> {
+        match self {
+            Self::Mariadb(instance) => instance.execute(statements).await.map_err(|e| e.to_string()),
+            Self::Sqlite(path) => {
+                let (path, statements) = (path.clone(), statements.to_vec());
+                blocking(move || {
+                    let batch = format!("BEGIN; {}; COMMIT", statements.join("; "));
+                    open(&path, true)?.execute_batch(&batch).map_err(|e| e.to_string())
+                })
+                .await
+            }
+        }
+    }
+
     /// Whether the note of these statements is there.
     pub async fn is_rewritten(&self, rewrite: &Rewrite) -> Result<bool, String> {
         match self {

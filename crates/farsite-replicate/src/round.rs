@@ -7,6 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use farsite_model::policy::{Item, Policy};
 use farsite_model::{ItemId, SiteName};
@@ -25,6 +26,9 @@ use crate::run::{RunOptions, RunReport, SOURCE_LIMIT};
 use crate::run_clock::RunClock;
 use crate::seat::{End, LeftBy, Seat, seated};
 use crate::{ReplicateError, frozen, hooks, kept};
+
+/// The longest that a database's commits wait for the storage.
+const HOLD_LIMIT: Duration = Duration::from_secs(5);
 
 /// One standby that takes part.
 pub struct Member {
@@ -258,17 +262,20 @@ impl Round {
         };
         let (databases, others): (Vec<&Item>, Vec<&Item>) =
             policy.items.iter().partition(|item| item.kind().is_database());
-        for item in databases.into_iter().chain(others) {
-            self.stage(&format!("capturing {}", item.id()));
-            let item = Arc::new(item.clone());
-            if item.ships_log() {
-                self.database(&item, leader, context).await;
-            } else {
-                self.entry(&item, leader, context).await;
-            }
+        let (logged, dumped): (Vec<&Item>, Vec<&Item>) =
+            databases.into_iter().partition(|item| item.ships_log());
+        for item in &logged {
+            self.stage(&format!("the log of {}", item.id()));
+            self.database(&Arc::new((*item).clone()), leader, context).await;
+        }
+        let mut held = self.instants(&logged, &others, context).await;
+        for item in dumped.into_iter().chain(others) {
             if self.leader().is_none() {
                 break;
             }
+            self.stage(&format!("capturing {}", item.id()));
+            let held = held.remove(&item.id());
+            self.entry(&Arc::new(item.clone()), held, leader, context).await;
         }
         frozen::thaw(leader, frozen::GROUP, &hooks.after_capture, frozen).await;
         self.leader()?;
@@ -280,7 +287,63 @@ impl Round {
         Some(positions)
     }
 
-    /// A base where one is needed, running shippers, and the position that the points stand for.
+    /// The position that the points stand for, of every database, and the items of all entries whose storage can hold them at
+    /// that very moment. Commits wait meanwhile, so that no row is newer or older than what it tells of.
+    async fn instants(
+        &mut self,
+        logged: &[&Item],
+        others: &[&Item],
+        context: &CaptureContext,
+    ) -> BTreeMap<ItemId, Box<dyn Source>> {
+        let mut offered = Vec::new();
+        // An entry with hooks of its own is held only while they have frozen it.
+        for item in others.iter().filter(|item| item.hooks().before_capture.is_empty() && is_here(item)) {
+            let Ok(source) = farsite_sources::source(item) else { continue };
+            if tokio::time::timeout(context.timeout, source.prepare()).await == Ok(true) {
+                offered.push((item.id(), source));
+            }
+        }
+        let logged: Vec<_> = logged
+            .iter()
+            .filter_map(|item| Some((Arc::new((*item).clone()), farsite_sources::logged(item)?)))
+            .collect();
+        let mut commits = Vec::new();
+        for (item, database) in logged.iter().filter(|_| !offered.is_empty()) {
+            match tokio::time::timeout(HOLD_LIMIT, database.hold_commits()).await {
+                Ok(Ok(hold)) => commits.push(hold),
+                Ok(Err(why)) => {
+                    tracing::warn!(item = %item.id(), "its rows and the volumes are not of one moment: {why}");
+                }
+                Err(_) => tracing::warn!(
+                    item = %item.id(),
+                    "its rows and the volumes are not of one moment: its commits could not be held in {} s",
+                    HOLD_LIMIT.as_secs()
+                ),
+            }
+        }
+        let mut told = Vec::new();
+        for (item, database) in &logged {
+            told.push((item.clone(), databases::position(&**database, context).await));
+        }
+        let begun = Instant::now();
+        let mut held = BTreeMap::new();
+        for (id, source) in offered {
+            let left = if commits.is_empty() { context.timeout } else { HOLD_LIMIT.saturating_sub(begun.elapsed()) };
+            match tokio::time::timeout(left, source.instant(context)).await {
+                Ok(Ok(Some(instant))) => drop(held.insert(id, instant)),
+                Ok(Ok(None)) => {}
+                Ok(Err(why)) => tracing::warn!(item = %id, "not all of it is of one moment: {why}"),
+                Err(_) => tracing::warn!(item = %id, "not all of it is of one moment: its storage took too long"),
+            }
+        }
+        drop(commits);
+        for (item, told) in told {
+            self.step(Step::Position(item, told)).await;
+        }
+        held
+    }
+
+    /// A base where one is needed, and running shippers.
     async fn database(&mut self, item: &Arc<Item>, leader: &Group, context: &CaptureContext) {
         let Some(database) = farsite_sources::logged(item) else {
             let why = format!("{} has no log that can be shipped", item.id());
@@ -298,13 +361,17 @@ impl Round {
                 let _ = std::fs::remove_dir_all(context.scratch.join(stem));
             }
         }
-        let told = databases::position(&*database, context).await;
-        self.step(Step::Position(item.clone(), told)).await;
     }
 
-    /// Captures all items of an entry. A failed item never stops the others.
-    async fn entry(&mut self, item: &Arc<Item>, leader: &Group, context: &CaptureContext) {
-        let listed = listed(item, context).await;
+    /// Captures all items of an entry, from what `held` holds where it is held already. A failed item never stops the others.
+    async fn entry(
+        &mut self,
+        item: &Arc<Item>,
+        held: Option<Box<dyn Source>>,
+        leader: &Group,
+        context: &CaptureContext,
+    ) {
+        let listed = listed(item, held, context).await;
         let (source, listed) = match listed {
             Ok((source, ids)) => {
                 let from = source.describe();
@@ -330,13 +397,15 @@ impl Round {
                 return;
             }
         };
+        let instant = if context.frozen { instant_of(&*source, &context).await } else { None };
+        let source = instant.as_deref().unwrap_or(&*source);
         // What is still by itself is read after the thaw.
         let mut still = Vec::new();
         for id in ids {
             if self.leader().is_none() {
                 break;
             }
-            match self.capture(&*source, item, &id, leader, &context).await {
+            match self.capture(source, item, &id, leader, &context).await {
                 Ok(capture) if capture.still => still.push(capture),
                 Ok(capture) => self.lend(item, capture, leader).await,
                 Err(why) => {
@@ -428,22 +497,43 @@ impl Round {
     }
 }
 
+/// All items of an entry whose hooks have frozen it, at one instant.
+async fn instant_of(source: &dyn Source, context: &CaptureContext) -> Option<Box<dyn Source>> {
+    if tokio::time::timeout(context.timeout, source.prepare()).await != Ok(true) {
+        return None;
+    }
+    let taken = tokio::time::timeout(context.timeout, source.instant(context)).await;
+    let why = match taken {
+        Ok(Ok(instant)) => return instant,
+        Ok(Err(error)) => error.to_string(),
+        Err(_) => "its storage took too long".to_owned(),
+    };
+    tracing::warn!("{}: not all of it is of one moment: {why}", source.describe());
+    None
+}
+
 /// An entry's source, and its items now.
 async fn listed(
     item: &Item,
+    held: Option<Box<dyn Source>>,
     context: &CaptureContext,
 ) -> Result<(Box<dyn Source>, BTreeSet<ItemId>), String> {
-    if let Some(host) = item.on()
-        && host != host_name()
-    {
+    if let Some(host) = item.on().filter(|_| !is_here(item)) {
         return Err(format!("it is read on host {host}, and this agent runs on {}", host_name()));
     }
-    let source = farsite_sources::source(item).map_err(|error| error.to_string())?;
+    let source = match held {
+        Some(held) => held,
+        None => farsite_sources::source(item).map_err(|error| error.to_string())?,
+    };
     match tokio::time::timeout(context.timeout, source.items()).await {
         Ok(Ok(ids)) => Ok((source, ids.into_iter().collect())),
         Ok(Err(error)) => Err(error.to_string()),
         Err(_) => Err(format!("{} could not be listed in time", source.describe())),
     }
+}
+
+fn is_here(item: &Item) -> bool {
+    item.on().is_none_or(|host| host == host_name())
 }
 
 fn fresh_folder(path: &Path) -> Result<(), ReplicateError> {

@@ -7,11 +7,11 @@ use std::path::{Path, PathBuf};
 
 use async_trait::async_trait;
 use farsite_model::policy::{self, DiskFormat, Item, Qmp, Rbd, Select};
-use farsite_model::{ItemId, ItemKind};
+use farsite_model::{CaptureTime, ItemId, ItemKind};
 
 use crate::volume::{self, blocking};
 use crate::{Capture, CaptureContext, CheckLine, KeptSpace, Source, SourceError};
-use crate::{kept, qcow2, rbd};
+use crate::{kept, qcow2, rbd, share};
 
 /// A `cinder` entry.
 pub(crate) struct Cinder {
@@ -110,6 +110,16 @@ fn list(folder: &Path, select: Option<&Select>) -> Result<Found, SourceError> {
     Ok(found)
 }
 
+/// The items in a folder.
+async fn listed(folder: &Path, select: Option<&Select>) -> Result<Vec<ItemId>, SourceError> {
+    let (owned, select) = (folder.to_owned(), select.cloned());
+    let found = blocking(move || list(&owned, select.as_ref())).await?;
+    for odd in &found.odd {
+        tracing::warn!(folder = %folder.display(), "{odd}, and is not protected");
+    }
+    Ok(found.volumes.iter().map(|name| ItemId::new(ItemKind::Cinder, name)).collect())
+}
+
 /// Everything that is given must hold: one of the ids, and one of the names.
 fn selects(select: &Select, file: &str) -> bool {
     let by_id = select.ids.is_empty() || select.ids.iter().any(|id| is_volume(file, id));
@@ -205,12 +215,7 @@ impl Source for Cinder {
                 return Ok(names.iter().map(|name| ItemId::new(ItemKind::Cinder, name)).collect());
             }
         };
-        let select = self.select.clone();
-        let found = blocking(move || list(&folder, select.as_ref())).await?;
-        for odd in &found.odd {
-            tracing::warn!(entry = %self.item.id(), "{odd}, and is not protected");
-        }
-        Ok(found.volumes.iter().map(|name| ItemId::new(ItemKind::Cinder, name)).collect())
+        listed(&folder, self.select.as_ref()).await
     }
 
     async fn capture(&self, item: &ItemId, context: &CaptureContext) -> Result<Capture, SourceError> {
@@ -225,6 +230,26 @@ impl Source for Cinder {
                 qcow2::capture(&path, self.qmp.as_ref(), item, ItemKind::Cinder, context).await
             }
         }
+    }
+
+    async fn prepare(&self) -> bool {
+        match self.place() {
+            Ok(Place::Folder(folder)) if self.format == DiskFormat::Raw => {
+                let folder = folder.to_owned();
+                blocking(move || Ok(share::prepare(&folder))).await.unwrap_or(false)
+            }
+            _ => false,
+        }
+    }
+
+    async fn instant(&self, context: &CaptureContext) -> Result<Option<Box<dyn Source>>, SourceError> {
+        let Place::Folder(folder) = self.place()? else { return Ok(None) };
+        if self.format != DiskFormat::Raw || !share::is_subvolume(folder) {
+            return Ok(None);
+        }
+        let captured = context.clock.capture_time();
+        let snapshot = share::take(folder).await?;
+        Ok(Some(Box::new(Held { live: folder.to_owned(), select: self.select.clone(), captured, snapshot })))
     }
 
     async fn kept(&self, context: &CaptureContext) -> Result<Vec<KeptSpace>, SourceError> {
@@ -251,6 +276,35 @@ impl Source for Cinder {
             Ok(Place::Pool(pool)) => rbd::forget(pool, name, context).await,
             Err(_) => {}
         }
+    }
+}
+
+/// A folder of volumes at one instant.
+struct Held {
+    live: PathBuf,
+    select: Option<Select>,
+    captured: CaptureTime,
+    snapshot: share::Snapshot,
+}
+
+#[async_trait]
+impl Source for Held {
+    fn describe(&self) -> String {
+        format!("cinder: {}", self.live.display())
+    }
+
+    async fn check(&self) -> Vec<CheckLine> {
+        Vec::new()
+    }
+
+    async fn items(&self) -> Result<Vec<ItemId>, SourceError> {
+        listed(self.snapshot.path(), self.select.as_ref()).await
+    }
+
+    async fn capture(&self, item: &ItemId, context: &CaptureContext) -> Result<Capture, SourceError> {
+        let name = crate::plain_name(item)?;
+        let (frozen, live) = (self.snapshot.path().join(name), self.live.join(name));
+        volume::captured_from(&frozen, &live, self.captured, item, ItemKind::Cinder, context).await
     }
 }
 

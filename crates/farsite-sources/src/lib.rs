@@ -18,6 +18,7 @@ pub mod mariadb;
 mod qcow2;
 mod random;
 mod rbd;
+mod share;
 mod snapshot;
 pub mod sqlite;
 mod target;
@@ -173,6 +174,15 @@ pub trait Source: Send + Sync {
     async fn items(&self) -> Result<Vec<ItemId>, SourceError>;
     /// Freezes one item. The capture holds its bytes still until it is dropped.
     async fn capture(&self, item: &ItemId, context: &CaptureContext) -> Result<Capture, SourceError>;
+    /// Whether all its items can be held at one instant by [`Source::instant`]; what would make that slow is done now.
+    async fn prepare(&self) -> bool {
+        false
+    }
+    /// All its items at this very moment, as a source of the same items that holds them until it is dropped. `None`: each
+    /// is frozen by itself.
+    async fn instant(&self, _context: &CaptureContext) -> Result<Option<Box<dyn Source>>, SourceError> {
+        Ok(None)
+    }
     /// What is kept to tell the changes of its items, of those of which something is.
     async fn kept(&self, _context: &CaptureContext) -> Result<Vec<KeptSpace>, SourceError> {
         Ok(Vec::new())
@@ -189,6 +199,9 @@ pub trait LoggedDatabase: Send + Sync {
     /// Source time read *before* the server is asked for its position: once everything up to the position is
     /// durable at the standby, the database is covered up to that time.
     async fn position(&self, clock: &dyn Clock) -> Result<(CaptureTime, LogPosition), SourceError>;
+    /// Keeps every commit back until what is returned is dropped. It waits for running statements no longer than two seconds,
+    /// while new ones already wait for it.
+    async fn hold_commits(&self) -> Result<Box<dyn Send + Sync>, SourceError>;
     /// A physical hot backup into `target` (an empty folder): the tree to replicate, and the log position from which replay
     /// starts.
     async fn base_backup(&self, context: &CaptureContext, target: PathBuf)

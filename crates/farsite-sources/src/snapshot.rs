@@ -47,8 +47,7 @@ fn clone_into(source: &File, folder: &Path) -> Option<File> {
 
 /// `.farsite-snap-HOST-PID-START-`: a pid is used again, together with its start time it is not.
 fn own_prefix() -> Option<String> {
-    let pid = std::process::id();
-    Some(format!("{PREFIX}{}-{pid}-{}-", host()?, start_of(pid)?))
+    names(PREFIX).map(|(own, _)| own)
 }
 
 /// Folders of volumes are often shared between hosts, and pids mean nothing on another one.
@@ -67,6 +66,20 @@ fn start_of(pid: u32) -> Option<u64> {
     stat.rsplit_once(')')?.1.split_whitespace().nth(19)?.parse().ok()
 }
 
+/// Whether `PID-START-…` names a process of this host that has ended.
+pub(crate) fn is_left_over(rest: &str) -> bool {
+    let mut parts = rest.split('-').map(str::parse::<u64>);
+    let (Some(Ok(pid)), Some(Ok(start))) = (parts.next(), parts.next()) else { return false };
+    u32::try_from(pid).ok().and_then(start_of) != Some(start)
+}
+
+/// Names of this process's snapshots begin with the first; of a name that begins with the second, the rest tells by
+/// [`is_left_over`] whether its process lives.
+pub(crate) fn names(prefix: &str) -> Option<(String, String)> {
+    let (pid, host) = (std::process::id(), host()?);
+    Some((format!("{prefix}{host}-{pid}-{}-", start_of(pid)?), format!("{prefix}{host}-")))
+}
+
 /// Removes the snapshots of processes of this host that have ended.
 fn remove_left_over(folder: &Path) {
     let (Some(host), Ok(entries)) = (host(), fs::read_dir(folder)) else { return };
@@ -74,10 +87,7 @@ fn remove_left_over(folder: &Path) {
     for entry in entries.flatten() {
         let name = entry.file_name();
         let Some(rest) = name.to_str().and_then(|name| name.strip_prefix(&ours)) else { continue };
-        let mut parts = rest.split('-').map(str::parse::<u64>);
-        let (Some(Ok(pid)), Some(Ok(start))) = (parts.next(), parts.next()) else { continue };
-        let lives = u32::try_from(pid).ok().and_then(start_of) == Some(start);
-        if !lives {
+        if is_left_over(rest) {
             tracing::warn!("removing {}, which a killed process left behind", entry.path().display());
             let _ = fs::remove_file(entry.path());
         }

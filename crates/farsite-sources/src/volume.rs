@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use farsite_model::policy::{self, DiskFormat, Item, Qmp};
-use farsite_model::{Consistency, ItemId, ItemKind};
+use farsite_model::{CaptureTime, Consistency, ItemId, ItemKind};
 
 use crate::extent::FileContent;
 use crate::kept::{self, Kept};
@@ -25,10 +25,22 @@ pub(crate) async fn capture(
     context: &CaptureContext,
 ) -> Result<Capture, SourceError> {
     let captured = context.clock.capture_time();
-    let (owned, scratch) = (path.to_owned(), context.scratch.clone());
+    captured_from(path, path, captured, item, kind, context).await
+}
+
+/// The same of a file that something else holds still at `frozen` since `captured`, while the volume itself is `path`.
+pub(crate) async fn captured_from(
+    frozen: &Path,
+    path: &Path,
+    captured: CaptureTime,
+    item: &ItemId,
+    kind: ItemKind,
+    context: &CaptureContext,
+) -> Result<Capture, SourceError> {
+    let (from, live, scratch) = (frozen.to_owned(), path.to_owned(), context.scratch.clone());
     // A file system that hangs must not hold a thread that others need.
-    let (content, snapshot) = blocking(move || freeze(&owned, &scratch)).await?;
-    let is_snapshot = snapshot.is_some();
+    let (content, snapshot) = blocking(move || freeze(&from, &live, &scratch)).await?;
+    let is_snapshot = snapshot.is_some() || frozen != path;
     let tracking = snapshot
         .map(|snapshot| -> Box<dyn ChangeTracking> { Box::new(Kept::new(snapshot, path, item, context)) });
     let consistency = match (is_snapshot, context.frozen) {
@@ -50,20 +62,20 @@ pub(crate) async fn capture(
 }
 
 /// The bytes to read, and the snapshot that they are of, if there is one.
-fn freeze(path: &Path, scratch: &Path) -> Result<(FileContent, Option<File>), SourceError> {
-    let live = FileContent::open(path)?;
-    if !live.is_file() {
-        return Ok((live, None));
+fn freeze(path: &Path, live: &Path, scratch: &Path) -> Result<(FileContent, Option<File>), SourceError> {
+    let content = FileContent::open(path)?;
+    if !content.is_file() {
+        return Ok((content, None));
     }
     // The scratch folder first: it is our own. Only one on the same file system will do.
-    let folders: Vec<&Path> = [Some(scratch), path.parent()].into_iter().flatten().collect();
+    let folders: Vec<&Path> = [Some(scratch), live.parent()].into_iter().flatten().collect();
     let fail = |error| SourceError::new(format!("reading {}", path.display()), error);
     match snapshot::reflink(path, &folders).map_err(fail)? {
         Some(snapshot) => {
             let read = snapshot.try_clone().map_err(fail)?;
             Ok((FileContent::of(read, path)?, Some(snapshot)))
         }
-        None => Ok((live, None)),
+        None => Ok((content, None)),
     }
 }
 

@@ -4,9 +4,12 @@
 //! action that was cut off anywhere can be run again.
 
 mod check_database;
+mod reconcile;
 mod restore_database;
 mod restore_items;
 mod rewrite_database;
+mod rewrite_site;
+mod scan_site;
 mod start_database;
 mod verify_contents;
 
@@ -30,6 +33,9 @@ pub fn registry(run: Option<Arc<GroupRun>>) -> Registry {
     registry.add(start_database::StartDatabase(held.clone()));
     registry.add(check_database::CheckDatabase(held.clone()));
     registry.add(rewrite_database::RewriteDatabase(held.clone()));
+    registry.add(rewrite_site::RewriteSite(held.clone()));
+    registry.add(reconcile::Reconcile(held.clone()));
+    registry.add(scan_site::ScanSite(held.clone()));
     registry.add(RestoreItems { held: held.clone(), name: "restore-images", kinds: &[ItemKind::Glance] });
     let volumes = &[ItemKind::Cinder, ItemKind::Volume];
     registry.add(RestoreItems { held: held.clone(), name: "restore-volumes", kinds: volumes });

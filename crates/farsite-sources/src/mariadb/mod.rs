@@ -32,6 +32,9 @@ use crate::{
 use server::{QUERY_LIMIT, Server};
 pub(crate) use stream::client_said;
 
+/// How long a statement that runs may keep all others waiting for the moment of a point.
+const COMMITS_WAIT_S: u32 = 2;
+
 /// One MariaDB server of a policy.
 pub struct Database {
     item: ItemId,
@@ -104,6 +107,15 @@ impl LoggedDatabase for Database {
             Ok(position) => Ok((captured, position)),
             Err(_) => Ok((captured, self.ask_position().await?)),
         }
+    }
+
+    async fn hold_commits(&self) -> Result<Box<dyn Send + Sync>, SourceError> {
+        let mut connection = self.server.connect().await?;
+        let lock =
+            format!("SET STATEMENT lock_wait_timeout = {COMMITS_WAIT_S} FOR FLUSH TABLES WITH READ LOCK");
+        server::query(&mut connection, &lock, QUERY_LIMIT).await?;
+        // The server lets go when the connection ends.
+        Ok(Box::new(connection))
     }
 
     async fn base_backup(

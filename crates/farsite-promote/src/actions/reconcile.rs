@@ -1,0 +1,138 @@
+//! `reconcile`: what the restored database says of images and volumes is compared with what lies in their places, before any
+//! service starts. What must hold: all rows are put right in one transaction with its note, or none; everything that was not
+//! as it should be is listed.
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+use farsite_runbook::action::{Action, ActionContext, ActionError, Done, Outcome};
+use serde_json::Value;
+
+use super::{Held, no_parameters};
+use crate::group_run::{GroupRun, failed};
+use crate::reconcile::volumes::Rows;
+use crate::reconcile::{Plan, files, images, volumes};
+use crate::sql::{Database, Rewrite, first};
+
+pub(crate) struct Reconcile(pub(super) Held);
+
+/// The most that are listed one by one in the journal.
+const LISTED: usize = 500;
+
+fn note(run: &GroupRun, statements: Vec<String>) -> Rewrite {
+    Rewrite {
+        term: run.term.0,
+        promotion: run.promotion.to_string(),
+        hash: blake3::hash(b"reconcile").to_hex().to_string(),
+        statements,
+        schema: "farsite".to_owned(),
+    }
+}
+
+async fn has(database: &Database, schema: &str, table: &str) -> Result<bool, String> {
+    let sql = format!(
+        "SELECT COUNT(*) FROM information_schema.tables WHERE table_schema = '{schema}' AND table_name = '{table}'"
+    );
+    Ok(first(&database.query(&sql).await?) == Some("1"))
+}
+
+async fn of_images(run: &GroupRun, database: &Database) -> Result<Plan, String> {
+    if !has(database, "glance", "images").await? {
+        return Ok(Plan::default());
+    }
+    let rows: Vec<images::Row> =
+        database.query(images::QUESTION).await?.into_iter().filter_map(images::Row::of).collect();
+    let Some(store) = run.targets.glance.as_ref().filter(|_| !rows.is_empty()) else { return Ok(Plan::default()) };
+    let there = match files(store) {
+        // A point without images leaves no folder.
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => std::collections::BTreeMap::new(),
+        there => there.map_err(|error| format!("listing {}: {error}", store.display()))?,
+    };
+    Ok(images::plan(&rows, &there))
+}
+
+async fn of_volumes(run: &GroupRun, database: &Database) -> Result<Plan, String> {
+    if !has(database, "cinder", "volumes").await? {
+        return Ok(Plan::default());
+    }
+    let rows = Rows {
+        volumes: database.query(volumes::VOLUMES).await?.into_iter().filter_map(volumes::Volume::of).collect(),
+        snapshots: database.query(volumes::SNAPSHOTS).await?.into_iter().filter_map(volumes::Snapshot::of).collect(),
+        workers: database
+            .query(volumes::WORKERS)
+            .await?
+            .into_iter()
+            .filter_map(|row| row.into_iter().next().flatten())
+            .collect(),
+    };
+    let share = run.targets.cinder.clone().filter(|share| share.is_dir());
+    tokio::task::spawn_blocking(move || volumes::plan(&rows, share.as_deref()))
+        .await
+        .map_err(|error| error.to_string())?
+        .map_err(|error| format!("looking at the volumes' files: {error}"))
+}
+
+#[async_trait]
+impl Action for Reconcile {
+    fn name(&self) -> &'static str {
+        "reconcile"
+    }
+    fn summary(&self) -> &'static str {
+        "puts rows of Glance and Cinder right that do not agree with the data that is here, and lists them"
+    }
+    fn validate(&self, with: &Value) -> Result<(), String> {
+        no_parameters(with)
+    }
+    fn idempotent(&self) -> bool {
+        true
+    }
+    fn undoable(&self) -> bool {
+        true
+    }
+    fn default_timeout(&self) -> Duration {
+        Duration::from_mins(30)
+    }
+    async fn check(&self, context: &ActionContext, _: &Value) -> Result<Done, ActionError> {
+        let (database, _) = self.0.run()?.database(None)?;
+        let note = note(self.0.run()?, Vec::new());
+        let noted = database.is_rewritten(&note).await.map_err(|e| failed(context, e))?;
+        Ok(if noted { Done::Yes("the database holds its note".into()) } else { Done::No })
+    }
+    async fn run(&self, context: &ActionContext, _: &Value) -> Result<Outcome, ActionError> {
+        let run = self.0.run()?;
+        let (database, item) = run.database(None)?;
+        let fail = |e: String| failed(context, format!("{}: {e}", item.id));
+        if !matches!(database, Database::Mariadb(_)) {
+            return Ok(Outcome::said("the database is no server's: no row in it is looked at"));
+        }
+        if database.is_rewritten(&note(run, Vec::new())).await.map_err(fail)? {
+            return Ok(Outcome::said("done already: the database holds its note"));
+        }
+        let images = of_images(run, &database).await.map_err(fail)?;
+        let volumes = of_volumes(run, &database).await.map_err(fail)?;
+        let looked = images.looked + volumes.looked;
+        let mut statements = images.statements;
+        statements.extend(volumes.statements);
+        context.lease.check()?;
+        let (changes, note) = (statements.len(), note(run, statements));
+        if let Err(why) = database.rewrite(&note).await
+            && !database.is_rewritten(&note).await.map_err(fail)?
+        {
+            return Err(fail(why));
+        }
+        let lines: Vec<(String, String)> = images.lines.into_iter().chain(volumes.lines).collect();
+        let detail = match lines.len() {
+            0 => format!("{looked} rows agree with what is here"),
+            found => format!("{looked} rows looked at, {found} things not as they should be, {changes} statements"),
+        };
+        let mut outcome = Outcome::said(detail);
+        for (subject, line) in lines.iter().take(LISTED) {
+            let said = outcome.evidence.remove(subject).map(|before| format!("{before}; ")).unwrap_or_default();
+            outcome = outcome.with(subject, format!("{said}{line}"));
+        }
+        Ok(if lines.len() > LISTED { outcome.with("more", lines.len() - LISTED) } else { outcome })
+    }
+    async fn undo(&self, _: &ActionContext, _: &Value) -> Result<Outcome, ActionError> {
+        Ok(Outcome::said("the rows go with the restored copy that they are in"))
+    }
+}

@@ -1,0 +1,143 @@
+//! `rewrite-site`: the lost site's names in the services' databases become this site's, in one transaction with a note of the
+//! promotion that did it; and its accounts get the passwords that this site's services have.
+//!
+//! What must hold: passwords are fetched before anything is changed; what a second run finds done it leaves; counts from
+//! before and after are kept.
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+use farsite_runbook::action::{Action, ActionContext, ActionError, Done, Outcome};
+use serde_json::Value;
+
+use super::{Held, no_parameters};
+use crate::group_run::{GroupRun, failed};
+use crate::site::{self, Accounts, Prepared};
+use crate::sql::{Database, Rewrite, first};
+
+pub(crate) struct RewriteSite(pub(super) Held);
+
+/// The same for every run with these names: its note says that all of it was done.
+fn named(run: &GroupRun, prepared: &Prepared) -> Rewrite {
+    let mut hash = blake3::Hasher::new();
+    hash.update(b"rewrite-site");
+    for (kind, pairs) in site::names(&run.targets.rewrite) {
+        for (old, new) in pairs {
+            for part in [kind, &old, &new] {
+                hash.update(part.as_bytes()).update(&[0]);
+            }
+        }
+    }
+    Rewrite {
+        term: run.term.0,
+        promotion: run.promotion.to_string(),
+        hash: hash.finalize().to_hex().to_string(),
+        statements: prepared.statements.clone(),
+        schema: "farsite".to_owned(),
+    }
+}
+
+async fn counted(database: &Database, prepared: &Prepared) -> Result<Vec<(String, u64)>, String> {
+    let mut counted = Vec::new();
+    for (place, sql) in &prepared.counts {
+        let rows = database.query(sql).await?;
+        counted.push((place.clone(), first(&rows).and_then(|n| n.parse().ok()).unwrap_or(0)));
+    }
+    Ok(counted)
+}
+
+#[async_trait]
+impl Action for RewriteSite {
+    fn name(&self) -> &'static str {
+        "rewrite-site"
+    }
+    fn summary(&self) -> &'static str {
+        "the lost site's names in the databases of Keystone, Glance and Cinder become this site's (`places.<group>.rewrite`)"
+    }
+    fn validate(&self, with: &Value) -> Result<(), String> {
+        no_parameters(with)
+    }
+    fn idempotent(&self) -> bool {
+        true
+    }
+    fn undoable(&self) -> bool {
+        true
+    }
+    fn default_timeout(&self) -> Duration {
+        Duration::from_mins(30)
+    }
+    async fn check(&self, context: &ActionContext, _: &Value) -> Result<Done, ActionError> {
+        let run = self.0.run()?;
+        let (database, _) = run.database(None)?;
+        let note = named(run, &Prepared::default());
+        let noted = database.is_rewritten(&note).await.map_err(|e| failed(context, e))?;
+        Ok(if noted { Done::Yes("the database holds its note".into()) } else { Done::No })
+    }
+    async fn run(&self, context: &ActionContext, _: &Value) -> Result<Outcome, ActionError> {
+        let run = self.0.run()?;
+        let (database, item) = run.database(None)?;
+        let fail = |e: String| failed(context, format!("{}: {e}", item.id));
+        if !matches!(database, Database::Mariadb(_)) {
+            return Ok(Outcome::said("the database is no server's: nothing in it names a site"));
+        }
+        let rewrite = &run.targets.rewrite;
+        let accounts = Accounts::fetch(rewrite).map_err(fail)?;
+        let prepared = site::prepare(&database, &site::names(rewrite)).await.map_err(fail)?;
+        let note = named(run, &prepared);
+        if database.is_rewritten(&note).await.map_err(fail)? {
+            return Ok(Outcome::said("done already: the database holds its note"));
+        }
+        context.lease.check()?;
+        site::set_accounts(&database, &accounts).await.map_err(fail)?;
+        let before = counted(&database, &prepared).await.map_err(fail)?;
+        context.lease.check()?;
+        if let Err(why) = database.rewrite(&note).await {
+            // Another driver of this promotion may have been quicker: then it is done.
+            if !database.is_rewritten(&note).await.map_err(fail)? {
+                return Err(fail(why));
+            }
+        }
+        let after = counted(&database, &prepared).await.map_err(fail)?;
+        let rows: u64 = before.iter().map(|(_, rows)| rows).sum();
+        let mut outcome =
+            Outcome::said(format!("{rows} rows, {} statements in one transaction", prepared.statements.len()))
+                .with("term", note.term);
+        for ((place, before), (_, after)) in before.iter().zip(&after) {
+            if *before > 0 || *after > 0 {
+                outcome = outcome.with(place, format!("{before} rows before, {after} after"));
+            }
+        }
+        if !prepared.also.is_empty() {
+            outcome = outcome.with("also", prepared.also.join(", "));
+        }
+        if !accounts.is_empty() {
+            outcome = outcome.with("passwords", accounts.named());
+        }
+        if !prepared.unknown.is_empty() {
+            outcome = outcome.with("schemas that were not tried", prepared.unknown.join(", "));
+        }
+        Ok(outcome)
+    }
+    async fn undo(&self, _: &ActionContext, _: &Value) -> Result<Outcome, ActionError> {
+        Ok(Outcome::said("the rows go with the restored copy that they are in"))
+    }
+    async fn dry_run(&self, _: &ActionContext, _: &Value) -> Result<String, ActionError> {
+        let rewrite = &self.0.run()?.targets.rewrite;
+        let accounts = Accounts::fetch(rewrite).map_err(ActionError::Failed)?;
+        let names = site::names(rewrite);
+        let pairs: Vec<String> = names
+            .iter()
+            .filter(|(_, pairs)| !pairs.is_empty())
+            .map(|(kind, pairs)| {
+                let pairs: Vec<String> = pairs.iter().map(|(old, new)| format!("{old} to {new}")).collect();
+                format!("{kind}: {}", pairs.join(", "))
+            })
+            .collect();
+        let said = if pairs.is_empty() {
+            "the two sites use the same names: nothing is rewritten".to_owned()
+        } else {
+            format!("{}; names that are the same at both sites would save this", pairs.join("; "))
+        };
+        Ok(if accounts.is_empty() { said } else { format!("{said}; passwords of {}", accounts.named()) })
+    }
+}

@@ -1,0 +1,433 @@
+//! Cinder's rows and the files of a file back end (NFS and the like): `volume-ID`, its overlays `volume-ID.SNAPSHOT`, and
+//! `volume-ID.info`, which says which of them is the active one.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+
+use super::{Plan, is_id, qcow2};
+
+pub(crate) const VOLUMES: &str = "SELECT v.id, COALESCE(v._name_id, v.id), v.status, v.size, v.provider_location, (SELECT m.value FROM cinder.volume_admin_metadata m WHERE m.volume_id = v.id AND m.`key` = 'format' AND m.deleted = 0 LIMIT 1), v.migration_status FROM cinder.volumes v WHERE v.deleted = 0 ORDER BY v.id";
+pub(crate) const SNAPSHOTS: &str =
+    "SELECT s.id, s.volume_id, s.status FROM cinder.snapshots s WHERE s.deleted = 0 ORDER BY s.id";
+/// What a service goes on with, or gives up, by itself when it starts.
+pub(crate) const WORKERS: &str = "SELECT resource_id FROM cinder.workers WHERE deleted = 0";
+
+const GIB: u64 = 1 << 30;
+/// A chain of overlays that is longer is not meant.
+const CHAIN: usize = 64;
+
+#[derive(Debug, Clone)]
+pub(crate) struct Volume {
+    pub(crate) id: String,
+    /// The id in its file's name: another one after a migration.
+    pub(crate) name_id: String,
+    pub(crate) status: String,
+    pub(crate) size_gib: u64,
+    pub(crate) location: Option<String>,
+    pub(crate) format: Option<String>,
+    pub(crate) migration: Option<String>,
+}
+
+impl Volume {
+    pub(crate) fn of(cells: Vec<Option<String>>) -> Option<Self> {
+        let mut cells = cells.into_iter();
+        let mut next = || cells.next().flatten();
+        let (id, name_id, status) = (next()?, next()?, next()?);
+        let size_gib = next().and_then(|n| n.parse().ok()).unwrap_or(0);
+        Some(Self { id, name_id, status, size_gib, location: next(), format: next(), migration: next() })
+    }
+
+    /// Whether its back end keeps it in a file of a share.
+    fn is_file(&self) -> bool {
+        self.location.as_ref().is_some_and(|location| location.contains(":/"))
+    }
+}
+
+#[derive(Debug, Clone)]
+pub(crate) struct Snapshot {
+    pub(crate) id: String,
+    pub(crate) volume: String,
+    pub(crate) status: String,
+}
+
+impl Snapshot {
+    pub(crate) fn of(cells: Vec<Option<String>>) -> Option<Self> {
+        let mut cells = cells.into_iter();
+        let mut next = || cells.next().flatten();
+        Some(Self { id: next()?, volume: next()?, status: next()? })
+    }
+}
+
+/// What a database says.
+#[derive(Debug, Default)]
+pub(crate) struct Rows {
+    pub(crate) volumes: Vec<Volume>,
+    pub(crate) snapshots: Vec<Snapshot>,
+    pub(crate) workers: BTreeSet<String>,
+}
+
+/// `folder`: the share; `None` where the group has no place for volumes, whose states alone are then looked at.
+pub(crate) fn plan(rows: &Rows, folder: Option<&Path>) -> std::io::Result<Plan> {
+    let mut plan = Plan { looked: rows.volumes.len() + rows.snapshots.len(), ..Plan::default() };
+    let share = folder.map(Share::open).transpose()?;
+    for volume in rows.volumes.iter().filter(|volume| is_id(&volume.id) && is_id(&volume.name_id)) {
+        let snapshots: Vec<&Snapshot> =
+            rows.snapshots.iter().filter(|s| s.volume == volume.id && is_id(&s.id)).collect();
+        let is_worked_on = rows.workers.contains(&volume.id);
+        let expects_data = operation(volume, is_worked_on, &mut plan);
+        if let Some(share) = share.as_ref().filter(|_| volume.is_file()) {
+            let chain = share.chain(volume)?;
+            if expects_data {
+                contents(volume, &snapshots, &chain, &mut plan);
+            }
+            for snapshot in &snapshots {
+                let is_worked_on = rows.workers.contains(&snapshot.id);
+                snapshot_state(snapshot, Some(&chain), is_worked_on, &mut plan);
+            }
+            unknown_snapshots(volume, &snapshots, &chain, &mut plan);
+        } else {
+            for snapshot in &snapshots {
+                snapshot_state(snapshot, None, rows.workers.contains(&snapshot.id), &mut plan);
+            }
+        }
+    }
+    if let Some(share) = &share {
+        let known: BTreeSet<&str> = rows.volumes.iter().map(|volume| volume.name_id.as_str()).collect();
+        for name in share.files.keys() {
+            let id = name.strip_prefix("volume-").map(|rest| rest.get(..36).unwrap_or(rest));
+            if let Some(id) = id.filter(|id| is_id(id) && !known.contains(id)) {
+                plan.say(format!("file {name}"), format!("Cinder has no row of volume {id}: kept"));
+            }
+        }
+    }
+    Ok(plan)
+}
+
+fn set(plan: &mut Plan, table: &str, id: &str, from: &str, to: &str) {
+    plan.statements
+        .push(format!("UPDATE cinder.{table} SET status = '{to}' WHERE id = '{id}' AND status = '{from}'"));
+}
+
+/// What was under way ends in a stated state. Returns whether the volume is to be used: its data must be there then.
+fn operation(volume: &Volume, is_worked_on: bool, plan: &mut Plan) -> bool {
+    let subject = || format!("volume {}", volume.id);
+    let status = volume.status.as_str();
+    if volume.migration.as_deref().is_some_and(|state| !matches!(state, "" | "success" | "error" | "none")) {
+        plan.statements.push(format!("UPDATE cinder.volumes SET migration_status = 'error' WHERE id = '{}'", volume.id));
+        plan.say(subject(), "its migration was under way: ended as failed");
+    }
+    let (to, why) = match status {
+        "available" | "in-use" | "attaching" | "detaching" | "reserved" => return true,
+        "creating" | "downloading" | "managing" => ("error", "it was being made"),
+        // Its data was only read.
+        "uploading" | "backing-up" | "retyping" | "awaiting-transfer" | "maintenance" => {
+            set(plan, "volumes", &volume.id, status, "available");
+            plan.say(subject(), format!("it was {status}: available again"));
+            return true;
+        }
+        "extending" => ("error_extending", "it was being extended"),
+        "reverting" | "restoring-backup" => ("error", "its contents were being replaced"),
+        "deleting" if !is_worked_on => ("error_deleting", "it was being deleted"),
+        // Errors stay; and what is being deleted the service goes on with when it starts.
+        _ => return false,
+    };
+    set(plan, "volumes", &volume.id, status, to);
+    plan.say(subject(), format!("{why} ({status}): marked {to}"));
+    false
+}
+
+/// The active file, and all below it.
+fn contents(volume: &Volume, snapshots: &[&Snapshot], chain: &Chain, plan: &mut Plan) {
+    let subject = || format!("volume {}", volume.id);
+    let mut hold_back = |why: &str| {
+        for from in ["available", "in-use", volume.status.as_str()] {
+            set(plan, "volumes", &volume.id, from, "error");
+        }
+        plan.say(subject(), format!("{why}: marked error, so that nobody attaches it"));
+    };
+    if let Some(why) = &chain.broken {
+        return hold_back(why);
+    }
+    let row = volume.format.as_deref().unwrap_or("raw");
+    let lost = snapshots.iter().any(|s| s.status == "available" && !chain.snapshots.contains_key(&s.id));
+    match (row, &chain.header, chain.has_info) {
+        // The driver's own record says that this is an overlay; called raw, a guest would get the container as its disk.
+        ("raw", Some(_), true) => set_format(volume, "qcow2", plan),
+        // Nothing that could be taken for a header is in it, so it is raw whatever the row says.
+        ("qcow2", None, _) => set_format(volume, "raw", plan),
+        // Whoever may write to a raw disk can make it look so.
+        ("qcow2", Some(_), false) if lost => {
+            return hold_back("its row tells of snapshots that its files do not have, and its format is not certain");
+        }
+        _ => {}
+    }
+    let size_bytes = match &chain.header {
+        Some(header) if row == "qcow2" || chain.has_info => header.size_bytes,
+        _ => chain.active_bytes,
+    };
+    let size_gib = size_bytes.div_ceil(GIB);
+    if size_gib != volume.size_gib {
+        plan.statements.push(format!("UPDATE cinder.volumes SET size = {size_gib} WHERE id = '{}'", volume.id));
+        plan.say(
+            format!("volume {}", volume.id),
+            format!("it has {size_gib} GiB here and {} in its row: the row is put right", volume.size_gib),
+        );
+    }
+}
+
+fn set_format(volume: &Volume, format: &str, plan: &mut Plan) {
+    let id = &volume.id;
+    let was = volume.format.as_deref().unwrap_or("none");
+    plan.statements.push(format!(
+        "DELETE FROM cinder.volume_admin_metadata WHERE volume_id = '{id}' AND `key` = 'format'"
+    ));
+    plan.statements.push(format!(
+        "INSERT INTO cinder.volume_admin_metadata (created_at, deleted, volume_id, `key`, value) VALUES (UTC_TIMESTAMP(), 0, '{id}', 'format', '{format}')"
+    ));
+    plan.say(format!("volume {id}"), format!("its file is {format} and its row said {was}: the row is put right"));
+}
+
+fn snapshot_state(snapshot: &Snapshot, chain: Option<&Chain>, is_worked_on: bool, plan: &mut Plan) {
+    let (to, why) = match snapshot.status.as_str() {
+        "creating" => ("error", "it was being made".to_owned()),
+        "deleting" if !is_worked_on => ("error_deleting", "it was being deleted".to_owned()),
+        "available" => match chain.map(|chain| (chain, chain.snapshots.get(&snapshot.id))) {
+            Some((_, None)) => ("error", format!("volume {} has no file of it", snapshot.volume)),
+            Some((chain, Some(file))) if !chain.files.contains(file) => {
+                ("error", format!("its file {file} is not in the chain of volume {}", snapshot.volume))
+            }
+            _ => return,
+        },
+        // What is being deleted the service goes on with when it starts.
+        _ => return,
+    };
+    set(plan, "snapshots", &snapshot.id, &snapshot.status, to);
+    plan.say(format!("snapshot {}", snapshot.id), format!("{why}: marked {to}"));
+}
+
+fn unknown_snapshots(volume: &Volume, snapshots: &[&Snapshot], chain: &Chain, plan: &mut Plan) {
+    for (id, file) in &chain.snapshots {
+        if !snapshots.iter().any(|snapshot| snapshot.id == *id) {
+            plan.say(
+                format!("snapshot {id}"),
+                format!("its file {file} is here and volume {} has no row of it: kept", volume.id),
+            );
+        }
+    }
+}
+
+/// A folder of a file back end.
+struct Share {
+    folder: PathBuf,
+    files: BTreeMap<String, u64>,
+}
+
+/// One volume's files.
+#[derive(Debug, Default)]
+struct Chain {
+    has_info: bool,
+    /// Overlays by the id of the snapshot that they were made for.
+    snapshots: BTreeMap<String, String>,
+    /// From the active one down.
+    files: BTreeSet<String>,
+    /// The active file's, where it has one.
+    header: Option<qcow2::Header>,
+    active_bytes: u64,
+    /// Why its contents cannot be read as a whole.
+    broken: Option<String>,
+}
+
+impl Share {
+    fn open(folder: &Path) -> std::io::Result<Self> {
+        Ok(Self { folder: folder.to_owned(), files: super::files(folder)? })
+    }
+
+    fn chain(&self, volume: &Volume) -> std::io::Result<Chain> {
+        let (mut chain, base) = (Chain::default(), format!("volume-{}", volume.name_id));
+        let mut active = base.clone();
+        let info = format!("{base}.info");
+        if self.files.contains_key(&info) {
+            chain.has_info = true;
+            let text = std::fs::read(self.folder.join(&info))?;
+            let Ok(mut said) = serde_json::from_slice::<BTreeMap<String, String>>(&text) else {
+                chain.broken = Some(format!("{info} cannot be read"));
+                return Ok(chain);
+            };
+            active = said.remove("active").unwrap_or(active);
+            chain.snapshots = said;
+        } else if let Some(overlay) =
+            self.files.keys().find(|name| name.strip_prefix(&base).is_some_and(|rest| rest.starts_with('.')))
+        {
+            // Without the record the driver would take the base for the volume: its state at its first snapshot.
+            chain.broken = Some(format!("{info} is missing beside {overlay}: which of its files is the newest is not known"));
+            return Ok(chain);
+        }
+        let mut name = active;
+        for depth in 0..CHAIN {
+            let Some(bytes) = self.files.get(&name).filter(|_| !name.contains('/')) else {
+                chain.broken = Some(match depth {
+                    0 => format!("its file {name} is not here"),
+                    _ => format!("the file {name}, on which its newest one stands, is not here"),
+                });
+                return Ok(chain);
+            };
+            chain.files.insert(name.clone());
+            // Without a record there is one file, and what a guest wrote into it is not asked.
+            let is_container = chain.has_info || volume.format.as_deref() == Some("qcow2");
+            let header = if is_container { qcow2::header(&self.folder.join(&name))? } else { None };
+            if depth == 0 {
+                chain.active_bytes = *bytes;
+                chain.header.clone_from(&header);
+            }
+            // The lowest file of a chain may be a raw disk: only an overlay's own name for it is believed.
+            match header.and_then(|header| header.backing).filter(|_| name != base) {
+                Some(backing) => name = backing,
+                None => return Ok(chain),
+            }
+        }
+        chain.broken = Some(format!("its chain has more than {CHAIN} files"));
+        Ok(chain)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const V: &str = "11111111-1111-1111-1111-111111111111";
+    const S: &str = "22222222-2222-2222-2222-222222222222";
+
+    fn volume(status: &str, format: Option<&str>) -> Volume {
+        Volume {
+            id: V.into(),
+            name_id: V.into(),
+            status: status.into(),
+            size_gib: 1,
+            location: Some("nfs:/export".into()),
+            format: format.map(str::to_owned),
+            migration: None,
+        }
+    }
+
+    fn rows(volume: Volume, snapshots: &[(&str, &str)]) -> Rows {
+        let snapshots = snapshots
+            .iter()
+            .map(|(id, status)| Snapshot { id: (*id).into(), volume: V.into(), status: (*status).into() });
+        Rows { volumes: vec![volume], snapshots: snapshots.collect(), workers: BTreeSet::new() }
+    }
+
+    fn overlay(backing: &str) -> Vec<u8> {
+        let mut bytes = vec![0; 256];
+        bytes[..4].copy_from_slice(b"QFI\xfb");
+        bytes[8..16].copy_from_slice(&128u64.to_be_bytes());
+        bytes[16..20].copy_from_slice(&(backing.len() as u32).to_be_bytes());
+        bytes[24..32].copy_from_slice(&GIB.to_be_bytes());
+        bytes[128..128 + backing.len()].copy_from_slice(backing.as_bytes());
+        bytes
+    }
+
+    /// A share with a raw base of 1 GiB and, where wanted, an overlay and its record.
+    fn share(with_overlay: bool, with_info: bool) -> tempfile::TempDir {
+        let dir = tempfile::tempdir().unwrap();
+        let base = format!("volume-{V}");
+        std::fs::File::create(dir.path().join(&base)).unwrap().set_len(GIB).unwrap();
+        if with_overlay {
+            std::fs::write(dir.path().join(format!("{base}.{S}")), overlay(&base)).unwrap();
+        }
+        if with_info {
+            let info = serde_json::json!({"active": format!("{base}.{S}"), S: format!("{base}.{S}")});
+            std::fs::write(dir.path().join(format!("{base}.info")), info.to_string()).unwrap();
+        }
+        dir
+    }
+
+    fn planned(rows: &Rows, share: &tempfile::TempDir) -> Plan {
+        plan(rows, Some(share.path())).unwrap()
+    }
+
+    #[test]
+    fn a_volume_that_is_as_its_row_says_is_left_alone() {
+        let plan = planned(&rows(volume("available", None), &[]), &share(false, false));
+        assert_eq!((plan.statements.len(), plan.lines.len()), (0, 0), "{plan:?}");
+        let plan = planned(&rows(volume("available", Some("qcow2")), &[(S, "available")]), &share(true, true));
+        assert_eq!((plan.statements.len(), plan.lines.len()), (0, 0), "{plan:?}");
+    }
+
+    #[test]
+    fn a_row_without_data_is_marked() {
+        let dir = tempfile::tempdir().unwrap();
+        let plan = planned(&rows(volume("available", None), &[]), &dir);
+        assert!(plan.statements.iter().any(|s| s.contains("'error'")), "{plan:?}");
+        assert!(plan.lines[0].1.contains("is not here"), "{plan:?}");
+    }
+
+    #[test]
+    fn an_overlay_that_its_row_calls_raw_gets_the_row_put_right() {
+        let plan = planned(&rows(volume("available", Some("raw")), &[(S, "available")]), &share(true, true));
+        assert!(plan.statements.iter().any(|s| s.contains("'qcow2'")), "{plan:?}");
+        // The database is older than the share: it has no row of the snapshot either.
+        let plan = planned(&rows(volume("available", Some("raw")), &[]), &share(true, true));
+        assert!(plan.lines.iter().any(|(subject, line)| subject.contains(S) && line.contains("no row")), "{plan:?}");
+    }
+
+    #[test]
+    fn an_overlay_without_its_record_is_held_back() {
+        let plan = planned(&rows(volume("available", Some("qcow2")), &[(S, "available")]), &share(true, false));
+        assert!(plan.statements.iter().any(|s| s.contains("volumes SET status = 'error'")), "{plan:?}");
+        assert!(plan.lines.iter().any(|(_, line)| line.contains("not known")), "{plan:?}");
+    }
+
+    #[test]
+    fn a_snapshot_that_is_newer_than_the_share_is_marked_and_the_row_says_raw_again() {
+        let plan = planned(&rows(volume("available", Some("qcow2")), &[(S, "available")]), &share(false, false));
+        assert!(plan.statements.iter().any(|s| s.contains("snapshots SET status = 'error'")), "{plan:?}");
+        assert!(plan.statements.iter().any(|s| s.contains("'raw'")), "{plan:?}");
+    }
+
+    #[test]
+    fn a_raw_disk_on_which_a_guest_wrote_a_header_is_still_raw() {
+        let dir = share(false, false);
+        let path = dir.path().join(format!("volume-{V}"));
+        let file = std::fs::File::options().write(true).open(&path).unwrap();
+        std::os::unix::fs::FileExt::write_all_at(&file, &overlay("../../etc/shadow"), 0).unwrap();
+        let plan = planned(&rows(volume("available", None), &[]), &dir);
+        assert_eq!(plan.statements, Vec::<String>::new());
+        // A row that says qcow2 because of a snapshot which the share does not have yet.
+        let plan = planned(&rows(volume("available", Some("qcow2")), &[(S, "available")]), &dir);
+        assert!(plan.statements.iter().any(|s| s.contains("volumes SET status = 'error'")), "{plan:?}");
+    }
+
+    #[test]
+    fn what_was_under_way_ends_in_a_stated_state() {
+        let dir = share(false, false);
+        for (status, to) in [
+            ("creating", "'error'"),
+            ("downloading", "'error'"),
+            ("deleting", "'error_deleting'"),
+            ("extending", "'error_extending'"),
+            ("uploading", "'available'"),
+        ] {
+            let plan = planned(&rows(volume(status, None), &[(S, "creating")]), &dir);
+            assert!(plan.statements[0].contains(to), "{status}: {plan:?}");
+            assert!(plan.statements.iter().any(|s| s.contains("snapshots SET status = 'error'")), "{plan:?}");
+        }
+        let mut worked_on = rows(volume("deleting", None), &[]);
+        worked_on.workers.insert(V.to_owned());
+        assert_eq!(planned(&worked_on, &dir).statements, Vec::<String>::new(), "the service goes on with it");
+    }
+
+    #[test]
+    fn a_volume_that_has_grown_gets_its_size() {
+        let dir = share(false, false);
+        std::fs::File::options().write(true).open(dir.path().join(format!("volume-{V}"))).unwrap().set_len(3 * GIB).unwrap();
+        let plan = planned(&rows(volume("available", None), &[]), &dir);
+        assert!(plan.statements[0].contains("size = 3"), "{plan:?}");
+    }
+
+    #[test]
+    fn files_that_no_row_knows_are_told_and_kept() {
+        let dir = share(true, true);
+        let plan = planned(&Rows::default(), &dir);
+        assert_eq!((plan.statements.len(), plan.lines.len()), (0, 3), "{plan:?}");
+    }
+}
