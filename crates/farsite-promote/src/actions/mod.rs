@@ -56,6 +56,25 @@ impl Held {
     }
 }
 
+/// Whether the standby's own server may stand where the restored database comes.
+#[derive(Debug, Default, serde::Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+struct Serves {
+    /// What an earlier step stops it with; empty where there is no such step.
+    #[serde(default)]
+    stopped_by: String,
+}
+
+impl Serves {
+    fn of(with: &serde_json::Value) -> Result<Self, String> {
+        farsite_runbook::action::parameters(with)
+    }
+
+    fn is_stopped_before(&self) -> bool {
+        !self.stopped_by.trim().is_empty()
+    }
+}
+
 /// An action that takes no parameters.
 #[derive(serde::Deserialize)]
 #[serde(deny_unknown_fields)]

@@ -18,7 +18,7 @@ use farsite_store::manifest::{ItemLog, LogPoint, ManifestItem};
 use farsite_store::{Damage, StoreError, logs};
 use serde_json::{Value, json};
 
-use super::{Held, RESTORE_LIMIT, no_parameters};
+use super::{Held, RESTORE_LIMIT, Serves};
 use crate::aside::{Stamps, beside, exists, remove, root_of};
 use crate::choose::Replay;
 use crate::group_run::{GroupRun, failed, guard};
@@ -304,7 +304,7 @@ impl Action for RestoreDatabase {
         "the point's database into its place: log replayed, looked at, and stopped again"
     }
     fn validate(&self, with: &Value) -> Result<(), String> {
-        no_parameters(with)
+        Serves::of(with).map(|_| ())
     }
     fn idempotent(&self) -> bool {
         true
@@ -361,12 +361,14 @@ impl Action for RestoreDatabase {
         }
         Ok(undone(&kept))
     }
-    async fn dry_run(&self, _: &ActionContext, _: &Value) -> Result<String, ActionError> {
+    async fn dry_run(&self, _: &ActionContext, with: &Value) -> Result<String, ActionError> {
         let run = self.0.run()?;
+        let is_stopped_before = Serves::of(with).map_err(ActionError::Failed)?.is_stopped_before();
         let mut said = Vec::new();
         for item in run.databases() {
             let place = run.path(item)?;
             if item.kind == ItemKind::Mariadb
+                && !is_stopped_before
                 && exists(&place)
                 && run.private_instance()?.is_running().await.map_err(ActionError::failed)?
             {

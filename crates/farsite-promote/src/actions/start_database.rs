@@ -8,7 +8,7 @@ use farsite_model::ItemKind;
 use farsite_runbook::action::{Action, ActionContext, ActionError, Done, Outcome};
 use serde_json::Value;
 
-use super::{Held, no_parameters};
+use super::{Held, Serves};
 use crate::aside::exists;
 use crate::group_run::{GroupRun, failed};
 
@@ -27,7 +27,7 @@ impl Action for StartDatabase {
         "starts the restored database at its socket and port; undone by stopping it"
     }
     fn validate(&self, with: &Value) -> Result<(), String> {
-        no_parameters(with)
+        Serves::of(with).map(|_| ())
     }
     fn idempotent(&self) -> bool {
         true
@@ -86,12 +86,15 @@ impl Action for StartDatabase {
         run.instance()?.stop().await.map_err(|e| failed(context, e))?;
         Ok(Outcome::said("stopped"))
     }
-    async fn dry_run(&self, _: &ActionContext, _: &Value) -> Result<String, ActionError> {
+    async fn dry_run(&self, _: &ActionContext, with: &Value) -> Result<String, ActionError> {
         let run = self.0.run()?;
         if !has_server(run) {
             return Ok("there is no server to start".into());
         }
         let target = run.mariadb()?;
+        if Serves::of(with).map_err(ActionError::Failed)?.is_stopped_before() {
+            return Ok(format!("serves at {}, where this site's own services are stopped before", target.socket.display()));
+        }
         if let Some(port) = target.port
             && std::net::TcpListener::bind(("127.0.0.1", port)).is_err()
         {
