@@ -23,8 +23,7 @@ pub fn service(site: &Site, tools: &Tools, service: Service) -> Result<(), Strin
         Service::Keystone => http(site, site::KEYSTONE.behind),
         Service::Glance => http(site, site::GLANCE.behind),
         Service::CinderApi => http(site, site::CINDER.behind),
-        Service::CinderScheduler => heartbeat(site, tools, service, ""),
-        Service::CinderVolume => heartbeat(site, tools, service, "@nfs"),
+        Service::CinderScheduler | Service::CinderVolume => heartbeat(site, tools, service),
     }
 }
 
@@ -67,14 +66,22 @@ fn ask(address: &str, port: u16, question: &[u8], length: usize) -> Result<Vec<u
     told.map(|()| answer).map_err(|error| format!("{address}:{port} does not answer: {error}"))
 }
 
-/// The health check of oslo.middleware, which needs neither a token nor the database.
+/// The health check of oslo.middleware, which needs neither a token nor the database. The answer is read to its end:
+/// otherwise the service writes an exception into its log.
 fn http(site: &Site, port: u16) -> Result<(), String> {
     let address = site.address();
     let question =
         format!("GET /healthcheck HTTP/1.0\r\nHost: {address}:{port}\r\nConnection: close\r\n\r\n");
-    let answer = ask(&address, port, question.as_bytes(), "HTTP/1.1 200".len())?;
-    let status = String::from_utf8_lossy(&answer).split(' ').nth(1).unwrap_or("nothing").to_owned();
-    if status == "200" { Ok(()) } else { Err(format!("{address}:{port} answers {status}")) }
+    let mut stream = connect(&address, port)?;
+    let mut answer = Vec::new();
+    let told = stream.write_all(question.as_bytes()).and_then(|()| stream.read_to_end(&mut answer));
+    told.map_err(|error| format!("{address}:{port} does not answer: {error}"))?;
+    let answer = String::from_utf8_lossy(&answer);
+    match answer.split(' ').nth(1) {
+        Some("200") => Ok(()),
+        Some(status) => Err(format!("{address}:{port} answers {status}")),
+        None => Err(format!("{address}:{port} closes the connection without an answer")),
+    }
 }
 
 /// The server's greeting: three bytes of length, a sequence number, protocol version 10. In its place there may be an
@@ -122,12 +129,28 @@ fn haproxy(site: &Site) -> Result<(), String> {
     }
 }
 
-/// Cinder's services without a port report to the database, and do so only when their driver works. The database is
-/// asked with what stands in cinder.conf, as the service itself does: a failover may have changed it.
-fn heartbeat(site: &Site, tools: &Tools, service: Service, behind_host: &str) -> Result<(), String> {
-    let running = process::main_of(site, service.name()).ok_or("it does not run")?;
-    // Its own reports, not those of the process before it.
-    let seconds = running.age().as_secs().min(20);
+/// Whether the service has reported lately: within three of its intervals (2 s, cinder.conf).
+fn heartbeat(site: &Site, tools: &Tools, service: Service) -> Result<(), String> {
+    match reports(site, tools, service)? {
+        Some(Reports { seconds_ago: 0..=6, .. }) => Ok(()),
+        Some(reports) => Err(format!("its last report to the database is {} s old", reports.seconds_ago)),
+        None => Err("it has never reported to the database".to_owned()),
+    }
+}
+
+/// What a service without a port has told the database.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Reports {
+    /// Grows with every report, and with nothing else: a service that starts updates the time, too, long before it can
+    /// do anything.
+    pub count: u64,
+    pub seconds_ago: u64,
+}
+
+/// Cinder's services without a port report to the database, and do so only when their driver works and they can be
+/// reached through RabbitMQ; `None` is a service that never has. The database is asked with what stands in cinder.conf, as the service itself does: a
+/// failover may have changed it.
+pub fn reports(site: &Site, tools: &Tools, service: Service) -> Result<Option<Reports>, String> {
     let file = site.etc().join("cinder/cinder.conf");
     let text = fs::read_to_string(&file).map_err(|error| format!("{}: {error}", file.display()))?;
     let setting = |key| setting(&text, key).ok_or(format!("{} has no `{key}`", file.display()));
@@ -135,9 +158,10 @@ fn heartbeat(site: &Site, tools: &Tools, service: Service, behind_host: &str) ->
     let url = setting("connection")?;
     let database =
         Database::parse(url).ok_or(format!("{}: `connection` is not understood", file.display()))?;
+    let host = if service == Service::CinderVolume { format!("{host}@nfs") } else { host.to_owned() };
     let question = format!(
-        "SELECT COUNT(*) FROM services WHERE deleted = 0 AND `binary` = '{}' AND host = '{host}{behind_host}' \
-         AND updated_at >= UTC_TIMESTAMP() - INTERVAL {seconds} SECOND",
+        "SELECT report_count, TIMESTAMPDIFF(SECOND, IFNULL(updated_at, created_at), UTC_TIMESTAMP()) FROM services \
+         WHERE deleted = 0 AND `binary` = '{}' AND host = '{host}'",
         service.name()
     );
     let mut client = process::client(site, "mariadb", &tools.path);
@@ -148,14 +172,12 @@ fn heartbeat(site: &Site, tools: &Tools, service: Service, behind_host: &str) ->
     if !output.status.success() {
         return Err(String::from_utf8_lossy(&output.stderr).trim().to_owned());
     }
-    if output.stdout.trim_ascii() == b"1" {
-        Ok(())
-    } else {
-        Err(format!(
-            "{} {host}{behind_host} has not reported to the database since its start",
-            service.name()
-        ))
-    }
+    Ok(parse_reports(&String::from_utf8_lossy(&output.stdout)))
+}
+
+fn parse_reports(row: &str) -> Option<Reports> {
+    let (count, seconds_ago) = row.trim().split_once('\t')?;
+    Some(Reports { count: count.parse().ok()?, seconds_ago: seconds_ago.parse().ok()? })
 }
 
 /// The first value of `key` in an oslo.config file, whatever its section.
@@ -201,6 +223,12 @@ mod tests {
             Database { user: "cinder", password: "p", host: "127.20.1.1", port: "3306", name: "cinder" }
         );
         assert_eq!(Database::parse("sqlite:///x"), None);
+    }
+
+    #[test]
+    fn a_row_of_the_services_table_is_read_and_none_is_no_report() {
+        assert_eq!(parse_reports("17\t3\n"), Some(Reports { count: 17, seconds_ago: 3 }));
+        assert_eq!(parse_reports(""), None);
     }
 
     #[test]

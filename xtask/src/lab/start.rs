@@ -31,6 +31,8 @@ pub struct Starting<'a> {
 struct Launched {
     service: Service,
     since: Instant,
+    /// How often it had reported at the first look, where it reports to the database.
+    reports: Option<u64>,
     /// Its logs, and how long they were before it was started.
     logs: Vec<(PathBuf, u64)>,
 }
@@ -73,35 +75,28 @@ impl<'a> Starting<'a> {
         Ok(())
     }
 
-    /// Waits until these answer, themselves and through HAProxy.
+    /// Waits until these answer, themselves and through HAProxy; others that do meanwhile are told of as well.
     pub fn wait_for(&mut self, services: &[Service], limit: Duration) -> Result<(), Failure> {
         let deadline = Instant::now() + limit;
         loop {
-            let mut why_not = Vec::new();
-            let mut index = 0;
-            while index < self.waited_for.len() {
-                let launched = &self.waited_for[index];
-                if !services.contains(&launched.service) {
-                    index += 1;
-                    continue;
-                }
-                match self.look(launched)? {
+            let mut silent = Vec::new();
+            for mut launched in std::mem::take(&mut self.waited_for) {
+                match self.look(&mut launched)? {
                     Ok(()) => {
                         let seconds = launched.since.elapsed().as_secs_f64();
                         self.report.say(&format!("{} answers ({seconds:.1} s)", launched.service.name()));
-                        self.waited_for.remove(index);
                     }
-                    Err(why) => {
-                        why_not.push((index, why));
-                        index += 1;
-                    }
+                    Err(why) => silent.push((launched, why)),
                 }
             }
-            if why_not.is_empty() {
-                return Ok(());
+            let needed = |(launched, _): &&(Launched, String)| services.contains(&launched.service);
+            let done = !silent.iter().any(|silent| needed(&silent));
+            if !done && Instant::now() >= deadline {
+                return Err(self.too_late(silent.iter().filter(needed), limit));
             }
-            if Instant::now() >= deadline {
-                return Err(self.too_late(&why_not, limit));
+            self.waited_for = silent.into_iter().map(|(launched, _)| launched).collect();
+            if done {
+                return Ok(());
             }
             sleep(POLL);
         }
@@ -113,7 +108,7 @@ impl<'a> Starting<'a> {
     }
 
     /// The inner result: whether it answers. The outer one: whether there is any sense in waiting.
-    fn look(&self, launched: &Launched) -> Result<Result<(), String>, Failure> {
+    fn look(&self, launched: &mut Launched) -> Result<Result<(), String>, Failure> {
         let service = launched.service;
         if process::main_of(self.site, service.name()).is_none() {
             return Err(Failure::new(
@@ -127,27 +122,41 @@ impl<'a> Starting<'a> {
                 format!("the rest runs; its logs: {}; `lab up` starts it again", launched.log_names()),
             ));
         }
-        let itself = answers::service(self.site, self.tools, service);
-        Ok(itself.and_then(|()| answers::through_haproxy(self.site, service)))
+        Ok(match service {
+            Service::CinderScheduler | Service::CinderVolume => self.has_reported(launched),
+            _ => answers::service(self.site, self.tools, service)
+                .and_then(|()| answers::through_haproxy(self.site, service)),
+        })
     }
 
-    fn too_late(&self, why_not: &[(usize, String)], limit: Duration) -> Failure {
+    /// Whether it has reported since the first look.
+    fn has_reported(&self, launched: &mut Launched) -> Result<(), String> {
+        // Without a row yet, its first report is one more than none.
+        let reports = answers::reports(self.site, self.tools, launched.service)?;
+        let count = reports.map_or(0, |reports| reports.count);
+        let before = *launched.reports.get_or_insert(count);
+        if count > before {
+            Ok(())
+        } else {
+            Err("it has not reported to the database since its start".to_owned())
+        }
+    }
+
+    fn too_late<'b>(&self, silent: impl Iterator<Item = &'b (Launched, String)>, limit: Duration) -> Failure {
         let mut text = format!("{}: after {} s these do not answer:", self.site.name, limit.as_secs());
-        let mut logs = Vec::new();
-        for (index, why) in why_not {
-            let launched = &self.waited_for[*index];
+        let (mut logs, mut names) = (Vec::new(), Vec::new());
+        for (launched, why) in silent {
             text.push_str(&format!("\n  {}: {why}\n{}", launched.service.name(), launched.said()));
             logs.push(launched.log_names());
+            names.push(launched.service.name());
         }
-        let services: Vec<&str> =
-            why_not.iter().map(|(index, _)| self.waited_for[*index].service.name()).collect();
         Failure::new(
             text.trim_end().to_owned(),
             format!(
                 "they still run; logs: {}; `lab stop {site} {names}` and `lab start {site} {names}` begin them anew",
                 logs.join(", "),
                 site = self.site.name,
-                names = services.join(" "),
+                names = names.join(" "),
             ),
         )
     }
@@ -158,7 +167,7 @@ impl<'a> Starting<'a> {
             let length = fs::metadata(&path).map_or(0, |metadata| metadata.size());
             (path, length)
         });
-        Launched { service, since: Instant::now(), logs: logs.collect() }
+        Launched { service, since: Instant::now(), reports: None, logs: logs.collect() }
     }
 }
 
