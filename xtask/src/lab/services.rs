@@ -160,6 +160,8 @@ impl Service {
         command.args(["--master", "--processes", "1", "--threads", "6", "--enable-threads", "--lazy-apps"]);
         command.args(["--thunder-lock", "--die-on-term", "--need-app", "--no-orphans"]);
         command.args(["--http-auto-chunked", "--http-chunked-input", "--buffer-size", "65535"]);
+        // A client that has gone while the application was loading is no exception worth a place in its log.
+        command.args(["--disable-write-exception", "--ignore-sigpipe"]);
         command.args(["--disable-logging", "--log-5xx", "--log-slow", "2000"]);
         // Requests under way are answered before the worker goes.
         command.args(["--hook-master-start", "unix_signal:15 gracefully_kill_them_all"]);
