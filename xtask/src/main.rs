@@ -7,6 +7,7 @@ mod check;
 mod demos;
 mod failure;
 mod fuzz;
+mod lab;
 mod loc;
 mod moto;
 mod programs;
@@ -27,6 +28,7 @@ usage: cargo xtask COMMAND
   demos [RUNS]            the demo with seeds 1 to RUNS (20) on both databases: RPO reported, true loss, RTO
   bench data-plane [...]  Farsite beside restic, borg and others on the same volume; `bench` alone lists the options
   fuzz [--minutes N]      every parser of stored bytes and the round trip of any writes, many cases, for N (5) minutes
+  lab COMMAND             two sites of real OpenStack on this machine; `lab` alone lists the commands
   loc                     lines of code per crate, code and tests apart
 ";
 
@@ -68,6 +70,7 @@ fn dispatch(args: &[String]) -> Result<(), Failure> {
             Ok(n) if n > 0 => fuzz::fuzz(&root, n),
             _ => Err(Failure::usage(format!("`{n}` is not a number of minutes"), USAGE)),
         },
+        ["lab", words @ ..] => lab::lab(&root, words),
         ["loc"] => {
             print!("{}", loc::table(&root)?);
             Ok(())

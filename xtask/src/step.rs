@@ -35,7 +35,7 @@ pub fn run(mut command: Command, limit: Duration, next: &str) -> Result<(), Fail
 }
 
 /// The exit status, or `None` when the command had to be stopped.
-fn wait(child: &mut Child, limit: Duration) -> std::io::Result<Option<ExitStatus>> {
+pub fn wait(child: &mut Child, limit: Duration) -> std::io::Result<Option<ExitStatus>> {
     if let Some(status) = wait_until(child, Instant::now() + limit)? {
         return Ok(Some(status));
     }

@@ -1,0 +1,84 @@
+//! What the lab runs: Debian packages, and a Python environment with OpenStack in it. Silent when all is there.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use super::lock;
+use super::services::Tools;
+use crate::failure::Failure;
+use crate::programs::{self, Program};
+use crate::step::{minutes, run};
+
+const PROGRAMS: [Program; 11] = [
+    Program { name: "mariadbd", package: "mariadb-server" },
+    Program { name: "mariadb-install-db", package: "mariadb-server" },
+    Program { name: "mariadb", package: "mariadb-client" },
+    Program { name: "rabbitmq-server", package: "rabbitmq-server" },
+    Program { name: "epmd", package: "erlang-base" },
+    Program { name: "memcached", package: "memcached" },
+    Program { name: "haproxy", package: "haproxy" },
+    Program { name: "mkfs.btrfs", package: "btrfs-progs" },
+    Program { name: "qemu-img", package: "qemu-utils" },
+    // uWSGI comes as source.
+    Program { name: "gcc", package: "gcc" },
+    Program { name: "setsid", package: "util-linux" },
+];
+/// The whole environment, pinned.
+const REQUIREMENTS: &str = include_str!("../../lab/requirements.txt");
+/// Another place for the environment.
+const VENV_VARIABLE: &str = "FARSITE_LAB_VENV";
+/// Another command may be installing.
+const PATIENCE: Duration = Duration::from_secs(30 * 60);
+
+/// Installs what is missing.
+pub fn ensure(root: &Path) -> Result<Tools, Failure> {
+    let tools = tools(root);
+    let xtask = root.join("xtask");
+    let _lock = lock::take(&root.join("target"), "lab-install", PATIENCE)?;
+    programs::ensure(&xtask, &PROGRAMS)?;
+    ensure_environment(&xtask, &tools.venv)?;
+    Ok(tools)
+}
+
+/// Where the programs are, whether or not they are installed.
+pub fn tools(root: &Path) -> Tools {
+    let venv = std::env::var_os(VENV_VARIABLE).map_or_else(|| root.join("target/lab-venv"), PathBuf::from);
+    Tools::new(&root.join("xtask"), &venv)
+}
+
+/// Makes the environment unless it holds these packages already.
+fn ensure_environment(xtask: &Path, venv: &Path) -> Result<(), Failure> {
+    let record = venv.join("farsite-packages");
+    if fs::read_to_string(&record).is_ok_and(|there| there == REQUIREMENTS) {
+        return Ok(());
+    }
+    if !programs::succeeds("python3", &["-c", "import ensurepip, venv"]) {
+        let python = Program { name: "python3", package: "python3-venv" };
+        programs::install_debian(xtask, &[&python])?;
+    }
+    let headers = "import os, sysconfig, sys; sys.exit(not os.path.exists(sysconfig.get_path('include') + '/Python.h'))";
+    if !programs::succeeds("python3", &["-c", headers]) {
+        let python = Program { name: "python3", package: "python3-dev" };
+        programs::install_debian(xtask, &[&python])?;
+    }
+    eprintln!(
+        "installing OpenStack for the lab into {}: some 160 Python packages, two to three minutes, once",
+        venv.display()
+    );
+    let mut make = Command::new("python3");
+    make.args(["-m", "venv"]).arg(venv);
+    run(make, minutes(5), "Python 3.11 or newer with its venv module is needed (on Debian: python3-venv)")?;
+    let mut pip = Command::new(venv.join("bin/python"));
+    pip.args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "-r"]);
+    pip.arg(xtask.join("lab/requirements.txt"));
+    run(
+        pip,
+        minutes(25),
+        "see what pip said above; it needs a package index, or one that PIP_INDEX_URL names; run this again to go on",
+    )?;
+    fs::write(&record, REQUIREMENTS).map_err(|error| {
+        Failure::new(format!("{} cannot be written: {error}", record.display()), "check the disk")
+    })
+}
