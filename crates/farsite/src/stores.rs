@@ -75,6 +75,15 @@ pub async fn groups(store: &Store, named: Option<&str>) -> Result<Vec<GroupName>
     }
 }
 
+/// The whole ledgers of groups.
+pub async fn ledgers(store: &Store, names: &[GroupName]) -> Result<Vec<Ledger>, Failure> {
+    let mut ledgers = Vec::with_capacity(names.len());
+    for name in names {
+        ledgers.push(Ledger::open(store, name).await?);
+    }
+    Ok(ledgers)
+}
+
 pub fn no_group(name: &str, known: &[GroupName]) -> Failure {
     let near = did_you_mean(name, known.iter().map(GroupName::as_str));
     Failure::usage(format!("no group is called {name}{near} (known: {})", list(known)))
@@ -106,10 +115,7 @@ impl Found {
 pub async fn point(store: &Store, group: Option<&str>, text: &str) -> Result<Found, Failure> {
     let by_word = matches!(text, "latest" | "latest-log" | "latest-proven") || moment(text).is_some();
     let among = if by_word { vec![self::group(store, group).await?] } else { groups(store, group).await? };
-    let mut ledgers = Vec::new();
-    for name in &among {
-        ledgers.push(Ledger::open(store, name).await?);
-    }
+    let mut ledgers = ledgers(store, &among).await?;
     if by_word {
         let ledger = ledgers.swap_remove(0);
         let point = by_word_in(ledger.state(), text)?;

@@ -10,36 +10,50 @@ use crate::step::{minutes, run};
 
 const GROUP: &str = "bench";
 
+/// What is protected.
+pub struct Item {
+    /// Among the items of a policy.
+    pub entry: String,
+    pub id: String,
+}
+
+impl Item {
+    /// A file, byte for byte.
+    fn volume(path: &Path) -> Self {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        Self { entry: format!("volume: {{ path: {} }}", path.display()), id: format!("volume/{name}") }
+    }
+}
+
 pub struct Farsite {
     name: &'static str,
     compression: &'static str,
     binary: PathBuf,
     folder: PathBuf,
     replica: PathBuf,
-    volume: PathBuf,
+    item: Item,
 }
 
 impl Farsite {
     /// At level 3, at which bytes are compared.
     pub fn new(binary: &Path, folder: &Path, volume: &Path) -> Self {
-        Self::with(super::table::OWN, "3", binary, folder, volume)
+        Self::of(Item::volume(volume), binary, folder)
+    }
+
+    /// The same for anything else that a policy can name.
+    pub fn of(item: Item, binary: &Path, folder: &Path) -> Self {
+        Self::with(super::table::OWN, "3", item, binary, folder)
     }
 
     /// As it comes, with the level that the machine and the line ask for.
     pub fn adaptive(binary: &Path, folder: &Path, volume: &Path) -> Self {
-        Self::with(super::table::OWN_ADAPTIVE, "auto", binary, folder, volume)
+        Self::with(super::table::OWN_ADAPTIVE, "auto", Item::volume(volume), binary, folder)
     }
 
-    fn with(
-        name: &'static str,
-        compression: &'static str,
-        binary: &Path,
-        folder: &Path,
-        volume: &Path,
-    ) -> Self {
+    fn with(name: &'static str, compression: &'static str, item: Item, binary: &Path, folder: &Path) -> Self {
         let folder = folder.join(name);
         let replica = folder.join("replica");
-        Self { name, compression, binary: binary.to_owned(), folder, replica, volume: volume.to_owned() }
+        Self { name, compression, binary: binary.to_owned(), folder, replica, item }
     }
 
     /// The program with a site's configuration.
@@ -59,15 +73,14 @@ impl Farsite {
         std::fs::write(&path, lines.collect::<Vec<_>>().join("\n") + "\n")
     }
 
-    fn policy(&self, volume: &Path) -> std::io::Result<()> {
+    fn policy(&self) -> std::io::Result<()> {
         let policies = self.folder.join("keys/north/policies");
         std::fs::create_dir_all(&policies)?;
         // Memory within what is promised.
         let text = format!(
             "group: {GROUP}\nsite: north\nto: [south]\nlevel: data\nschedule: \"@daily\"\nrpo: 2d\n\
-             items:\n  - volume: {{ path: {} }}\nmemory: 160MiB\ncompression: {}\n",
-            volume.display(),
-            self.compression
+             items:\n  - {}\nmemory: 160MiB\ncompression: {}\n",
+            self.item.entry, self.compression
         );
         std::fs::write(policies.join(format!("{GROUP}.yaml")), text)
     }
@@ -79,10 +92,6 @@ impl Farsite {
         let path = self.folder.join("standby/volume");
         std::fs::create_dir_all(self.folder.join("standby"))?;
         writeln!(file, "places:\n  {GROUP}:\n    volume: {{ path: {} }}", path.display())
-    }
-
-    fn item(&self) -> String {
-        format!("volume/{}", self.volume.file_name().unwrap_or_default().to_string_lossy())
     }
 }
 
@@ -102,7 +111,7 @@ impl Tool for Farsite {
             self.own_state("north")?;
             self.own_state("south")?;
             self.place()?;
-            self.policy(&self.volume)
+            self.policy()
         };
         set_up().map_err(|e| at(&self.folder, &e))
     }
@@ -111,13 +120,13 @@ impl Tool for Farsite {
         self.command("north", &["replicate", GROUP])
     }
     fn restore(&self, to: &Path) -> Command {
-        let mut command = self.command("south", &["restore", "latest", &self.item(), "--to"]);
+        let mut command = self.command("south", &["restore", "latest", &self.item.id, "--to"]);
         command.arg(to);
         command
     }
     fn restore_into(&self, to: &Path) -> Option<Command> {
         let mut command =
-            self.command("south", &["restore", "latest", &self.item(), "--in-place", "--yes", "--to"]);
+            self.command("south", &["restore", "latest", &self.item.id, "--in-place", "--yes", "--to"]);
         command.arg(to);
         Some(command)
     }

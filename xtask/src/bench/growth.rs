@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use super::farsite::Farsite;
-use super::measure::{self, Measured};
+use super::measure::{self, Measured, median};
 use super::volume::{Random, like_files};
 use super::{Tool, at};
 use crate::failure::Failure;
@@ -68,12 +68,7 @@ fn one(binary: &Path, folder: &Path, size: u64, change: u64) -> Result<(Measured
     make().map_err(|e| at(&volume, &e))?;
     let mut tool = Farsite::new(binary, &disk.folder, &volume);
     tool.init()?;
-    let replicate = || {
-        let before = measure::size_of(tool.store());
-        let mut measured = measure::run(tool.backup(), tool.good(), folder)?;
-        measured.store_bytes = measure::size_of(tool.store()).saturating_sub(before);
-        Ok(measured)
-    };
+    let replicate = || measure::backup(tool.backup(), tool.good(), folder, tool.store());
     replicate()?;
     let still = replicate()?;
     let alter = || spread(&File::options().write(true).open(&volume)?, 2, change, MIB, MIB);
@@ -103,11 +98,6 @@ fn spread(file: &File, seed: u64, bytes: u64, piece: u64, shift: u64) -> std::io
         file.write_all_at(&buffer, offset / 4096 * 4096)?;
     }
     file.sync_all()
-}
-
-fn median(mut turns: Vec<Measured>) -> Measured {
-    turns.sort_by(|a, b| a.wall_s.total_cmp(&b.wall_s));
-    turns[turns.len() / 2]
 }
 
 fn print(rows: &[Row]) -> String {

@@ -54,6 +54,20 @@ pub fn run(command: Command, good: &[i32], folder: &Path) -> Result<Measured, Fa
     Ok(Measured { wall_s, cpu_s: user + system, peak_mib: peak_kib / 1024.0, store_bytes: 0 })
 }
 
+/// A command that adds to a store: as [`run`], with what the store grew by.
+pub fn backup(command: Command, good: &[i32], folder: &Path, store: &Path) -> Result<Measured, Failure> {
+    let before = size_of(store);
+    let mut measured = run(command, good, folder)?;
+    measured.store_bytes = size_of(store).saturating_sub(before);
+    Ok(measured)
+}
+
+/// The turn with the middle wall time.
+pub fn median(mut turns: Vec<Measured>) -> Measured {
+    turns.sort_by(|a, b| a.wall_s.total_cmp(&b.wall_s));
+    turns[turns.len() / 2]
+}
+
 /// The bytes of all files below a folder.
 pub fn size_of(folder: &Path) -> u64 {
     let mut total = 0;

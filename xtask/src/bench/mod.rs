@@ -2,12 +2,16 @@
 //! store, wall and processor time, peak memory, and ratios to the best peer, to the ideal bytes, and to what this machine
 //! can do at all. Prints the tables of `docs/benchmarks.md`.
 
+mod ceph;
+mod daemon;
 mod farsite;
 mod growth;
+mod io;
 mod limits;
 mod measure;
 mod peers;
 mod table;
+mod tracked;
 mod volume;
 
 use std::path::{Path, PathBuf};
@@ -20,11 +24,14 @@ use crate::programs::{self, Program};
 use crate::step::{minutes, run};
 
 pub const USAGE: &str = "\
-usage: cargo xtask bench data-plane [--size MIB] [--runs N] [--peers NAMES|none] [--growth yes|no] [--folder DIR]
+usage: cargo xtask bench data-plane [--size MIB] [--runs N] [--peers NAMES|none] [--tracked yes|no] [--io yes|no]
+                              [--growth yes|no] [--folder DIR]
 
   --size MIB      size of the volume (2048): 40 % holes, 30 % incompressible, 30 % like files
   --runs N        counted runs of each row (3); what is printed is the median
   --peers NAMES   restic,borg,casync by default; rustic and bupstash are built with `cargo install`, which takes long
+  --tracked no    leaves out the runs with change tracking: RBD images in a Ceph cluster made for this, and qcow2 images
+  --io no         leaves out the ways of reading a file, by fio
   --growth no     leaves out the sparse volumes of up to 1 TiB, for which an XFS is mounted as root
   --folder DIR    where volume and stores lie (target/bench); needs about six times the size
 ";
@@ -34,6 +41,8 @@ struct Options {
     size_mib: u64,
     runs: usize,
     peers: Vec<String>,
+    tracked: bool,
+    io: bool,
     growth: bool,
     folder: PathBuf,
 }
@@ -96,8 +105,15 @@ pub fn bench(root: &Path, args: &[&str]) -> Result<(), Failure> {
     }
     let limits = limits::measure(&release.join("examples/limits"), &options.folder, &volume)?;
     print!("{}", table.print(&limits));
+    let (folder, runs) = (&options.folder, options.runs);
+    if options.tracked {
+        print!("{}", tracked::measure(root, &own, folder, options.size_mib, runs)?);
+    }
+    if options.io {
+        print!("{}", io::measure(root, folder, options.size_mib, runs)?);
+    }
     if options.growth {
-        print!("{}", growth::measure(root, &release.join("farsite"), &options.folder, options.runs)?);
+        print!("{}", growth::measure(root, &own, folder, runs)?);
     }
     Ok(())
 }
@@ -121,9 +137,7 @@ fn one_turn(
             ideal = volume::change(volume, change)?;
         }
         for tool in tools.iter() {
-            let before = measure::size_of(tool.store());
-            let mut measured = measure::run(tool.backup(), tool.good(), &options.folder)?;
-            measured.store_bytes = measure::size_of(tool.store()).saturating_sub(before);
+            let measured = measure::backup(tool.backup(), tool.good(), &options.folder, tool.store())?;
             table.add(row, tool.name(), &measured);
             let Some(hydrate) = tool.hydrate().filter(|_| [Row::First, Row::Pages].contains(&row)) else {
                 continue;
@@ -163,6 +177,8 @@ fn parse(root: &Path, args: &[&str]) -> Result<Options, Failure> {
         size_mib: 2048,
         runs: 3,
         peers: ["restic", "borg", "casync"].map(str::to_owned).to_vec(),
+        tracked: true,
+        io: true,
         growth: true,
         folder: root.join("target/bench"),
     };
@@ -178,6 +194,8 @@ fn parse(root: &Path, args: &[&str]) -> Result<Options, Failure> {
             }
             "--peers" if *value == "none" => options.peers.clear(),
             "--peers" => options.peers = value.split(',').map(str::to_owned).collect(),
+            "--tracked" => options.tracked = *value != "no",
+            "--io" => options.io = *value != "no",
             "--growth" => options.growth = *value != "no",
             "--folder" => options.folder = PathBuf::from(value),
             _ => return Err(wrong(format!("not understood: `{word}`"))),

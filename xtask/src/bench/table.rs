@@ -32,7 +32,7 @@ impl Row {
         Self::RestoreInto,
         Self::Check,
     ];
-    fn title(self) -> &'static str {
+    pub fn title(self) -> &'static str {
         match self {
             Self::First => "first copy",
             Self::NoChange => "no change",

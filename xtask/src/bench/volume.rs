@@ -107,43 +107,21 @@ pub fn change(path: &Path, change: Change) -> Result<Ideal, Failure> {
     let make = || -> std::io::Result<Ideal> {
         let file = File::options().read(true).write(true).open(path)?;
         let size = file.metadata()?.len();
-        let mut random = Random(0xc4a6_0000 + change as u64);
         let bytes = match change {
             Change::Pages => {
-                let mut page = [0; 4096];
-                let pages = size / 4096 / 100;
-                for _ in 0..pages {
-                    random.fill(&mut page);
-                    file.write_all_at(&page, random.draw() % (size / 4096) * 4096)?;
-                }
-                Some(pages * 4096)
+                writes(change, size, &mut |at, page| file.write_all_at(page, at))?;
+                Some(size / 4096 / 100 * 4096)
             }
             Change::Sequential => {
-                let mut bytes = vec![0; (64 * MIB).min(size / 4) as usize];
-                like_files(&mut random, &mut bytes);
-                file.write_all_at(&bytes, size / 2)?;
                 let plain = path.with_extension("rewritten");
-                std::fs::write(&plain, &bytes)?;
+                writes(change, size, &mut |at, bytes| {
+                    file.write_all_at(bytes, at)?;
+                    std::fs::write(&plain, bytes)
+                })?;
                 compressed(&plain)
             }
             Change::Database => {
-                let mut left = size / 16384 / 400;
-                let mut row = [0; 100];
-                while left > 0 {
-                    let page = random.draw() % (size / 16384) * 16384;
-                    let mut first = [0; 64];
-                    file.read_exact_at(&mut first, page)?;
-                    if first.iter().all(|b| *b == 0) {
-                        continue;
-                    }
-                    for quarter in 0..4 {
-                        // A row is numbers and text; half of it stays as compressible as such things are.
-                        random.fill(&mut row[..32]);
-                        row[32..].fill(b'-');
-                        file.write_all_at(&row, page + quarter * 4096 + random.draw() % 3996)?;
-                    }
-                    left -= 1;
-                }
+                change_rows(&file, size)?;
                 None
             }
         };
@@ -151,6 +129,57 @@ pub fn change(path: &Path, change: Change) -> Result<Ideal, Failure> {
         Ok(Ideal { bytes })
     };
     make().map_err(|e| at(path, &e))
+}
+
+fn random(change: Change) -> Random {
+    Random(0xc4a6_0000 + change as u64)
+}
+
+/// What a change writes to a disk of `size` bytes, one write after the other; those of `Database` depend on what is there.
+pub fn writes(
+    change: Change,
+    size: u64,
+    write: &mut dyn FnMut(u64, &[u8]) -> std::io::Result<()>,
+) -> std::io::Result<()> {
+    let mut random = random(change);
+    match change {
+        Change::Pages => {
+            let mut page = [0; 4096];
+            for _ in 0..size / 4096 / 100 {
+                random.fill(&mut page);
+                write(random.draw() % (size / 4096) * 4096, &page)?;
+            }
+            Ok(())
+        }
+        Change::Sequential => {
+            let mut bytes = vec![0; (64 * MIB).min(size / 4) as usize];
+            like_files(&mut random, &mut bytes);
+            write(size / 2, &bytes)
+        }
+        Change::Database => Err(std::io::Error::other("these writes are told by no size alone")),
+    }
+}
+
+fn change_rows(file: &File, size: u64) -> std::io::Result<()> {
+    let mut random = random(Change::Database);
+    let mut left = size / 16384 / 400;
+    let mut row = [0; 100];
+    while left > 0 {
+        let page = random.draw() % (size / 16384) * 16384;
+        let mut first = [0; 64];
+        file.read_exact_at(&mut first, page)?;
+        if first.iter().all(|b| *b == 0) {
+            continue;
+        }
+        for quarter in 0..4 {
+            // A row is numbers and text; half of it stays as compressible as such things are.
+            random.fill(&mut row[..32]);
+            row[32..].fill(b'-');
+            file.write_all_at(&row, page + quarter * 4096 + random.draw() % 3996)?;
+        }
+        left -= 1;
+    }
+    Ok(())
 }
 
 /// What `zstd -3` makes of a file; none where the program is missing.
@@ -179,6 +208,22 @@ mod tests {
         assert_eq!(bytes, again);
         let zeros = bytes.chunks(4096).filter(|page| page.iter().all(|b| *b == 0)).count();
         assert!(zeros > 0 && zeros < bytes.len() / 4096, "{zeros}");
+        std::fs::remove_dir_all(folder).unwrap();
+    }
+
+    #[test]
+    fn a_change_that_is_told_write_by_write_is_the_one_that_is_made() {
+        let folder = std::env::temp_dir().join(format!("farsite-xtask-writes-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).unwrap();
+        let (made, told) = (folder.join("made"), folder.join("told"));
+        create(&made, 8).unwrap();
+        std::fs::copy(&made, &told).unwrap();
+        let file = File::options().write(true).open(&told).unwrap();
+        for kind in [Change::Pages, Change::Sequential] {
+            change(&made, kind).unwrap();
+            writes(kind, 8 * MIB, &mut |at, bytes| file.write_all_at(bytes, at)).unwrap();
+            assert!(std::fs::read(&made).unwrap() == std::fs::read(&told).unwrap(), "{kind:?}");
+        }
         std::fs::remove_dir_all(folder).unwrap();
     }
 }

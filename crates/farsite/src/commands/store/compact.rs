@@ -5,7 +5,6 @@ use farsite_model::SiteName;
 use farsite_model::quantity::ByteSize;
 use farsite_replicate::connect;
 use farsite_store::keep::{CompactOptions, Compacted, MarkOptions, compact};
-use farsite_store::ledger::Ledger;
 
 use crate::commands::Ended;
 use crate::context::Context;
@@ -51,10 +50,7 @@ pub async fn run(args: Args, context: &Context) -> Ended {
     let names = stores::groups(&store, args.group.as_deref()).await?;
     let reader = connect::reader(&config, &site, &store).await?;
     let signer = connect::standby_agent(&config).or_else(|_| connect::operator(&config))?;
-    let mut ledgers = Vec::with_capacity(names.len());
-    for name in &names {
-        ledgers.push(Ledger::open(&store, name).await?);
-    }
+    let ledgers = stores::ledgers(&store, &names).await?;
     let options = CompactOptions {
         dry_run: args.dry_run,
         max_live_percent: args.max_live,

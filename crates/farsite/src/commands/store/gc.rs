@@ -10,9 +10,8 @@ use farsite_model::quantity::{ByteSize, Span};
 use farsite_model::retention::{Verdict, judge};
 use farsite_model::{GroupName, PointId, SiteName};
 use farsite_replicate::connect;
-use farsite_store::Store;
 use farsite_store::keep::{Collected, GcOptions, MarkOptions, collect};
-use farsite_store::ledger::{GroupState, Ledger, Patience};
+use farsite_store::ledger::{GroupState, Patience};
 use serde::Serialize;
 
 use crate::commands::Ended;
@@ -67,7 +66,7 @@ pub async fn run(args: Args, context: &Context) -> Ended {
         without_policy: names.iter().filter(|name| !policies.contains_key(*name)).cloned().collect(),
         collected: Collected::default(),
     };
-    for ledger in ledgers(&store, &names).await? {
+    for ledger in stores::ledgers(&store, &names).await? {
         if let Some(policy) = policies.get(ledger.group()) {
             report.retention.insert(ledger.group().clone(), verdicts(policy, ledger.state()));
         }
@@ -85,7 +84,7 @@ pub async fn run(args: Args, context: &Context) -> Ended {
     let progress = Progress::new();
     if !args.dry_run && !context.yes {
         let planned = GcOptions { dry_run: true, ..options };
-        let ledgers = ledgers(&store, &names).await?;
+        let ledgers = stores::ledgers(&store, &names).await?;
         report.collected = collect(&reader, ledgers, &signer, &retention, &planned, &progress).await?;
         progress.clear();
         let plan = &report.collected;
@@ -103,7 +102,7 @@ pub async fn run(args: Args, context: &Context) -> Ended {
         }
     }
     if args.dry_run || context.yes || !options.dry_run {
-        let ledgers = ledgers(&store, &names).await?;
+        let ledgers = stores::ledgers(&store, &names).await?;
         report.collected = collect(&reader, ledgers, &signer, &retention, &options, &progress).await?;
         progress.clear();
     }
@@ -119,14 +118,6 @@ pub async fn run(args: Args, context: &Context) -> Ended {
 
 fn policies(config: &Config) -> Result<BTreeMap<GroupName, Policy>, Failure> {
     Ok(stores::policies(config)?.into_iter().map(|policy| (policy.group.clone(), policy)).collect())
-}
-
-async fn ledgers(store: &Store, names: &[GroupName]) -> Result<Vec<Ledger>, Failure> {
-    let mut ledgers = Vec::with_capacity(names.len());
-    for name in names {
-        ledgers.push(Ledger::open(store, name).await?);
-    }
-    Ok(ledgers)
 }
 
 /// What the policy's retention says about a group's live points.

@@ -8,7 +8,6 @@ use farsite_model::quantity::ByteSize;
 use farsite_model::{PointId, SiteName};
 use farsite_replicate::connect;
 use farsite_store::keep::{Found, GroupRepaired, MarkOptions, RepairOptions, Repaired, repair};
-use farsite_store::ledger::Ledger;
 
 use crate::commands::Ended;
 use crate::context::Context;
@@ -39,10 +38,7 @@ pub async fn run(args: Args, context: &Context) -> Ended {
     let names = stores::groups(&store, args.group.as_deref()).await?;
     let reader = connect::reader(&config, &site, &store).await?;
     let signer = connect::standby_agent(&config).or_else(|_| connect::operator(&config))?;
-    let mut ledgers = Vec::with_capacity(names.len());
-    for name in &names {
-        ledgers.push(Ledger::open(&store, name).await?);
-    }
+    let ledgers = stores::ledgers(&store, &names).await?;
     let options = RepairOptions { dry_run: args.dry_run, mark: MarkOptions::within(args.memory.0 as usize) };
     let progress = Progress::new();
     let done = repair(&reader, ledgers, &signer, &config.site, &options, &progress).await?;

@@ -7,7 +7,6 @@ use farsite_model::quantity::ByteSize;
 use farsite_model::{GroupName, SiteName};
 use farsite_replicate::connect;
 use farsite_store::keep::{Removed, Stats, stats};
-use farsite_store::ledger::Ledger;
 use serde::Serialize;
 
 use crate::commands::Ended;
@@ -37,10 +36,8 @@ pub async fn run(args: Args, context: &Context) -> Ended {
     let config = context.config()?;
     let (site, store) = stores::open(&config, args.store.as_ref()).await?;
     let reader = connect::reader(&config, &site, &store).await?;
-    let mut ledgers = Vec::new();
-    for name in stores::groups(&store, args.group.as_deref()).await? {
-        ledgers.push(Ledger::open(&store, &name).await?);
-    }
+    let names = stores::groups(&store, args.group.as_deref()).await?;
+    let ledgers = stores::ledgers(&store, &names).await?;
     let progress = Progress::new();
     let (groups, of_nobody) = stats(&reader, ledgers, &progress).await?;
     progress.clear();
