@@ -11,6 +11,7 @@ mod lab;
 mod loc;
 mod moto;
 mod programs;
+mod scenario;
 mod step;
 
 use std::path::{Path, PathBuf};
@@ -29,6 +30,7 @@ usage: cargo xtask COMMAND
   bench data-plane [...]  Farsite beside restic, borg and others on the same volume; `bench` alone lists the options
   fuzz [--minutes N]      every parser of stored bytes and the round trip of any writes, many cases, for N (5) minutes
   lab COMMAND             two sites of real OpenStack on this machine; `lab` alone lists the commands
+  scenario disaster [...] a site of the lab is lost at a random moment; its standby must answer for what it had acknowledged
   loc                     lines of code per crate, code and tests apart
 ";
 
@@ -71,6 +73,7 @@ fn dispatch(args: &[String]) -> Result<(), Failure> {
             _ => Err(Failure::usage(format!("`{n}` is not a number of minutes"), USAGE)),
         },
         ["lab", words @ ..] => lab::lab(&root, words),
+        ["scenario", rest @ ..] => scenario::scenario(&root, rest),
         ["loc"] => {
             print!("{}", loc::table(&root)?);
             Ok(())

@@ -157,22 +157,46 @@ pub struct Places {
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct SiteRewrite {
     /// Keystone's regions.
-    #[serde(default, deserialize_with = "crate::env::deserialize", skip_serializing_if = "BTreeMap::is_empty")]
+    #[serde(
+        default,
+        deserialize_with = "crate::env::deserialize",
+        skip_serializing_if = "BTreeMap::is_empty"
+    )]
     pub regions: BTreeMap<String, String>,
     /// How the addresses of the services' endpoints begin: `http://api.north:5000`, or `http://api.north` for all of them.
-    #[serde(default, deserialize_with = "crate::env::deserialize", skip_serializing_if = "BTreeMap::is_empty")]
+    #[serde(
+        default,
+        deserialize_with = "crate::env::deserialize",
+        skip_serializing_if = "BTreeMap::is_empty"
+    )]
     pub urls: BTreeMap<String, String>,
     /// What Cinder's services call their hosts (`host` in cinder.conf), without `@backend`.
-    #[serde(default, deserialize_with = "crate::env::deserialize", skip_serializing_if = "BTreeMap::is_empty")]
+    #[serde(
+        default,
+        deserialize_with = "crate::env::deserialize",
+        skip_serializing_if = "BTreeMap::is_empty"
+    )]
     pub hosts: BTreeMap<String, String>,
     /// Exports on which volumes lie: `nfs.north:/export/cinder`.
-    #[serde(default, deserialize_with = "crate::env::deserialize", skip_serializing_if = "BTreeMap::is_empty")]
+    #[serde(
+        default,
+        deserialize_with = "crate::env::deserialize",
+        skip_serializing_if = "BTreeMap::is_empty"
+    )]
     pub exports: BTreeMap<String, String>,
     /// Folders in the addresses of Glance's images.
-    #[serde(default, deserialize_with = "crate::env::deserialize", skip_serializing_if = "BTreeMap::is_empty")]
+    #[serde(
+        default,
+        deserialize_with = "crate::env::deserialize",
+        skip_serializing_if = "BTreeMap::is_empty"
+    )]
     pub paths: BTreeMap<String, String>,
     /// Cinder's availability zones.
-    #[serde(default, deserialize_with = "crate::env::deserialize", skip_serializing_if = "BTreeMap::is_empty")]
+    #[serde(
+        default,
+        deserialize_with = "crate::env::deserialize",
+        skip_serializing_if = "BTreeMap::is_empty"
+    )]
     pub zones: BTreeMap<String, String>,
     /// Passwords that this site's services have for the database's accounts: where each is, by the account's name.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]

@@ -328,12 +328,15 @@ impl Round {
         let begun = Instant::now();
         let mut held = BTreeMap::new();
         for (id, source) in offered {
-            let left = if commits.is_empty() { context.timeout } else { HOLD_LIMIT.saturating_sub(begun.elapsed()) };
+            let left =
+                if commits.is_empty() { context.timeout } else { HOLD_LIMIT.saturating_sub(begun.elapsed()) };
             match tokio::time::timeout(left, source.instant(context)).await {
                 Ok(Ok(Some(instant))) => drop(held.insert(id, instant)),
                 Ok(Ok(None)) => {}
                 Ok(Err(why)) => tracing::warn!(item = %id, "not all of it is of one moment: {why}"),
-                Err(_) => tracing::warn!(item = %id, "not all of it is of one moment: its storage took too long"),
+                Err(_) => {
+                    tracing::warn!(item = %id, "not all of it is of one moment: its storage took too long")
+                }
             }
         }
         drop(commits);

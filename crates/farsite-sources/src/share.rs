@@ -91,7 +91,9 @@ fn delete(program: &Path, path: &Path) {
 
 /// Removes the snapshots of processes of this host that have ended.
 fn remove_left_over(folder: &Path) {
-    let (Some((_, ours)), Some(program)) = (snapshot::names(PREFIX), commands::find(&["btrfs"])) else { return };
+    let (Some((_, ours)), Some(program)) = (snapshot::names(PREFIX), commands::find(&["btrfs"])) else {
+        return;
+    };
     for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
         let name = entry.file_name();
         let rest = name.to_str().and_then(|name| name.strip_prefix(&ours));

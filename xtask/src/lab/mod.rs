@@ -13,7 +13,7 @@ mod process;
 mod report;
 mod services;
 mod setup;
-mod site;
+pub mod site;
 mod smoke;
 mod start;
 mod status;
@@ -104,6 +104,11 @@ pub fn lab(root: &Path, words: &[&str]) -> Result<(), Failure> {
             smoke::smoke(&site, &install::tools(root))
         }
     }
+}
+
+/// The Python environment of the lab.
+pub fn environment(root: &Path) -> std::path::PathBuf {
+    install::tools(root).venv
 }
 
 fn up_all(root: &Path, lab: &Path, sites: &[Site]) -> Result<(), Failure> {

@@ -125,6 +125,11 @@ impl Site {
         self.run().join("haproxy.sock")
     }
 
+    /// Glance's file store.
+    pub fn images(&self) -> PathBuf {
+        self.below("glance/images")
+    }
+
     /// The loop file that the filer keeps its file system in.
     pub fn pool_image(&self) -> PathBuf {
         self.below("nfs/pool.img")

@@ -42,7 +42,9 @@ async fn of_images(run: &GroupRun, database: &Database) -> Result<Plan, String> 
     }
     let rows: Vec<images::Row> =
         database.query(images::QUESTION).await?.into_iter().filter_map(images::Row::of).collect();
-    let Some(store) = run.targets.glance.as_ref().filter(|_| !rows.is_empty()) else { return Ok(Plan::default()) };
+    let Some(store) = run.targets.glance.as_ref().filter(|_| !rows.is_empty()) else {
+        return Ok(Plan::default());
+    };
     let there = match files(store) {
         // A point without images leaves no folder.
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => std::collections::BTreeMap::new(),
@@ -56,8 +58,18 @@ async fn of_volumes(run: &GroupRun, database: &Database) -> Result<Plan, String>
         return Ok(Plan::default());
     }
     let rows = Rows {
-        volumes: database.query(volumes::VOLUMES).await?.into_iter().filter_map(volumes::Volume::of).collect(),
-        snapshots: database.query(volumes::SNAPSHOTS).await?.into_iter().filter_map(volumes::Snapshot::of).collect(),
+        volumes: database
+            .query(volumes::VOLUMES)
+            .await?
+            .into_iter()
+            .filter_map(volumes::Volume::of)
+            .collect(),
+        snapshots: database
+            .query(volumes::SNAPSHOTS)
+            .await?
+            .into_iter()
+            .filter_map(volumes::Snapshot::of)
+            .collect(),
         workers: database
             .query(volumes::WORKERS)
             .await?
@@ -123,11 +135,14 @@ impl Action for Reconcile {
         let lines: Vec<(String, String)> = images.lines.into_iter().chain(volumes.lines).collect();
         let detail = match lines.len() {
             0 => format!("{looked} rows agree with what is here"),
-            found => format!("{looked} rows looked at, {found} things not as they should be, {changes} statements"),
+            found => {
+                format!("{looked} rows looked at, {found} things not as they should be, {changes} statements")
+            }
         };
         let mut outcome = Outcome::said(detail);
         for (subject, line) in lines.iter().take(LISTED) {
-            let said = outcome.evidence.remove(subject).map(|before| format!("{before}; ")).unwrap_or_default();
+            let said =
+                outcome.evidence.remove(subject).map(|before| format!("{before}; ")).unwrap_or_default();
             outcome = outcome.with(subject, format!("{said}{line}"));
         }
         Ok(if lines.len() > LISTED { outcome.with("more", lines.len() - LISTED) } else { outcome })

@@ -99,9 +99,11 @@ impl Action for RewriteSite {
         }
         let after = counted(&database, &prepared).await.map_err(fail)?;
         let rows: u64 = before.iter().map(|(_, rows)| rows).sum();
-        let mut outcome =
-            Outcome::said(format!("{rows} rows, {} statements in one transaction", prepared.statements.len()))
-                .with("term", note.term);
+        let mut outcome = Outcome::said(format!(
+            "{rows} rows, {} statements in one transaction",
+            prepared.statements.len()
+        ))
+        .with("term", note.term);
         for ((place, before), (_, after)) in before.iter().zip(&after) {
             if *before > 0 || *after > 0 {
                 outcome = outcome.with(place, format!("{before} rows before, {after} after"));

@@ -31,7 +31,10 @@ impl With {
 }
 
 fn line(found: &Found) -> String {
-    format!("{} holds {} ({} rows or lines), such as {:?}", found.place, found.name, found.rows, found.example)
+    format!(
+        "{} holds {} ({} rows or lines), such as {:?}",
+        found.place, found.name, found.rows, found.example
+    )
 }
 
 #[async_trait]
@@ -95,7 +98,8 @@ impl Action for ScanSite {
         let with: With = parameters(with).map_err(ActionError::Failed)?;
         let paths = with.paths();
         // What this site's configuration says is known before anything is promoted.
-        let found = site::scan_files(&paths, &site::names(&run.targets.rewrite)).map_err(ActionError::Failed)?;
+        let found =
+            site::scan_files(&paths, &site::names(&run.targets.rewrite)).map_err(ActionError::Failed)?;
         match found.first() {
             Some(find) => Err(ActionError::failed(format!(
                 "this site's configuration names the site that is to be promoted here: {}\n  hint: give it this site's own",

@@ -93,7 +93,10 @@ impl Action for StartDatabase {
         }
         let target = run.mariadb()?;
         if Serves::of(with).map_err(ActionError::Failed)?.is_stopped_before() {
-            return Ok(format!("serves at {}, where this site's own services are stopped before", target.socket.display()));
+            return Ok(format!(
+                "serves at {}, where this site's own services are stopped before",
+                target.socket.display()
+            ));
         }
         if let Some(port) = target.port
             && std::net::TcpListener::bind(("127.0.0.1", port)).is_err()

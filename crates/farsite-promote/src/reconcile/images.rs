@@ -59,7 +59,8 @@ pub(crate) fn plan(rows: &[Row], files: &BTreeMap<String, u64>) -> Plan {
             _ => {}
         }
     }
-    for name in files.keys().filter(|name| is_id(name) && name.len() == 36 && !known.contains(name.as_str())) {
+    for name in files.keys().filter(|name| is_id(name) && name.len() == 36 && !known.contains(name.as_str()))
+    {
         plan.say(format!("image {name}"), "its data is here and Glance has no row of it: kept");
     }
     plan

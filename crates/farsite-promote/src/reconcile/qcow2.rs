@@ -27,7 +27,8 @@ pub(crate) fn header(path: &Path) -> io::Result<Option<Header>> {
     if &bytes[..4] != MAGIC {
         return Ok(None);
     }
-    let number = |at: usize| bytes[at..at + 8].iter().fold(0u64, |number, byte| number << 8 | u64::from(*byte));
+    let number =
+        |at: usize| bytes[at..at + 8].iter().fold(0u64, |number, byte| number << 8 | u64::from(*byte));
     let (backing_at, size_bytes) = (number(8), number(24));
     let length = bytes[16..20].iter().fold(0usize, |number, byte| number << 8 | usize::from(*byte));
     let backing = if backing_at == 0 || length == 0 {

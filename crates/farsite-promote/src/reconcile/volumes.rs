@@ -113,7 +113,8 @@ fn operation(volume: &Volume, is_worked_on: bool, plan: &mut Plan) -> bool {
     let subject = || format!("volume {}", volume.id);
     let status = volume.status.as_str();
     if volume.migration.as_deref().is_some_and(|state| !matches!(state, "" | "success" | "error" | "none")) {
-        plan.statements.push(format!("UPDATE cinder.volumes SET migration_status = 'error' WHERE id = '{}'", volume.id));
+        plan.statements
+            .push(format!("UPDATE cinder.volumes SET migration_status = 'error' WHERE id = '{}'", volume.id));
         plan.say(subject(), "its migration was under way: ended as failed");
     }
     let (to, why) = match status {
@@ -157,7 +158,9 @@ fn contents(volume: &Volume, snapshots: &[&Snapshot], chain: &Chain, plan: &mut 
         ("qcow2", None, _) => set_format(volume, "raw", plan),
         // Whoever may write to a raw disk can make it look so.
         ("qcow2", Some(_), false) if lost => {
-            return hold_back("its row tells of snapshots that its files do not have, and its format is not certain");
+            return hold_back(
+                "its row tells of snapshots that its files do not have, and its format is not certain",
+            );
         }
         _ => {}
     }
@@ -167,7 +170,8 @@ fn contents(volume: &Volume, snapshots: &[&Snapshot], chain: &Chain, plan: &mut 
     };
     let size_gib = size_bytes.div_ceil(GIB);
     if size_gib != volume.size_gib {
-        plan.statements.push(format!("UPDATE cinder.volumes SET size = {size_gib} WHERE id = '{}'", volume.id));
+        plan.statements
+            .push(format!("UPDATE cinder.volumes SET size = {size_gib} WHERE id = '{}'", volume.id));
         plan.say(
             format!("volume {}", volume.id),
             format!("it has {size_gib} GiB here and {} in its row: the row is put right", volume.size_gib),
@@ -184,7 +188,10 @@ fn set_format(volume: &Volume, format: &str, plan: &mut Plan) {
     plan.statements.push(format!(
         "INSERT INTO cinder.volume_admin_metadata (created_at, deleted, volume_id, `key`, value) VALUES (UTC_TIMESTAMP(), 0, '{id}', 'format', '{format}')"
     ));
-    plan.say(format!("volume {id}"), format!("its file is {format} and its row said {was}: the row is put right"));
+    plan.say(
+        format!("volume {id}"),
+        format!("its file is {format} and its row said {was}: the row is put right"),
+    );
 }
 
 fn snapshot_state(snapshot: &Snapshot, chain: Option<&Chain>, is_worked_on: bool, plan: &mut Plan) {
@@ -259,7 +266,9 @@ impl Share {
             self.files.keys().find(|name| name.strip_prefix(&base).is_some_and(|rest| rest.starts_with('.')))
         {
             // Without the record the driver would take the base for the volume: its state at its first snapshot.
-            chain.broken = Some(format!("{info} is missing beside {overlay}: which of its files is the newest is not known"));
+            chain.broken = Some(format!(
+                "{info} is missing beside {overlay}: which of its files is the newest is not known"
+            ));
             return Ok(chain);
         }
         let mut name = active;
@@ -310,9 +319,11 @@ mod tests {
     }
 
     fn rows(volume: Volume, snapshots: &[(&str, &str)]) -> Rows {
-        let snapshots = snapshots
-            .iter()
-            .map(|(id, status)| Snapshot { id: (*id).into(), volume: V.into(), status: (*status).into() });
+        let snapshots = snapshots.iter().map(|(id, status)| Snapshot {
+            id: (*id).into(),
+            volume: V.into(),
+            status: (*status).into(),
+        });
         Rows { volumes: vec![volume], snapshots: snapshots.collect(), workers: BTreeSet::new() }
     }
 
@@ -349,7 +360,8 @@ mod tests {
     fn a_volume_that_is_as_its_row_says_is_left_alone() {
         let plan = planned(&rows(volume("available", None), &[]), &share(false, false));
         assert_eq!((plan.statements.len(), plan.lines.len()), (0, 0), "{plan:?}");
-        let plan = planned(&rows(volume("available", Some("qcow2")), &[(S, "available")]), &share(true, true));
+        let plan =
+            planned(&rows(volume("available", Some("qcow2")), &[(S, "available")]), &share(true, true));
         assert_eq!((plan.statements.len(), plan.lines.len()), (0, 0), "{plan:?}");
     }
 
@@ -367,19 +379,24 @@ mod tests {
         assert!(plan.statements.iter().any(|s| s.contains("'qcow2'")), "{plan:?}");
         // The database is older than the share: it has no row of the snapshot either.
         let plan = planned(&rows(volume("available", Some("raw")), &[]), &share(true, true));
-        assert!(plan.lines.iter().any(|(subject, line)| subject.contains(S) && line.contains("no row")), "{plan:?}");
+        assert!(
+            plan.lines.iter().any(|(subject, line)| subject.contains(S) && line.contains("no row")),
+            "{plan:?}"
+        );
     }
 
     #[test]
     fn an_overlay_without_its_record_is_held_back() {
-        let plan = planned(&rows(volume("available", Some("qcow2")), &[(S, "available")]), &share(true, false));
+        let plan =
+            planned(&rows(volume("available", Some("qcow2")), &[(S, "available")]), &share(true, false));
         assert!(plan.statements.iter().any(|s| s.contains("volumes SET status = 'error'")), "{plan:?}");
         assert!(plan.lines.iter().any(|(_, line)| line.contains("not known")), "{plan:?}");
     }
 
     #[test]
     fn a_snapshot_that_is_newer_than_the_share_is_marked_and_the_row_says_raw_again() {
-        let plan = planned(&rows(volume("available", Some("qcow2")), &[(S, "available")]), &share(false, false));
+        let plan =
+            planned(&rows(volume("available", Some("qcow2")), &[(S, "available")]), &share(false, false));
         assert!(plan.statements.iter().any(|s| s.contains("snapshots SET status = 'error'")), "{plan:?}");
         assert!(plan.statements.iter().any(|s| s.contains("'raw'")), "{plan:?}");
     }
@@ -419,7 +436,12 @@ mod tests {
     #[test]
     fn a_volume_that_has_grown_gets_its_size() {
         let dir = share(false, false);
-        std::fs::File::options().write(true).open(dir.path().join(format!("volume-{V}"))).unwrap().set_len(3 * GIB).unwrap();
+        std::fs::File::options()
+            .write(true)
+            .open(dir.path().join(format!("volume-{V}")))
+            .unwrap()
+            .set_len(3 * GIB)
+            .unwrap();
         let plan = planned(&rows(volume("available", None), &[]), &dir);
         assert!(plan.statements[0].contains("size = 3"), "{plan:?}");
     }

@@ -45,7 +45,8 @@ impl Accounts {
 
     /// In words, without a secret.
     pub fn named(&self) -> String {
-        let names = |all: &[(String, Secret)]| all.iter().map(|(n, _)| n.as_str()).collect::<Vec<_>>().join(", ");
+        let names =
+            |all: &[(String, Secret)]| all.iter().map(|(n, _)| n.as_str()).collect::<Vec<_>>().join(", ");
         format!("database accounts: {}; service users: {}", names(&self.database), names(&self.services))
     }
 }
@@ -55,8 +56,12 @@ pub async fn set_accounts(database: &Database, accounts: &Accounts) -> Result<()
     let mut statements = Vec::new();
     for (name, secret) in &accounts.database {
         let sql = format!("SELECT host FROM mysql.user WHERE user = {}", literal(name));
-        let hosts: Vec<String> =
-            database.query(&sql).await?.into_iter().filter_map(|row| row.into_iter().next().flatten()).collect();
+        let hosts: Vec<String> = database
+            .query(&sql)
+            .await?
+            .into_iter()
+            .filter_map(|row| row.into_iter().next().flatten())
+            .collect();
         if hosts.is_empty() {
             return Err(format!(
                 "the restored database has no account {name}\n  hint: look at `rewrite.database-passwords` in farsite.yaml"
@@ -68,7 +73,8 @@ pub async fn set_accounts(database: &Database, accounts: &Accounts) -> Result<()
         }));
     }
     for (name, secret) in &accounts.services {
-        let user = format!("FROM keystone.local_user WHERE name = {} AND domain_id = 'default'", literal(name));
+        let user =
+            format!("FROM keystone.local_user WHERE name = {} AND domain_id = 'default'", literal(name));
         if first(&database.query(&format!("SELECT COUNT(*) {user}")).await?) != Some("1") {
             return Err(format!(
                 "Keystone's database has no user {name} in its default domain\n  hint: look at `rewrite.service-passwords` in farsite.yaml"
@@ -116,8 +122,10 @@ mod tests {
 
     #[test]
     fn a_password_that_cannot_be_fetched_is_named_and_nothing_is_changed() {
-        let rewrite: SiteRewrite =
-            serde_json::from_value(serde_json::json!({"service-passwords": {"glance": "file:/nonexistent/p"}})).unwrap();
+        let rewrite: SiteRewrite = serde_json::from_value(
+            serde_json::json!({"service-passwords": {"glance": "file:/nonexistent/p"}}),
+        )
+        .unwrap();
         let error = Accounts::fetch(&rewrite).unwrap_err();
         assert!(error.contains("glance") && error.contains("/nonexistent/p"), "{error}");
     }

@@ -86,7 +86,9 @@ fn column_change(full: &str, how: How, pairs: &[(String, String)], prepared: &mu
         prepared.statements.push(format!("UPDATE {table} SET `{column}` = {value} WHERE {}", holds(old)));
     }
     let any: Vec<String> = pairs.iter().map(|(old, _)| holds(old)).collect();
-    prepared.counts.push((full.to_owned(), format!("SELECT COUNT(*) FROM {table} WHERE {}", any.join(" OR "))));
+    prepared
+        .counts
+        .push((full.to_owned(), format!("SELECT COUNT(*) FROM {table} WHERE {}", any.join(" OR "))));
 }
 
 /// Statements of tables that a release does not have are left out.
@@ -97,7 +99,8 @@ fn statement_change(
     prepared: &mut Prepared,
 ) {
     let is_there = |statement: &str| {
-        let tables = statement.split([' ', '(']).filter(|word| word.starts_with(&format!("{}.", change.database)));
+        let tables =
+            statement.split([' ', '(']).filter(|word| word.starts_with(&format!("{}.", change.database)));
         tables.into_iter().all(|table| there.iter().any(|column| column.starts_with(&format!("{table}."))))
     };
     let statements = change.statements.iter().filter(|statement| is_there(statement));
@@ -108,11 +111,9 @@ fn statement_change(
         None => prepared.statements.extend(statements.cloned()),
         Some(pairs) => {
             for (old, new) in pairs {
-                prepared.statements.extend(
-                    statements
-                        .clone()
-                        .map(|statement| statement.replace("{old}", &literal(old)).replace("{new}", &literal(new))),
-                );
+                prepared.statements.extend(statements.clone().map(|statement| {
+                    statement.replace("{old}", &literal(old)).replace("{new}", &literal(new))
+                }));
             }
         }
     }
@@ -140,7 +141,10 @@ mod tests {
             how: None,
             names: None,
             what: Some("x".into()),
-            statements: vec!["DELETE FROM cinder.workers".into(), "DELETE FROM cinder.gone WHERE a = 1".into()],
+            statements: vec![
+                "DELETE FROM cinder.workers".into(),
+                "DELETE FROM cinder.gone WHERE a = 1".into(),
+            ],
         };
         let there = BTreeSet::from(["cinder.workers.id".to_owned()]);
         let mut prepared = Prepared::default();

@@ -106,11 +106,15 @@ pub fn scan_files(
 }
 
 fn scan_path(path: &Path, pairs: &[&(String, String)], found: &mut Vec<Found>) -> Result<(), String> {
-    let fail = |error: std::io::Error| format!("looking for the lost site's names in {}: {error}", path.display());
+    let fail =
+        |error: std::io::Error| format!("looking for the lost site's names in {}: {error}", path.display());
     let metadata = std::fs::symlink_metadata(path).map_err(fail)?;
     if metadata.is_dir() {
-        let mut entries: Vec<PathBuf> =
-            std::fs::read_dir(path).map_err(fail)?.map(|entry| entry.map(|e| e.path())).collect::<Result<_, _>>().map_err(fail)?;
+        let mut entries: Vec<PathBuf> = std::fs::read_dir(path)
+            .map_err(fail)?
+            .map(|entry| entry.map(|e| e.path()))
+            .collect::<Result<_, _>>()
+            .map_err(fail)?;
         entries.sort();
         return entries.iter().try_for_each(|entry| scan_path(entry, pairs, found));
     }
@@ -123,7 +127,8 @@ fn scan_path(path: &Path, pairs: &[&(String, String)], found: &mut Vec<Found>) -
             continue;
         }
         for (old, new) in pairs {
-            let rest = if new.contains(old.as_str()) { line.replace(new.as_str(), "") } else { line.to_owned() };
+            let rest =
+                if new.contains(old.as_str()) { line.replace(new.as_str(), "") } else { line.to_owned() };
             if rest.contains(old.as_str()) {
                 found.push(Found {
                     place: format!("{}:{}", path.display(), number + 1),

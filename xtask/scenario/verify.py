@@ -1,0 +1,189 @@
+"""Asks the standby, after a failover, for everything that the lost site had acknowledged, with the lost site's users and
+passwords. Prints what was found as JSON; ends with 1 when anything is not as it was promised.
+
+Environment: AUTH_URL and REGION of the standby, ADMIN_PASSWORD of the lost site, SHARE_FOLDER (at the standby), PROMISES (file),
+REPORT (of the promotion, JSON), DISASTER (seconds since 1970, when it struck).
+"""
+
+import hashlib
+import json
+import os
+import struct
+import subprocess
+import sys
+import time
+from datetime import datetime
+
+import openstack
+
+SHARE = os.environ["SHARE_FOLDER"]
+disaster = float(os.environ["DISASTER"])
+(group,) = json.load(open(os.environ["REPORT"]))["groups"]
+# Everything that was acknowledged by then must be there.
+recovered_to = datetime.fromisoformat(group["point"]["stands_for"]).timestamp()
+reported = group["rpo"]["total"]["at_most_s"]
+lines = [json.loads(line) for line in open(os.environ["PROMISES"]) if line.endswith("\n")]
+wrong, lost, checked = [], [], {}
+
+
+def connect(name, password):
+    return openstack.connect(
+        auth={
+            "auth_url": os.environ["AUTH_URL"],
+            "username": name,
+            "password": password,
+            "project_name": name,
+            "user_domain_id": "default",
+            "project_domain_id": "default",
+        },
+        region_name=os.environ["REGION"],
+        load_yaml_config=False,
+        load_envvars=False,
+    )
+
+
+def of(kind):
+    return [line for line in lines if line["kind"] == kind]
+
+
+def judge(line, what, problem):
+    """What was acknowledged before the moment that was recovered to must be right; what came later may be lost."""
+    checked[line["kind"]] = checked.get(line["kind"], 0) + 1
+    if problem is None:
+        return
+    if line["t"] <= recovered_to:
+        wrong.append(f"{what}: {problem}")
+    lost.append(line["t"])
+
+
+def until_available(get, limit=60):
+    deadline = time.monotonic() + limit
+    while (thing := get()).status != "available":
+        if thing.status.startswith("error") or time.monotonic() > deadline:
+            return f"is {thing.status}"
+        time.sleep(0.3)
+    return None
+
+
+def contents(volume, size):
+    """The first bytes of a volume as a guest would see them: of its active file, whatever its format."""
+    active, form = f"{SHARE}/volume-{volume}", "raw"
+    if os.path.exists(f"{active}.info"):
+        active = os.path.join(SHARE, json.load(open(f"{active}.info"))["active"])
+        form = json.loads(subprocess.check_output(["qemu-img", "info", "-U", "--output=json", active]))["format"]
+    raw = f"/tmp/farsite-verify-{os.getpid()}"
+    try:
+        subprocess.run(["qemu-img", "convert", "-U", "-f", form, "-O", "raw", active, raw], check=True)
+        with open(raw, "rb") as file:
+            return file.read(size)
+    finally:
+        if os.path.exists(raw):
+            os.remove(raw)
+
+
+def counter(volume):
+    best = 0
+    with open(f"{SHARE}/volume-{volume}", "rb") as file:
+        for slot in range(8192):
+            file.seek(slot * 4096)
+            head = file.read(12)
+            if head[:4] == b"CNTR":
+                best = max(best, struct.unpack("<Q", head[4:])[0])
+    return best
+
+
+admin = connect("admin", os.environ["ADMIN_PASSWORD"])
+clouds = {}
+for line in of("tenant"):
+    try:
+        clouds[line["name"]] = connect(line["name"], line["password"])
+        clouds[line["name"]].authorize()
+        access = line["ec2"]["access"]
+        read = admin.identity.get(f"/users/{line['id']}/credentials/OS-EC2/{access}").json()["credential"]
+        judge(line, f"user {line['name']}", None if read["secret"] == line["ec2"]["secret"] else "its EC2 secret differs")
+    except Exception as error:
+        judge(line, f"user {line['name']}", f"{type(error).__name__}: {str(error)[:200]}")
+
+deleted = {line["id"]: line["t"] for line in of("deleted")}
+touched = {line["id"] for line in of("deleting")}
+images = {image.id: image for image in admin.image.images()}
+volumes = {volume.id: volume for volume in admin.block_storage.volumes(all_projects=True)}
+snapshots = {snapshot.id: snapshot for snapshot in admin.block_storage.snapshots(all_projects=True)}
+
+for line in of("image"):
+    if line["id"] in touched:
+        continue
+    image, problem = images.get(line["id"]), None
+    if image is None:
+        problem = "not in the list"
+    elif image.status != "active":
+        problem = f"is {image.status}"
+    elif hashlib.sha256(admin.image.download_image(image).content).hexdigest() != line["sha256"]:
+        problem = "does not download as it was uploaded"
+    elif image.owner != clouds[line["owner"]].current_project_id:
+        problem = "belongs to somebody else"
+    judge(line, f"image {line['id']}", problem)
+
+for line in of("volume"):
+    if line["id"] in touched:
+        continue
+    volume, problem = volumes.get(line["id"]), None
+    if volume is None:
+        problem = "not in the list"
+    elif volume.status != "available":
+        problem = f"is {volume.status}"
+    elif "sha256" in line:
+        found = hashlib.sha256(contents(line["id"], line["bytes"])).hexdigest()
+        problem = None if found == line["sha256"] else "its contents differ"
+    elif not os.path.exists(f"{SHARE}/volume-{line['id']}"):
+        problem = "it has no file"
+    judge(line, f"volume {line['id']}", problem)
+
+for line in of("snapshot"):
+    if line["volume"] in touched:
+        continue
+    snapshot = snapshots.get(line["id"])
+    problem = "not in the list" if snapshot is None else None if snapshot.status == "available" else f"is {snapshot.status}"
+    judge(line, f"snapshot {line['id']}", problem)
+
+for line in of("deleted"):
+    if line["t"] <= recovered_to:
+        there = {"image": images, "volume": volumes}[line["of"]].get(line["id"])
+        judge(line, f"deleted {line['of']} {line['id']}", None if there is None else f"is there again: {there.status}")
+
+# What nobody promised may be there, but not for ever on its way.
+for kind, things in (("image", images), ("volume", volumes), ("snapshot", snapshots)):
+    for thing in things.values():
+        if thing.status in ("saving", "creating", "downloading", "attaching", "detaching", "in-use", "extending"):
+            wrong.append(f"{kind} {thing.id} is {thing.status}, and nobody is at it")
+
+# Two disks of one instant: the second is behind the first by one write at most.
+(guests,) = of("guests")
+if guests["t"] <= recovered_to:
+    first, second = (counter(disk) for disk in guests["disks"])
+    if not second <= first <= second + 1:
+        wrong.append(f"the guests' disks are of different moments: {first} and {second}")
+    due = max((line["count"] for line in of("count") if line["t"] <= recovered_to), default=0)
+    if second < due:
+        wrong.append(f"the guests' disks hold {second}, and {due} was written by the moment recovered to")
+    lost += [line["t"] for line in of("count") if line["count"] > second][:1]
+    checked["writes of the guests"] = second
+
+# The site works: a new volume of an old image, and a snapshot of it.
+old = next((image for image in images.values() if image.status == "active"), None)
+if old is not None:
+    made = admin.block_storage.create_volume(name="after", size=1, image_id=old.id)
+    problem = until_available(lambda: admin.block_storage.get_volume(made.id))
+    if problem is None:
+        snapshot = admin.block_storage.create_snapshot(volume_id=made.id, name="after")
+        problem = until_available(lambda: admin.block_storage.get_snapshot(snapshot.id))
+    if problem is not None:
+        wrong.append(f"a new volume of image {old.id}, and a snapshot of it: {problem}")
+
+true_loss = disaster - min(lost) if lost else 0.0
+if true_loss > reported:
+    wrong.append(f"{true_loss:.1f} s were lost and {reported:.1f} s reported")
+steps = {step["id"]: step["seconds"] for step in group["steps"] if step.get("seconds")}
+figures = {"reported_rpo_s": reported, "true_loss_s": round(true_loss, 2), "rto_s": group["rto_s"], "steps_s": steps}
+print(json.dumps(figures | {"checked": checked, "lost": len(lost), "wrong": wrong}, indent=2))
+sys.exit(1 if wrong else 0)

@@ -1,0 +1,77 @@
+//! Processes that a scenario starts and ends itself: by their handle, so that no other one can be hit.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use crate::failure::Failure;
+use crate::step;
+
+/// A process that runs beside the scenario; it is killed when this is dropped.
+pub struct Running {
+    what: &'static str,
+    child: Child,
+    log: PathBuf,
+}
+
+impl Running {
+    pub fn start(what: &'static str, mut command: Command, log: &Path) -> Result<Self, Failure> {
+        let fail =
+            |e: std::io::Error| Failure::new(format!("{what} could not be started: {e}"), "is it built?");
+        let out = File::create(log).map_err(fail)?;
+        let errors = out.try_clone().map_err(fail)?;
+        let child = command.stdin(Stdio::null()).stdout(out).stderr(errors).spawn().map_err(fail)?;
+        Ok(Self { what, child, log: log.to_owned() })
+    }
+
+    /// An error when it has ended by itself.
+    pub fn lives(&mut self) -> Result<(), Failure> {
+        match self.child.try_wait() {
+            Ok(None) => Ok(()),
+            ended => Err(Failure::new(
+                format!("{} has ended ({ended:?}):\n{}", self.what, self.said()),
+                format!("its log is {}", self.log.display()),
+            )),
+        }
+    }
+
+    pub fn said(&self) -> String {
+        std::fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
+    pub fn kill(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+/// Runs a command to its end; its standard output.
+pub fn output(mut command: Command, limit: Duration, next: &str) -> Result<(Option<i32>, String), Failure> {
+    let line = step::shown(&command);
+    let mut timed = Command::new("timeout");
+    timed
+        .arg("--kill-after=5")
+        .arg(limit.as_secs().to_string())
+        .arg(command.get_program())
+        .args(command.get_args());
+    for (name, value) in command.get_envs() {
+        match value {
+            Some(value) => timed.env(name, value),
+            None => timed.env_remove(name),
+        };
+    }
+    command = timed;
+    let ended = command
+        .stdin(Stdio::null())
+        .stderr(Stdio::inherit())
+        .output()
+        .map_err(|e| Failure::new(format!("`{line}` could not be started: {e}"), next))?;
+    Ok((ended.status.code(), String::from_utf8_lossy(&ended.stdout).into_owned()))
+}

@@ -1,0 +1,64 @@
+//! `cargo xtask scenario`: a disaster as it would be, on sites of real services. Words come in; figures and a verdict go out.
+
+mod children;
+mod disaster;
+mod sites;
+
+use std::path::{Path, PathBuf};
+
+use crate::failure::Failure;
+
+pub const USAGE: &str = "\
+usage: cargo xtask scenario disaster [OPTIONS]
+
+Two sites of the lab, clients at north, replication to south; north is destroyed at a random moment, south is promoted, and asked
+with the real clients for everything that north had acknowledged.
+
+  --seed N         what the clients do, and when disaster strikes (1)
+  --every SECONDS  between two recovery points (60)
+  --release        farsite as it is released; a debug build otherwise
+  --keep           leave both sites, the store and the keys as they are in the end
+  --folder FOLDER  where all of it is (target/scenario)
+";
+
+/// What was asked for.
+pub struct Options {
+    pub seed: u64,
+    pub every_s: u64,
+    pub release: bool,
+    pub keep: bool,
+    pub folder: PathBuf,
+}
+
+pub fn scenario(root: &Path, words: &[&str]) -> Result<(), Failure> {
+    match words {
+        ["disaster", rest @ ..] => disaster::disaster(root, &parse(root, rest)?),
+        _ => Err(Failure::usage("which scenario? there is `disaster`".to_owned(), USAGE)),
+    }
+}
+
+fn parse(root: &Path, words: &[&str]) -> Result<Options, Failure> {
+    let mut options =
+        Options { seed: 1, every_s: 60, release: false, keep: false, folder: root.join("target/scenario") };
+    let wrong = |what: String| Failure::usage(what, USAGE);
+    let mut words = words.iter();
+    while let Some(word) = words.next() {
+        let mut value = || words.next().ok_or_else(|| wrong(format!("`{word}` needs a value")));
+        match *word {
+            "--release" => options.release = true,
+            "--keep" => options.keep = true,
+            "--seed" => options.seed = number(value()?)?,
+            "--every" => options.every_s = number(value()?)?,
+            "--folder" => options.folder = PathBuf::from(value()?),
+            _ => return Err(wrong(format!("not understood: `{word}`"))),
+        }
+    }
+    Ok(options)
+}
+
+fn number(text: &str) -> Result<u64, Failure> {
+    text.parse()
+        .ok()
+        .filter(|n| *n > 0)
+        .ok_or_else(|| Failure::usage(format!("`{text}` is no number"), USAGE))
+}

@@ -1,0 +1,193 @@
+//! Farsite at two sites of the lab: a store, the keys, a policy at north and places at south, as an operator would write them.
+
+use std::fmt::Write as _;
+use std::fs;
+use std::io::Write as _;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use crate::failure::Failure;
+use crate::lab::site::{self, Site};
+use crate::step::{minutes, run};
+
+/// Both sites' Farsite.
+pub struct Sites {
+    pub north: Site,
+    pub south: Site,
+    farsite: PathBuf,
+    xtask: PathBuf,
+    folder: PathBuf,
+}
+
+impl Sites {
+    pub fn new(folder: &Path, farsite: &Path, xtask: &Path) -> Result<Self, Failure> {
+        let lab = folder.join("lab");
+        let named = |name: &str| {
+            Site::named(name, &lab).ok_or_else(|| Failure::new(format!("no site {name}"), "see `lab status`"))
+        };
+        Ok(Self {
+            north: named("north")?,
+            south: named("south")?,
+            farsite: farsite.to_owned(),
+            xtask: xtask.to_owned(),
+            folder: folder.to_owned(),
+        })
+    }
+
+    fn configuration(&self, site: &str) -> PathBuf {
+        self.folder.join("keys").join(site).join("farsite.yaml")
+    }
+
+    /// The program with the configuration of `north`, `south` or `operator`.
+    pub fn command(&self, whose: &str, words: &[&str]) -> Command {
+        let mut command = Command::new(&self.farsite);
+        command.arg("--config").arg(self.configuration(whose)).args(words);
+        command.env("NO_COLOR", "1").env_remove("FARSITE_CONFIG");
+        command
+    }
+
+    /// Store and keys, policy and places.
+    pub fn set_up(&self, every_s: u64) -> Result<(), Failure> {
+        let mut init = Command::new(&self.farsite);
+        init.arg("init").arg(self.folder.join("replica"));
+        init.args(["--single-recipient", "--yes", "--out"]).arg(self.folder.join("keys"));
+        run(init, minutes(2), "see above")?;
+        let written = self
+            .own_state("north", "north", "")
+            .and_then(|()| self.own_state("south", "south", &self.places()))
+            // The operator sits at south.
+            .and_then(|()| self.own_state("operator", "south", &self.places()))
+            .and_then(|()| self.policy(every_s))
+            .and_then(|()| self.passwords());
+        written
+            .map_err(|e| Failure::new(format!("writing the configuration: {e}"), "look at rights and space"))
+    }
+
+    /// The generated configuration with a state folder of its own, no web server, and what else is wanted.
+    fn own_state(&self, whose: &str, site: &str, more: &str) -> std::io::Result<()> {
+        let path = self.configuration(whose);
+        let state = format!("state: {}", self.folder.join("state").join(site).display());
+        let mut text = String::new();
+        for line in fs::read_to_string(&path)?.lines().filter(|line| !line.starts_with("web:")) {
+            let _ = writeln!(text, "{}", if line.starts_with("state:") { &state } else { line });
+        }
+        fs::write(path, text + more)
+    }
+
+    fn policy(&self, every_s: u64) -> std::io::Result<()> {
+        let north = &self.north;
+        let schedule = if every_s >= 60 {
+            format!("*/{} * * * *", every_s / 60)
+        } else {
+            format!("*/{every_s} * * * * *")
+        };
+        let text = format!(
+            "group: cloud
+site: north
+to: [south]
+level: application
+schedule: \"{schedule}\"
+rpo: {rpo}s
+rto: 2m
+items:
+  - mariadb: {{ socket: {socket}, user: root, log: continuous }}
+  - glance: {{ store: {images}, checksums: {{ mariadb: {{ socket: {socket}, user: root }} }} }}
+  - cinder: {{ backend: nfs, path: {share} }}
+  - files: {{ name: keystone, paths: [{etc}/keystone/fernet-keys, {etc}/keystone/credential-keys] }}
+retention: {{ last: 24 }}
+",
+            rpo = every_s * 2 + 30,
+            socket = north.mariadb_socket().display(),
+            images = north.images().display(),
+            share = north.share_mount().display(),
+            etc = north.etc().display(),
+        );
+        // Where the operator is, targets and level are read when north is gone.
+        ["north", "operator"].iter().try_for_each(|whose| {
+            let policies = self.folder.join("keys").join(whose).join("policies");
+            fs::create_dir_all(&policies)?;
+            fs::write(policies.join("cloud.yaml"), &text)
+        })
+    }
+
+    fn secret(&self, of: &str) -> PathBuf {
+        self.folder.join("keys/south").join(format!("{of}.password"))
+    }
+
+    /// What south's services have in their configuration.
+    fn passwords(&self) -> std::io::Result<()> {
+        ["db", "service"].iter().try_for_each(|of| {
+            let mut file =
+                fs::File::options().write(true).create_new(true).mode(0o600).open(self.secret(of))?;
+            file.write_all(self.south.password(of).as_bytes())
+        })
+    }
+
+    fn places(&self) -> String {
+        let (north, south) = (&self.north, &self.south);
+        let lab =
+            |words: &str| format!("{} lab {words} --folder {}", self.xtask.display(), south.lab().display());
+        let (db, service) = (self.secret("db"), self.secret("service"));
+        format!(
+            "
+places:
+  cloud:
+    mariadb:
+      datadir: {data}
+      socket: {socket}
+      port: {port}
+      server-args: [--bind-address={address}, --user=root, --server-id=201, --gtid-domain-id=2, --log-bin=binlog,
+        --binlog-format=ROW, --sync-binlog=1, --performance-schema=OFF, --max-connect-errors=4294967295, --skip-name-resolve]
+    glance: {{ path: {images} }}
+    cinder: {{ path: {share} }}
+    files: {{ path: {files} }}
+    rewrite:
+      regions: {{ {old_region}: {new_region} }}
+      urls: {{ \"http://{old_address}:\": \"http://{address}:\" }}
+      hosts: {{ {old_host}: {new_host} }}
+      exports: {{ \"{old_share}\": \"{new_share}\" }}
+      paths: {{ \"{old_images}\": \"{images}\" }}
+      database-passwords: {{ keystone: \"file:{db}\", glance: \"file:{db}\", cinder: \"file:{db}\" }}
+      service-passwords: {{ glance: \"file:{service}\", cinder: \"file:{service}\" }}
+    variables:
+      standby_stop: \"{stop}\"
+      standby_start: \"{start_all}\"
+      configuration: \"{etc}\"
+      service_start: \"{put_keys} && {start}\"
+      service_stop: \"{stop_services}\"
+      service_status: \"{status}\"
+      service_url: \"{keystone}\"
+",
+            data = south.below("mariadb").display(),
+            socket = south.mariadb_socket().display(),
+            port = site::MARIADB.behind,
+            address = south.address(),
+            old_address = north.address(),
+            images = south.images().display(),
+            old_images = north.images().display(),
+            share = south.share_mount().display(),
+            files = south.below("carried").display(),
+            old_region = north.region(),
+            new_region = south.region(),
+            old_host = north.cinder_host(),
+            new_host = south.cinder_host(),
+            old_share = north.share(),
+            new_share = south.share(),
+            db = db.display(),
+            service = service.display(),
+            stop = lab("stop south mariadb memcached keystone glance cinder-api cinder-scheduler cinder-volume"),
+            start_all = lab("up south"),
+            start = lab("start south memcached keystone glance cinder-api cinder-scheduler cinder-volume"),
+            stop_services = lab("stop south keystone glance cinder-api cinder-scheduler cinder-volume"),
+            status = lab("status south keystone glance cinder-api cinder-scheduler cinder-volume"),
+            keystone = south.url(site::KEYSTONE, "/v3"),
+            etc = south.etc().display(),
+            put_keys = format_args!(
+                "rm -rf {etc}/fernet-keys {etc}/credential-keys && cp -a {files}/fernet-keys {files}/credential-keys {etc}/",
+                etc = south.etc().join("keystone").display(),
+                files = format_args!("{{{{ place.files }}}}{}/keystone", north.etc().display()),
+            ),
+        )
+    }
+}
