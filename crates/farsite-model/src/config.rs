@@ -198,6 +198,9 @@ pub struct SiteRewrite {
         skip_serializing_if = "BTreeMap::is_empty"
     )]
     pub zones: BTreeMap<String, String>,
+    /// Restored files and folders, by the path that they had, and where this site's services look for them.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub files: BTreeMap<PathBuf, PathBuf>,
     /// Passwords that this site's services have for the database's accounts: where each is, by the account's name.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub database_passwords: BTreeMap<String, SecretRef>,

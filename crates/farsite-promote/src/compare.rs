@@ -3,6 +3,7 @@
 
 use std::fs::{self, File};
 use std::io;
+use std::ops::Range;
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -14,6 +15,7 @@ use farsite_store::blob::BlobRef;
 use farsite_store::manifest::ManifestItem;
 use farsite_store::map::{FAN_OUT, MapRoot};
 use farsite_store::read::Reader;
+use rustix::fs::SeekFrom;
 
 /// Differences that are named one by one; of more only the number is told.
 const NAMED: usize = 20;
@@ -56,6 +58,14 @@ impl ReadAt for OnDisk {
     }
     fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
         self.file.read_exact_at(buffer, offset)
+    }
+    fn next_data(&self, offset: u64) -> io::Result<Option<Range<u64>>> {
+        match rustix::fs::seek(&self.file, SeekFrom::Data(offset)) {
+            Ok(start) => Ok(Some(start..self.size_bytes.max(start))),
+            Err(rustix::io::Errno::NXIO) => Ok(None),
+            // Not every file system knows its holes, and no device does.
+            Err(_) => Ok((offset < self.size_bytes).then_some(offset..self.size_bytes)),
+        }
     }
 }
 
@@ -176,6 +186,18 @@ async fn blocks(
             while offset < end {
                 let length = block_bytes.min(end - offset) as usize;
                 let child = children.get(((offset - start) / block_bytes) as usize).copied().flatten();
+                if child.is_none() {
+                    // What is a hole on both sides is not read.
+                    let data = content.next_data(offset)?.map_or(end, |data| data.start.min(end));
+                    let until = if data == end { end } else { data / block_bytes * block_bytes };
+                    let blocks = children.iter().skip(((offset - start) / block_bytes) as usize);
+                    let holes = if children.is_empty() { u64::MAX } else { blocks.take_while(|c| c.is_none()).count() as u64 };
+                    let next = until.min(offset.saturating_add(holes.saturating_mul(block_bytes)));
+                    if next > offset {
+                        offset = next;
+                        continue;
+                    }
+                }
                 let block = &mut buffer[..length];
                 content.read_exact_at(block, offset)?;
                 let same = match child {

@@ -335,7 +335,7 @@ impl Round {
                 Ok(Ok(None)) => {}
                 Ok(Err(why)) => tracing::warn!(item = %id, "not all of it is of one moment: {why}"),
                 Err(_) => {
-                    tracing::warn!(item = %id, "not all of it is of one moment: its storage took too long")
+                    tracing::warn!(item = %id, "not all of it is of one moment: its storage took too long");
                 }
             }
         }

@@ -148,16 +148,19 @@ places:
       hosts: {{ {old_host}: {new_host} }}
       exports: {{ \"{old_share}\": \"{new_share}\" }}
       paths: {{ \"{old_images}\": \"{images}\" }}
+      files: {{ {keystone}/fernet-keys: {new_keystone}/fernet-keys, {keystone}/credential-keys: {new_keystone}/credential-keys }}
       database-passwords: {{ keystone: \"file:{db}\", glance: \"file:{db}\", cinder: \"file:{db}\" }}
       service-passwords: {{ glance: \"file:{service}\", cinder: \"file:{service}\" }}
     variables:
       standby_stop: \"{stop}\"
       standby_start: \"{start_all}\"
       configuration: \"{etc}\"
-      service_start: \"{put_keys} && {start}\"
+      credential_keys: \"{{{{ place.files }}}}{keystone}/credential-keys\"
+      fernet_keys: \"{{{{ place.files }}}}{keystone}/fernet-keys\"
+      service_start: \"{start}\"
       service_stop: \"{stop_services}\"
       service_status: \"{status}\"
-      service_url: \"{keystone}\"
+      service_url: \"{url}\"
 ",
             data = south.below("mariadb").display(),
             socket = south.mariadb_socket().display(),
@@ -181,13 +184,10 @@ places:
             start = lab("start south memcached keystone glance cinder-api cinder-scheduler cinder-volume"),
             stop_services = lab("stop south keystone glance cinder-api cinder-scheduler cinder-volume"),
             status = lab("status south keystone glance cinder-api cinder-scheduler cinder-volume"),
-            keystone = south.url(site::KEYSTONE, "/v3"),
+            url = south.url(site::KEYSTONE, "/v3"),
             etc = south.etc().display(),
-            put_keys = format_args!(
-                "rm -rf {etc}/fernet-keys {etc}/credential-keys && cp -a {files}/fernet-keys {files}/credential-keys {etc}/",
-                etc = south.etc().join("keystone").display(),
-                files = format_args!("{{{{ place.files }}}}{}/keystone", north.etc().display()),
-            ),
+            keystone = north.etc().join("keystone").display(),
+            new_keystone = south.etc().join("keystone").display(),
         )
     }
 }

@@ -4,6 +4,8 @@
 //! action that was cut off anywhere can be run again.
 
 mod check_database;
+mod check_keys;
+mod install_files;
 mod reconcile;
 mod restore_database;
 mod restore_items;
@@ -36,6 +38,8 @@ pub fn registry(run: Option<Arc<GroupRun>>) -> Registry {
     registry.add(rewrite_site::RewriteSite(held.clone()));
     registry.add(reconcile::Reconcile(held.clone()));
     registry.add(scan_site::ScanSite(held.clone()));
+    registry.add(check_keys::CheckKeys(held.clone()));
+    registry.add(install_files::InstallFiles(held.clone()));
     registry.add(RestoreItems { held: held.clone(), name: "restore-images", kinds: &[ItemKind::Glance] });
     let volumes = &[ItemKind::Cinder, ItemKind::Volume];
     registry.add(RestoreItems { held: held.clone(), name: "restore-volumes", kinds: volumes });
