@@ -14,11 +14,13 @@ pub fn are_own() -> bool {
     std::env::var_os(INSIDE).is_some()
 }
 
-/// Runs a test of this file once more where it may mount: in a user and mount namespace of its own (unshare(1)), which needs
+/// Runs a test of `module` (`module_path!()`) once more where it may mount: in a user and mount namespace of its own (unshare(1)), which needs
 /// no root; as root a mount namespace is enough. `probe` is what it must be allowed to do there, a program and its
 /// arguments; without one a file system in memory is.
 #[track_caller]
-pub fn with_own(test: &str, probe: &[&str]) {
+pub fn with_own(module: &str, test: &str, probe: &[&str]) {
+    // Tests are named from below their program.
+    let test = module.split_once("::").map_or(test.to_owned(), |(_, module)| format!("{module}::{test}"));
     let exe = std::env::current_exe().expect("a test has a file");
     let probe = if probe.is_empty() { &["mount", "-t", "tmpfs", "tmpfs", "/mnt"] } else { probe };
     let ways: [&[&str]; 3] =
@@ -34,7 +36,7 @@ pub fn with_own(test: &str, probe: &[&str]) {
     let inside = Command::new(way[0])
         .args(&way[1..])
         .arg(exe)
-        .args(["--exact", test, "--nocapture"])
+        .args(["--exact", &test, "--nocapture"])
         .env(INSIDE, "1")
         .output()
         .expect("unshare starts");
@@ -58,6 +60,15 @@ impl Mounted {
         ran(Command::new("mkfs.xfs").args(["-q", "-m", "reflink=1"]).arg(image));
         let image = image.to_str().expect("a name in UTF-8");
         Self::mount(folder, &["-t", "xfs", "-o", "loop", image])
+    }
+
+    /// Btrfs in an image file, as one subvolume; the folder is that subvolume.
+    pub fn btrfs(folder: &Path, image: &Path, size_mib: u64) -> Self {
+        let file = std::fs::File::create(image).expect("an image file");
+        file.set_len(size_mib << 20).expect("a sparse file");
+        ran(Command::new("mkfs.btrfs").args(["-q", "-m", "single", "-d", "single"]).arg(image));
+        let image = image.to_str().expect("a name in UTF-8");
+        Self::mount(folder, &["-t", "btrfs", "-o", "loop", image])
     }
 
     fn mount(folder: &Path, args: &[&str]) -> Self {

@@ -25,6 +25,9 @@ pub const TEST_PROGRAMS: &[Program] = &[
     Program { name: "mariadb-binlog", package: "mariadb-client" },
     // A file system with reflinks, in an image file.
     Program { name: "mkfs.xfs", package: "xfsprogs" },
+    // One whose folders can be snapshotted as a whole.
+    Program { name: "mkfs.btrfs", package: "btrfs-progs" },
+    Program { name: "btrfs", package: "btrfs-progs" },
     // Clients of the read-only NBD export.
     Program { name: "qemu-img", package: "qemu-utils" },
     Program { name: "qemu-io", package: "qemu-utils" },

@@ -191,7 +191,11 @@ async fn blocks(
                     let data = content.next_data(offset)?.map_or(end, |data| data.start.min(end));
                     let until = if data == end { end } else { data / block_bytes * block_bytes };
                     let blocks = children.iter().skip(((offset - start) / block_bytes) as usize);
-                    let holes = if children.is_empty() { u64::MAX } else { blocks.take_while(|c| c.is_none()).count() as u64 };
+                    let holes = if children.is_empty() {
+                        u64::MAX
+                    } else {
+                        blocks.take_while(|c| c.is_none()).count() as u64
+                    };
                     let next = until.min(offset.saturating_add(holes.saturating_mul(block_bytes)));
                     if next > offset {
                         offset = next;

@@ -52,7 +52,8 @@ async fn used(database: &Database) -> Result<Vec<(String, u64)>, String> {
     if crate::sql::first(&database.query(there).await?) != Some("1") {
         return Ok(Vec::new());
     }
-    let sql = "SELECT key_hash, COUNT(*) FROM keystone.credential WHERE key_hash IS NOT NULL GROUP BY key_hash";
+    let sql =
+        "SELECT key_hash, COUNT(*) FROM keystone.credential WHERE key_hash IS NOT NULL GROUP BY key_hash";
     let rows = database.query(sql).await?.into_iter().filter_map(|row| match &row[..] {
         [Some(hash), Some(count)] => Some((hash.clone(), count.parse().unwrap_or(1))),
         _ => None,
@@ -96,10 +97,13 @@ impl Action for CheckKeys {
             let there: BTreeSet<&String> = there.values().collect();
             let (database, item) = run.database(None)?;
             let used = match database {
-                Database::Mariadb(_) => used(&database).await.map_err(|e| failed(context, format!("{}: {e}", item.id)))?,
+                Database::Mariadb(_) => {
+                    used(&database).await.map_err(|e| failed(context, format!("{}: {e}", item.id)))?
+                }
                 Database::Sqlite(_) => Vec::new(),
             };
-            let lost: u64 = used.iter().filter(|(hash, _)| !there.contains(hash)).map(|(_, count)| count).sum();
+            let lost: u64 =
+                used.iter().filter(|(hash, _)| !there.contains(hash)).map(|(_, count)| count).sum();
             if lost > 0 {
                 return Err(failed(
                     context,

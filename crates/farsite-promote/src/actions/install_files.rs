@@ -161,7 +161,8 @@ impl Action for InstallFiles {
         let installs = installs(self.0.run()?)?;
         for install in &installs {
             let there = install.to.ancestors().skip(1).find(|path| path.is_dir());
-            let may_write = there.is_some_and(|path| rustix::fs::access(path, rustix::fs::Access::WRITE_OK).is_ok());
+            let may_write =
+                there.is_some_and(|path| rustix::fs::access(path, rustix::fs::Access::WRITE_OK).is_ok());
             if !may_write {
                 return Err(ActionError::failed(format!("{} cannot be written to", install.to.display())));
             }
@@ -187,7 +188,12 @@ mod tests {
             fs::write(at(folder).join("0"), text).unwrap();
         }
         fs::set_permissions(at("carried").join("0"), fs::Permissions::from_mode(0o600)).unwrap();
-        let install = Install { from: at("carried"), to: at("keys"), partial: at("keys.partial"), aside: at("keys.before") };
+        let install = Install {
+            from: at("carried"),
+            to: at("keys"),
+            partial: at("keys.partial"),
+            aside: at("keys.before"),
+        };
         (dir, install)
     }
 

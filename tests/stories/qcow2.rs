@@ -90,7 +90,11 @@ async fn heavy_a_closed_image_is_read_as_its_disk_and_only_what_its_bitmap_tells
 #[test]
 fn heavy_on_a_file_system_with_reflinks_a_copy_of_the_image_is_read() {
     if !mounts::are_own() {
-        return mounts::with_own("heavy_on_a_file_system_with_reflinks_a_copy_of_the_image_is_read", &PROBE);
+        return mounts::with_own(
+            module_path!(),
+            "heavy_on_a_file_system_with_reflinks_a_copy_of_the_image_is_read",
+            &PROBE,
+        );
     }
     tokio::runtime::Runtime::new().unwrap().block_on(async {
         let site = Images::new(ITEMS).await;

@@ -26,7 +26,7 @@ fn packs(sites: &TwoSites) -> usize {
 #[test]
 fn a_full_store_is_said_and_the_next_run_goes_on_when_there_is_room() {
     if !mounts::are_own() {
-        return mounts::with_own(NAME, &[]);
+        return mounts::with_own(module_path!(), NAME, &[]);
     }
     tokio::runtime::Runtime::new().unwrap().block_on(story());
 }

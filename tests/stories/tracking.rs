@@ -66,7 +66,7 @@ fn verify_tracking(sites: &TwoSites, after: &str) {
 #[test]
 fn a_run_reads_what_was_written_and_nothing_else() {
     if !mounts::are_own() {
-        return mounts::with_own("a_run_reads_what_was_written_and_nothing_else", &PROBE);
+        return mounts::with_own(module_path!(), "a_run_reads_what_was_written_and_nothing_else", &PROBE);
     }
     tokio::runtime::Runtime::new().unwrap().block_on(async {
         let (sites, _disk) = a_site().await;
@@ -120,6 +120,7 @@ fn a_run_reads_what_was_written_and_nothing_else() {
 fn a_standby_that_missed_points_is_told_all_that_changed_since_its_own() {
     if !mounts::are_own() {
         return mounts::with_own(
+            module_path!(),
             "a_standby_that_missed_points_is_told_all_that_changed_since_its_own",
             &PROBE,
         );
@@ -183,7 +184,7 @@ fn invariant_10_change_tracking_is_checked_against_a_full_read_and_a_source_that
     const NAME: &str =
         "invariant_10_change_tracking_is_checked_against_a_full_read_and_a_source_that_lied_is_distrusted";
     if !mounts::are_own() {
-        return mounts::with_own(NAME, &PROBE);
+        return mounts::with_own(module_path!(), NAME, &PROBE);
     }
     tokio::runtime::Runtime::new().unwrap().block_on(async {
         let (sites, _disk) = a_site().await;
@@ -222,6 +223,7 @@ fn invariant_10_change_tracking_is_checked_against_a_full_read_and_a_source_that
 fn a_kept_version_that_holds_too_much_is_let_go_and_a_dead_store_does_not_make_it_grow() {
     if !mounts::are_own() {
         return mounts::with_own(
+            module_path!(),
             "a_kept_version_that_holds_too_much_is_let_go_and_a_dead_store_does_not_make_it_grow",
             &PROBE,
         );

@@ -1,0 +1,17 @@
+//! Stories that cross crates, each told with the real program and real parts. One program, because linking costs more than they do.
+
+mod ancestry;
+mod anomaly;
+mod frozen_driver;
+mod full_disk;
+mod invariants;
+mod kill_agent;
+mod memory;
+mod open_qcow2;
+mod qcow2;
+mod rbd;
+mod replication;
+mod shares;
+mod standbys;
+mod store_faults;
+mod tracking;
