@@ -201,7 +201,9 @@ impl ReadAt for ServedContent {
         let mut at = offset;
         while at < self.size_bytes() {
             let mut end = told.0;
-            for (length, flags) in &told.1 {
+            // An answer says nothing of what lies before it, and readers go back.
+            let stretches = if told.0 <= at { told.1.as_slice() } else { &[] };
+            for (length, flags) in stretches {
                 end += length;
                 if end > at {
                     if flags & ZERO == 0 {
@@ -218,5 +220,36 @@ impl ReadAt for ServedContent {
             }
         }
         Ok(None)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use super::*;
+
+    fn tool(program: &str, args: &[&str]) {
+        let output = Command::new(program).args(args).output().unwrap();
+        assert!(output.status.success(), "{program} {args:?}: {}", String::from_utf8_lossy(&output.stderr));
+    }
+
+    #[tokio::test]
+    async fn data_that_lies_before_the_last_answer_about_zeros_is_asked_for_again() {
+        const MIB: u64 = 1 << 20;
+        let folder = tempfile::tempdir().unwrap();
+        let image = folder.path().join("disk");
+        let path = image.to_str().unwrap();
+        // Larger than one answer tells of.
+        tool("qemu-img", &["create", "-q", "-f", "qcow2", path, "3G"]);
+        tool("qemu-io", &["-f", "qcow2", "-c", "write 1M 1M", "-c", "write 2560M 1M", path]);
+        let served = Served::closed(&image, None, &[], folder.path()).await.unwrap();
+        let content = ServedContent::new(Arc::new(served));
+        let told = blocking(move || {
+            let starts = [2048 * MIB, 0, 2 * MIB, MIB];
+            Ok(starts.map(|offset| content.next_data(offset).unwrap().unwrap()))
+        });
+        let (early, late) = (MIB..2 * MIB, 2560 * MIB..2561 * MIB);
+        assert_eq!(told.await.unwrap(), [late.clone(), early.clone(), late, early]);
     }
 }
