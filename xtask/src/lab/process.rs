@@ -79,8 +79,13 @@ fn parse_pid_file(text: &str) -> Option<Process> {
 pub fn main_of(site: &Site, service: &str) -> Option<Process> {
     let recorded = fs::read_to_string(pid_file(site, service)).ok();
     let recorded = recorded.as_deref().and_then(parse_pid_file).filter(|process| process.is_alive());
-    // After a restart of the machine another process can have the same number and start time.
-    recorded.filter(|process| mark_of(site, process.pid).is_some_and(|mark| mark == service)).or_else(|| {
+    // After a restart of the machine another process can have the same number and start time. One that is just becoming
+    // another program has no environment for a moment.
+    let ours = |process: &Process| {
+        let environment = fs::read(format!("/proc/{}/environ", process.pid)).unwrap_or_default();
+        environment.is_empty() || mark_of(site, process.pid).is_some_and(|mark| mark == service)
+    };
+    recorded.filter(ours).or_else(|| {
         // A database server that somebody else started on the site's data, as a promotion does.
         (service == "mariadb").then(|| of_service(site, service).into_iter().next())?
     })
@@ -113,10 +118,10 @@ fn mark_of(site: &Site, pid: u32) -> Option<String> {
     if let Some(marked) = value(SITE_MARK) {
         return (Path::new(marked) == folder).then(|| value(SERVICE_MARK).unwrap_or("setup").to_owned());
     }
+    // A database server works in its data folder, whoever started it.
     let name = fs::read_to_string(format!("/proc/{pid}/comm")).ok()?;
-    let line =
-        if name.trim() == "mariadbd" { fs::read(format!("/proc/{pid}/cmdline")).ok()? } else { return None };
-    String::from_utf8_lossy(&line).contains(&format!("{}/", folder.display())).then(|| "mariadb".to_owned())
+    let works_in = fs::read_link(format!("/proc/{pid}/cwd")).ok()?;
+    (name.trim() == "mariadbd" && works_in.starts_with(folder)).then(|| "mariadb".to_owned())
 }
 
 /// A command of the site: nothing of the caller's environment, everything that it starts marked.
@@ -221,13 +226,27 @@ pub fn stop(site: &Site, services: &[&str]) -> Result<Vec<Stopped>, Failure> {
 
 /// Kills everything of the site at once, in whatever order, until nothing is left. Returns how many processes it was.
 pub fn kill_all(site: &Site) -> Result<usize, Failure> {
+    kill_until_gone(site, || of_site(site).into_iter().map(|(process, _)| process).collect())
+}
+
+/// Kills what a service left behind when its first process died, and what an interrupted `up` left running. Returns
+/// how many processes it was.
+pub fn kill_leftovers(site: &Site, services: &[&str]) -> Result<usize, Failure> {
+    kill_until_gone(site, || left_of(site, services))
+}
+
+/// A process can have started another one between the look and the signal, and one that is just becoming another program
+/// cannot be recognised: hence it is over only when nothing is found twice.
+fn kill_until_gone(site: &Site, find: impl Fn() -> Vec<Process>) -> Result<usize, Failure> {
     let begun = Instant::now();
     let mut killed: Vec<Process> = Vec::new();
     loop {
-        // A process can have started another one between the look and the signal: hence the loop.
-        let left: Vec<Process> = of_site(site).into_iter().map(|(process, _)| process).collect();
+        let left = find();
         if left.is_empty() {
-            return Ok(killed.len());
+            if killed.is_empty() || find().is_empty() {
+                return Ok(killed.len());
+            }
+            continue;
         }
         if begun.elapsed() > AFTER_KILL {
             return Err(still_there(site, &left));
@@ -235,24 +254,6 @@ pub fn kill_all(site: &Site) -> Result<usize, Failure> {
         signal("KILL", &left);
         killed.extend(left.into_iter().filter(|process| !killed.contains(process)).collect::<Vec<_>>());
         sleep(Duration::from_millis(10));
-    }
-}
-
-/// Kills what a service left behind when its first process died, and what an interrupted `up` left running.
-pub fn kill_leftovers(site: &Site, services: &[&str]) -> Result<usize, Failure> {
-    let begun = Instant::now();
-    let mut count = 0;
-    loop {
-        let left = left_of(site, services);
-        if left.is_empty() {
-            return Ok(count);
-        }
-        if begun.elapsed() > AFTER_KILL {
-            return Err(still_there(site, &left));
-        }
-        count = count.max(left.len());
-        signal("KILL", &left);
-        sleep(POLL);
     }
 }
 

@@ -175,7 +175,7 @@ pub fn run(
     let failed = |how: String| {
         let text = fs::read_to_string(&file).unwrap_or_default();
         Failure::new(
-            format!("{}: {program} {how}\n{}", site.name, last_lines(&text, 15)),
+            format!("{}: {program} {how}\n{}", site.name, last_lines(&text, 15).trim_end()),
             format!("all of what it said is in {}; `lab up` begins this step again", file.display()),
         )
     };

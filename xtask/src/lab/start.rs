@@ -51,8 +51,9 @@ impl<'a> Starting<'a> {
         let names: Vec<&str> = missing.iter().map(|service| service.name()).collect();
         let leftovers = process::kill_leftovers(self.site, &names)?;
         if leftovers > 0 {
-            self.report
-                .say(&format!("killed {leftovers} processes that a service had left behind when it died"));
+            self.report.say(&format!(
+                "killed what services had left behind when they died (processes: {leftovers})"
+            ));
         }
         for service in &missing {
             ports::check_free(self.site, *service)?;
@@ -117,7 +118,7 @@ impl<'a> Starting<'a> {
                     self.site.name,
                     service.name(),
                     launched.since.elapsed().as_secs_f64(),
-                    launched.said()
+                    launched.said().trim_end()
                 ),
                 format!("the rest runs; its logs: {}; `lab up` starts it again", launched.log_names()),
             ));

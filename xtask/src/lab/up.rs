@@ -22,7 +22,7 @@ pub fn up(site: &Site, tools: &Tools, clouds: &Path) -> Result<f64, Failure> {
     setup::make_folders(site)?;
     let interrupted = process::kill_leftovers(site, &[setup::MARK])?;
     if interrupted > 0 {
-        report.say(&format!("ended {interrupted} processes of an `up` that was interrupted"));
+        report.say(&format!("killed what an interrupted `up` had left running (processes: {interrupted})"));
     }
     for name in configuration::write(site, &tools.venv)? {
         report.say(&format!("etc/{name} was changed since it was written: left as it is"));
@@ -32,7 +32,7 @@ pub fn up(site: &Site, tools: &Tools, clouds: &Path) -> Result<f64, Failure> {
 
     let mut starting = Starting::new(site, tools, &report);
     starting.launch(&BELOW)?;
-    // RabbitMQ takes longest, and nothing asks it before Cinder runs, which tries again until it answers.
+    // RabbitMQ takes longest; Cinder tries again every second until it answers.
     starting.wait_for(&[Service::Haproxy, Service::Memcached, Service::Mariadb], FIRST_LIMIT)?;
     if !setup::has_schemas(site) {
         setup::schemas(site, tools)?;
@@ -40,7 +40,7 @@ pub fn up(site: &Site, tools: &Tools, clouds: &Path) -> Result<f64, Failure> {
     }
     starting.launch(&OPENSTACK)?;
     if setup::is_seeded(site) {
-        starting.wait_for_all(LIMIT.max(FIRST_LIMIT))?;
+        starting.wait_for_all(LIMIT)?;
     } else {
         starting.wait_for(&[Service::Keystone], FIRST_LIMIT)?;
         std::thread::scope(|scope| {
