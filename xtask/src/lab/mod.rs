@@ -5,6 +5,7 @@
 mod answers;
 mod arguments;
 mod configuration;
+mod ending;
 mod filer;
 mod install;
 mod lock;
@@ -46,8 +47,8 @@ SITE is north or south. FOLDER is target/lab where none is named.
 ";
 
 /// For `stop`, `start` and `destroy`, which are parts of a runbook that has a time limit itself.
-const SHORT_PATIENCE: Duration = Duration::from_secs(60);
-const PATIENCE: Duration = Duration::from_secs(600);
+const SHORT_PATIENCE: Duration = Duration::from_mins(1);
+const PATIENCE: Duration = Duration::from_mins(10);
 
 pub fn lab(root: &Path, words: &[&str]) -> Result<(), Failure> {
     if matches!(words, ["help" | "-h" | "--help"]) {
@@ -87,7 +88,7 @@ pub fn lab(root: &Path, words: &[&str]) -> Result<(), Failure> {
             let report = Report::new(site.name);
             match stop::destroy(&site, &report)? {
                 Some(aside) => {
-                    report.say(&format!("destroyed; what was its data is now {}", aside.display()))
+                    report.say(&format!("destroyed; what was its data is now {}", aside.display()));
                 }
                 None => report.say("there was no data"),
             }

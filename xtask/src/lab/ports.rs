@@ -34,6 +34,10 @@ fn owner(address: &str, port: u16) -> Option<String> {
     let sockets: Vec<String> = inodes.iter().map(|inode| format!("socket:[{inode}]")).collect();
     for entry in fs::read_dir("/proc").ok()?.flatten() {
         let folder = entry.path();
+        // Not /proc/self and its like.
+        if entry.file_name().to_string_lossy().parse::<u32>().is_err() {
+            continue;
+        }
         let files = fs::read_dir(folder.join("fd")).into_iter().flatten().flatten();
         let mut targets = files.filter_map(|file| fs::read_link(file.path()).ok());
         if targets.any(|target| sockets.iter().any(|socket| target == Path::new(socket))) {
@@ -68,7 +72,7 @@ mod tests {
     fn the_owner_of_a_port_is_named() {
         let listener = TcpListener::bind("127.20.9.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();
-        let text = owner(&address, port).unwrap();
+        let text = owner("127.20.9.1", port).unwrap();
         assert!(text.contains(&format!("process {} ", std::process::id())), "{text}");
         drop(listener);
         assert_eq!(owner("127.20.9.1", port), None);

@@ -7,20 +7,20 @@ use super::report::Report;
 use super::services::{BELOW, OPENSTACK, Service, Tools};
 use super::site::Site;
 use super::start::{LIMIT, Starting};
-use super::{configuration, filer, lock, process, setup};
+use super::{configuration, ending, filer, lock, setup};
 use crate::failure::Failure;
 
 /// Another `up` may be on its way.
-const PATIENCE: Duration = Duration::from_secs(600);
+const PATIENCE: Duration = Duration::from_mins(10);
 /// The first start does more beside the services, and two sites may begin at once.
-const FIRST_LIMIT: Duration = Duration::from_secs(180);
+const FIRST_LIMIT: Duration = Duration::from_mins(3);
 
 /// Brings one site up; returns the seconds that it took. `clouds` is the file for OpenStack's clients.
 pub fn up(site: &Site, tools: &Tools, clouds: &Path) -> Result<f64, Failure> {
     let report = Report::new(site.name);
     let _lock = lock::take(site.lab(), site.name, PATIENCE)?;
     setup::make_folders(site)?;
-    let interrupted = process::kill_leftovers(site, &[setup::MARK])?;
+    let interrupted = ending::kill_leftovers(site, &[setup::MARK])?;
     if interrupted > 0 {
         report.say(&format!("killed what an interrupted `up` had left running (processes: {interrupted})"));
     }
