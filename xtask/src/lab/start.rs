@@ -38,6 +38,9 @@ struct Launched {
     logs: Vec<(PathBuf, u64)>,
 }
 
+/// The inner result: whether it answers, or why not. The outer one: whether there is any sense in waiting for it.
+type Look = Result<Result<(), String>, Failure>;
+
 impl<'a> Starting<'a> {
     pub fn new(site: &'a Site, tools: &'a Tools, report: &'a Report) -> Self {
         Self { site, tools, report, waited_for: Vec::new() }
@@ -110,7 +113,7 @@ impl<'a> Starting<'a> {
     }
 
     /// Looks at all at the same time: a service that is still loading keeps whoever asks it waiting.
-    fn look_at_all(&mut self) -> Vec<(Launched, Result<Result<(), String>, Failure>)> {
+    fn look_at_all(&mut self) -> Vec<(Launched, Look)> {
         let all = std::mem::take(&mut self.waited_for);
         let this = &*self;
         std::thread::scope(|scope| {
@@ -126,8 +129,7 @@ impl<'a> Starting<'a> {
         })
     }
 
-    /// The inner result: whether it answers. The outer one: whether there is any sense in waiting.
-    fn look(&self, launched: &mut Launched) -> Result<Result<(), String>, Failure> {
+    fn look(&self, launched: &mut Launched) -> Look {
         let service = launched.service;
         if process::main_of(self.site, service.name()).is_none() {
             return Err(Failure::new(
