@@ -28,10 +28,10 @@ pub fn up(site: &Site, tools: &Tools, clouds: &Path) -> Result<f64, Failure> {
         report.say(&format!("etc/{name} was changed since it was written: left as it is"));
     }
     setup::mariadb_data(site, tools)?;
-    filer::mount(site, tools)?;
 
     let mut starting = Starting::new(site, tools, &report);
     starting.launch(&BELOW)?;
+    filer::mount(site, tools)?;
     // RabbitMQ takes longest; Cinder tries again every second until it answers.
     starting.wait_for(&[Service::Haproxy, Service::Memcached, Service::Mariadb], FIRST_LIMIT)?;
     if !setup::has_schemas(site) {
