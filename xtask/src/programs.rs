@@ -93,7 +93,7 @@ pub fn install_debian(xtask_folder: &Path, missing: &[&Program]) -> Result<(), F
     let names = names(missing);
     if !is_in(&search_path(), "apt-get") {
         return Err(Failure::new(
-            format!("the tests need these programs, which are missing: {names}"),
+            format!("these programs are needed and missing: {names}"),
             format!(
                 "install them, MariaDB as 10.11 or newer (on Debian: {}), then run this again",
                 packages.join(" ")
@@ -110,7 +110,7 @@ pub fn install_debian(xtask_folder: &Path, missing: &[&Program]) -> Result<(), F
         sudo
     } else {
         return Err(Failure::new(
-            format!("the tests need these programs, which are missing: {names}"),
+            format!("these programs are needed and missing: {names}"),
             format!("type `{by_hand}`, then run this again"),
         ));
     };

@@ -13,7 +13,7 @@ use crate::failure::Failure;
 
 /// Sparse: what is not written takes no room.
 const POOL_BYTES: u64 = 20 << 30;
-const LIMIT: Duration = Duration::from_secs(60);
+const LIMIT: Duration = Duration::from_mins(1);
 
 /// Makes the filer unless it is there, and mounts what is not mounted.
 pub fn mount(site: &Site, tools: &Tools) -> Result<(), Failure> {

@@ -1,12 +1,12 @@
 //! What the lab runs: Debian packages, and a Python environment with OpenStack in it. Silent when all is there.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use super::lock;
 use super::services::Tools;
+use super::{lock, site};
 use crate::failure::Failure;
 use crate::programs::{self, Program};
 use crate::step::{minutes, run};
@@ -30,11 +30,12 @@ const REQUIREMENTS: &str = include_str!("../../lab/requirements.txt");
 /// Another place for the environment.
 const VENV_VARIABLE: &str = "FARSITE_LAB_VENV";
 /// Another command may be installing.
-const PATIENCE: Duration = Duration::from_secs(30 * 60);
+const PATIENCE: Duration = Duration::from_mins(30);
 
 /// Installs what is missing.
 pub fn ensure(root: &Path) -> Result<Tools, Failure> {
     let tools = tools(root);
+    site::check_characters(&tools.venv, "name another folder in the variable FARSITE_LAB_VENV")?;
     let xtask = root.join("xtask");
     let _lock = lock::take(&root.join("target"), "lab-install", PATIENCE)?;
     programs::ensure(&xtask, &PROGRAMS)?;
@@ -44,7 +45,8 @@ pub fn ensure(root: &Path) -> Result<Tools, Failure> {
 
 /// Where the programs are, whether or not they are installed.
 pub fn tools(root: &Path) -> Tools {
-    let venv = std::env::var_os(VENV_VARIABLE).map_or_else(|| root.join("target/lab-venv"), PathBuf::from);
+    let venv =
+        std::env::var_os(VENV_VARIABLE).map_or_else(|| root.join("target/lab-venv"), |path| root.join(path));
     Tools::new(&root.join("xtask"), &venv)
 }
 

@@ -15,7 +15,7 @@ use crate::step;
 /// The mark of one-off commands; no service has this name.
 pub const MARK: &str = "setup";
 /// On two cores that also do something else.
-const LIMIT: Duration = Duration::from_secs(300);
+const LIMIT: Duration = Duration::from_mins(5);
 const DATABASES: [&str; 3] = ["keystone", "glance", "cinder"];
 /// Says that the schemas are there; beside it `.seeded`.
 const SCHEMAS_DONE: &str = ".schemas";
@@ -88,16 +88,15 @@ pub fn mariadb_data(site: &Site, tools: &Tools) -> Result<(), Failure> {
 }
 
 fn accounts(password: &str) -> String {
-    // The server that reads this begins without its tables of rights.
-    let mut statements = "FLUSH PRIVILEGES;\n".to_owned();
-    for name in DATABASES {
-        statements.push_str(&format!(
+    let statements = DATABASES.map(|name| {
+        format!(
             "CREATE DATABASE {name} CHARACTER SET utf8mb3 COLLATE utf8mb3_general_ci;\n\
              CREATE USER '{name}'@'%' IDENTIFIED BY '{password}';\n\
              GRANT ALL ON {name}.* TO '{name}'@'%';\n"
-        ));
-    }
-    statements
+        )
+    });
+    // The server that reads this begins without its tables of rights.
+    format!("FLUSH PRIVILEGES;\n{}", statements.concat())
 }
 
 pub fn has_schemas(site: &Site) -> bool {
@@ -175,7 +174,7 @@ pub fn run(
     let failed = |how: String| {
         let text = fs::read_to_string(&file).unwrap_or_default();
         Failure::new(
-            format!("{}: {program} {how}\n{}", site.name, last_lines(&text, 15)),
+            format!("{}: {program} {how}\n{}", site.name, last_lines(&text, 15).trim_end()),
             format!("all of what it said is in {}; `lab up` begins this step again", file.display()),
         )
     };
@@ -196,7 +195,7 @@ pub fn run(
 pub fn last_lines(text: &str, count: usize) -> String {
     let lines: Vec<&str> = text.lines().collect();
     let from = lines.len().saturating_sub(count);
-    lines[from..].iter().map(|line| format!("    {line}\n")).collect()
+    lines[from..].iter().flat_map(|line| ["    ", *line, "\n"]).collect()
 }
 
 pub fn joined<T>(result: std::thread::Result<Result<T, Failure>>) -> Result<T, Failure> {

@@ -155,19 +155,25 @@ impl Site {
     }
 }
 
-/// Refuses a lab folder in which a socket's path would be too long, or whose name a configuration file would misread.
-pub fn check_folder(lab: &Path) -> Result<(), Failure> {
-    let hint = "name another folder with --folder, such as /var/tmp/lab";
-    let text = lab.to_string_lossy();
+/// Refuses a path that a configuration file or a command line would misread.
+pub fn check_characters(path: &Path, hint: &str) -> Result<(), Failure> {
+    let text = path.to_string_lossy();
     let fits = |c: char| c.is_ascii_alphanumeric() || "/._-+".contains(c);
-    if let Some(odd) = text.chars().find(|c| !fits(*c)) {
-        return Err(Failure::new(
+    match text.chars().find(|c| !fits(*c)) {
+        None => Ok(()),
+        Some(odd) => Err(Failure::new(
             format!(
-                "{text}: the lab's folder must not have `{odd}` in its path: it is written into configuration files"
+                "{text}: a folder of the lab must not have `{odd}` in its path: it is written into configuration files"
             ),
             hint,
-        ));
+        )),
     }
+}
+
+/// Refuses a lab folder that a configuration file would misread, or in which a socket's path would be too long.
+pub fn check_folder(lab: &Path) -> Result<(), Failure> {
+    let hint = "name another folder with --folder, such as /var/tmp/lab";
+    check_characters(lab, hint)?;
     for site in Site::both(lab) {
         for (socket, more) in [(site.haproxy_socket(), HAPROXY_SUFFIX_BYTES), (site.mariadb_socket(), 0)] {
             let bytes = socket.as_os_str().len() + more;

@@ -10,7 +10,7 @@ use crate::failure::Failure;
 use crate::step;
 
 const SCRIPT: &str = include_str!("../../lab/smoke.py");
-const LIMIT: Duration = Duration::from_secs(180);
+const LIMIT: Duration = Duration::from_mins(3);
 
 /// Prints what was made as JSON on stdout; what it does meanwhile goes to stderr.
 pub fn smoke(site: &Site, tools: &Tools) -> Result<(), Failure> {

@@ -1,5 +1,6 @@
 //! Starting services, and waiting until they answer.
 
+use std::fmt::Write;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
@@ -9,11 +10,11 @@ use std::time::{Duration, Instant};
 use super::report::Report;
 use super::services::{OPENSTACK, Service, Tools};
 use super::site::Site;
-use super::{answers, filer, ports, process, setup};
+use super::{answers, ending, filer, ports, process, setup};
 use crate::failure::Failure;
 
 /// For everything that is started together.
-pub const LIMIT: Duration = Duration::from_secs(60);
+pub const LIMIT: Duration = Duration::from_mins(1);
 const POLL: Duration = Duration::from_millis(200);
 /// How much of a log an error shows.
 const LOG_LINES: usize = 15;
@@ -37,6 +38,9 @@ struct Launched {
     logs: Vec<(PathBuf, u64)>,
 }
 
+/// The inner result: whether it answers, or why not. The outer one: whether there is any sense in waiting for it.
+type Look = Result<Result<(), String>, Failure>;
+
 impl<'a> Starting<'a> {
     pub fn new(site: &'a Site, tools: &'a Tools, report: &'a Report) -> Self {
         Self { site, tools, report, waited_for: Vec::new() }
@@ -49,10 +53,11 @@ impl<'a> Starting<'a> {
         let (running, missing): (Vec<Service>, Vec<Service>) =
             services.iter().partition(|service| running(service));
         let names: Vec<&str> = missing.iter().map(|service| service.name()).collect();
-        let leftovers = process::kill_leftovers(self.site, &names)?;
+        let leftovers = ending::kill_leftovers(self.site, &names)?;
         if leftovers > 0 {
-            self.report
-                .say(&format!("killed {leftovers} processes that a service had left behind when it died"));
+            self.report.say(&format!(
+                "killed what services had left behind when they died (processes: {leftovers})"
+            ));
         }
         for service in &missing {
             ports::check_free(self.site, *service)?;
@@ -80,8 +85,8 @@ impl<'a> Starting<'a> {
         let deadline = Instant::now() + limit;
         loop {
             let mut silent = Vec::new();
-            for mut launched in std::mem::take(&mut self.waited_for) {
-                match self.look(&mut launched)? {
+            for (launched, found) in self.look_at_all() {
+                match found? {
                     Ok(()) => {
                         let seconds = launched.since.elapsed().as_secs_f64();
                         self.report.say(&format!("{} answers ({seconds:.1} s)", launched.service.name()));
@@ -107,8 +112,24 @@ impl<'a> Starting<'a> {
         self.wait_for(&all, limit)
     }
 
-    /// The inner result: whether it answers. The outer one: whether there is any sense in waiting.
-    fn look(&self, launched: &mut Launched) -> Result<Result<(), String>, Failure> {
+    /// Looks at all at the same time: a service that is still loading keeps whoever asks it waiting.
+    fn look_at_all(&mut self) -> Vec<(Launched, Look)> {
+        let all = std::mem::take(&mut self.waited_for);
+        let this = &*self;
+        std::thread::scope(|scope| {
+            let looks = all.into_iter().map(|mut launched| {
+                scope.spawn(move || {
+                    let found = this.look(&mut launched);
+                    (launched, found)
+                })
+            });
+            // Collected first, so that all of them have begun before one is waited for.
+            let looks: Vec<_> = looks.collect();
+            looks.into_iter().filter_map(|look| look.join().ok()).collect()
+        })
+    }
+
+    fn look(&self, launched: &mut Launched) -> Look {
         let service = launched.service;
         if process::main_of(self.site, service.name()).is_none() {
             return Err(Failure::new(
@@ -117,7 +138,7 @@ impl<'a> Starting<'a> {
                     self.site.name,
                     service.name(),
                     launched.since.elapsed().as_secs_f64(),
-                    launched.said()
+                    launched.said().trim_end()
                 ),
                 format!("the rest runs; its logs: {}; `lab up` starts it again", launched.log_names()),
             ));
@@ -146,7 +167,7 @@ impl<'a> Starting<'a> {
         let mut text = format!("{}: after {} s these do not answer:", self.site.name, limit.as_secs());
         let (mut logs, mut names) = (Vec::new(), Vec::new());
         for (launched, why) in silent {
-            text.push_str(&format!("\n  {}: {why}\n{}", launched.service.name(), launched.said()));
+            let _ = write!(text, "\n  {}: {why}\n{}", launched.service.name(), launched.said());
             logs.push(launched.log_names());
             names.push(launched.service.name());
         }

@@ -4,8 +4,8 @@ use std::fs;
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use super::ending::{self, Stopped};
 use super::filer::{self, Unmount};
-use super::process::{self, Stopped};
 use super::report::Report;
 use super::services::{ALL, BELOW, OPENSTACK, Service};
 use super::setup;
@@ -20,7 +20,7 @@ pub fn stop(site: &Site, services: &[Service], report: &Report) -> Result<(), Fa
         if names.is_empty() {
             continue;
         }
-        for (name, stopped) in names.iter().zip(process::stop(site, &names)?) {
+        for (name, stopped) in names.iter().zip(ending::stop(site, &names)?) {
             let seconds = |duration: Duration| duration.as_secs_f64();
             match stopped {
                 Stopped::WasNotRunning => report.say(&format!("{name} was not running")),
@@ -36,7 +36,7 @@ pub fn stop(site: &Site, services: &[Service], report: &Report) -> Result<(), Fa
 
 /// Stops everything of the site and takes its mounts away; with `purge` its folder too.
 pub fn down(site: &Site, purge: bool, report: &Report) -> Result<(), Failure> {
-    process::kill_leftovers(site, &[setup::MARK])?;
+    ending::kill_leftovers(site, &[setup::MARK])?;
     stop(site, &ALL, report)?;
     filer::unmount(site, Unmount::InOrder)?;
     if purge && site.folder().exists() {
@@ -54,7 +54,7 @@ pub fn down(site: &Site, purge: bool, report: &Report) -> Result<(), Failure> {
 /// Ends the site at once, without giving anything the time to finish, and takes its data out of reach. Returns where
 /// the data is now, if there was any.
 pub fn destroy(site: &Site, report: &Report) -> Result<Option<PathBuf>, Failure> {
-    let killed = process::kill_all(site)?;
+    let killed = ending::kill_all(site)?;
     report.say(&format!("{killed} processes killed"));
     filer::unmount(site, Unmount::AtOnce)?;
     let folder = site.folder();

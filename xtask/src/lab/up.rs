@@ -7,32 +7,32 @@ use super::report::Report;
 use super::services::{BELOW, OPENSTACK, Service, Tools};
 use super::site::Site;
 use super::start::{LIMIT, Starting};
-use super::{configuration, filer, lock, process, setup};
+use super::{configuration, ending, filer, lock, setup};
 use crate::failure::Failure;
 
 /// Another `up` may be on its way.
-const PATIENCE: Duration = Duration::from_secs(600);
+const PATIENCE: Duration = Duration::from_mins(10);
 /// The first start does more beside the services, and two sites may begin at once.
-const FIRST_LIMIT: Duration = Duration::from_secs(180);
+const FIRST_LIMIT: Duration = Duration::from_mins(3);
 
 /// Brings one site up; returns the seconds that it took. `clouds` is the file for OpenStack's clients.
 pub fn up(site: &Site, tools: &Tools, clouds: &Path) -> Result<f64, Failure> {
     let report = Report::new(site.name);
     let _lock = lock::take(site.lab(), site.name, PATIENCE)?;
     setup::make_folders(site)?;
-    let interrupted = process::kill_leftovers(site, &[setup::MARK])?;
+    let interrupted = ending::kill_leftovers(site, &[setup::MARK])?;
     if interrupted > 0 {
-        report.say(&format!("ended {interrupted} processes of an `up` that was interrupted"));
+        report.say(&format!("killed what an interrupted `up` had left running (processes: {interrupted})"));
     }
     for name in configuration::write(site, &tools.venv)? {
         report.say(&format!("etc/{name} was changed since it was written: left as it is"));
     }
     setup::mariadb_data(site, tools)?;
-    filer::mount(site, tools)?;
 
     let mut starting = Starting::new(site, tools, &report);
     starting.launch(&BELOW)?;
-    // RabbitMQ takes longest, and nothing asks it before Cinder runs, which tries again until it answers.
+    filer::mount(site, tools)?;
+    // RabbitMQ takes longest; Cinder tries again every second until it answers.
     starting.wait_for(&[Service::Haproxy, Service::Memcached, Service::Mariadb], FIRST_LIMIT)?;
     if !setup::has_schemas(site) {
         setup::schemas(site, tools)?;
@@ -40,7 +40,7 @@ pub fn up(site: &Site, tools: &Tools, clouds: &Path) -> Result<f64, Failure> {
     }
     starting.launch(&OPENSTACK)?;
     if setup::is_seeded(site) {
-        starting.wait_for_all(LIMIT.max(FIRST_LIMIT))?;
+        starting.wait_for_all(LIMIT)?;
     } else {
         starting.wait_for(&[Service::Keystone], FIRST_LIMIT)?;
         std::thread::scope(|scope| {
