@@ -31,6 +31,7 @@ usage: cargo xtask COMMAND
   fuzz [--minutes N]      every parser of stored bytes and the round trip of any writes, many cases, for N (5) minutes
   lab COMMAND             two sites of real OpenStack on this machine; `lab` alone lists the commands
   scenario disaster [...] a site of the lab is lost at a random moment; its standby must answer for what it had acknowledged
+  soak disaster [...]     that scenario with many seeds, each one's result kept
   loc                     lines of code per crate, code and tests apart
 ";
 
@@ -73,6 +74,7 @@ fn dispatch(args: &[String]) -> Result<(), Failure> {
             _ => Err(Failure::usage(format!("`{n}` is not a number of minutes"), USAGE)),
         },
         ["lab", words @ ..] => lab::lab(&root, words),
+        ["soak", rest @ ..] => scenario::soak(&root, rest),
         ["scenario", rest @ ..] => scenario::scenario(&root, rest),
         ["loc"] => {
             print!("{}", loc::table(&root)?);

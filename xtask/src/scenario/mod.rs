@@ -3,6 +3,7 @@
 mod children;
 mod disaster;
 mod sites;
+mod soak;
 
 use std::path::{Path, PathBuf};
 
@@ -10,6 +11,7 @@ use crate::failure::Failure;
 
 pub const USAGE: &str = "\
 usage: cargo xtask scenario disaster [OPTIONS]
+       cargo xtask soak disaster [--seeds N] [OPTIONS]
 
 Two sites of the lab, clients at north, replication to south; north is destroyed at a random moment, south is promoted, and asked
 with the real clients for everything that north had acknowledged.
@@ -17,6 +19,7 @@ with the real clients for everything that north had acknowledged.
   --seed N         what the clients do, and when disaster strikes (1)
   --every SECONDS  between two recovery points (60)
   --release        farsite as it is released; a debug build otherwise
+  --seeds N        of a soak: 1 to N (20), those that have passed before left out
   --keep           leave both sites, the store and the keys as they are in the end
   --folder FOLDER  where all of it is (target/scenario)
 ";
@@ -24,6 +27,7 @@ with the real clients for everything that north had acknowledged.
 /// What was asked for.
 pub struct Options {
     pub seed: u64,
+    pub seeds: u64,
     pub every_s: u64,
     pub release: bool,
     pub keep: bool,
@@ -34,6 +38,16 @@ pub fn scenario(root: &Path, words: &[&str]) -> Result<(), Failure> {
     match words {
         ["disaster", rest @ ..] => disaster::disaster(root, &parse(root, rest)?),
         _ => Err(Failure::usage("which scenario? there is `disaster`".to_owned(), USAGE)),
+    }
+}
+
+pub fn soak(root: &Path, words: &[&str]) -> Result<(), Failure> {
+    match words {
+        ["disaster", rest @ ..] => {
+            let options = parse(root, rest)?;
+            soak::soak(root, options.seeds, &options)
+        }
+        _ => Err(Failure::usage("which soak? there is `disaster`".to_owned(), USAGE)),
     }
 }
 
@@ -48,6 +62,7 @@ fn parse(root: &Path, words: &[&str]) -> Result<Options, Failure> {
             "--release" => options.release = true,
             "--keep" => options.keep = true,
             "--seed" => options.seed = number(value()?)?,
+            "--seeds" => options.seeds = number(value()?)?,
             "--every" => options.every_s = number(value()?)?,
             "--folder" => options.folder = PathBuf::from(value()?),
             _ => return Err(wrong(format!("not understood: `{word}`"))),
