@@ -15,7 +15,7 @@ use crate::lab;
 use crate::step::{minutes, run};
 
 /// Until the first recovery point is there.
-const FIRST_POINT: Duration = Duration::from_secs(300);
+const FIRST_POINT: Duration = Duration::from_mins(5);
 
 pub fn disaster(root: &Path, options: &Options) -> Result<(), Failure> {
     let begun = Instant::now();
@@ -99,7 +99,7 @@ impl World<'_> {
             }),
             &self.folder.join("clients.log"),
         )?;
-        self.wait_for(
+        wait_for(
             &mut clients,
             |clients| clients.said().contains("ready"),
             minutes(2),
@@ -116,7 +116,7 @@ impl World<'_> {
             let list = output(self.sites.command("south", &["points", "list"]), minutes(1), "");
             list.is_ok_and(|(_, text)| text.lines().any(|line| line.contains("cloud")))
         };
-        self.wait_for(&mut source, has_point, FIRST_POINT, "the first recovery point")?;
+        wait_for(&mut source, has_point, FIRST_POINT, "the first recovery point")?;
         let left = Duration::from_secs(5) + seeded(options.seed, options.every_s);
         say(&format!("the first recovery point is there; disaster strikes in {:.1} s", left.as_secs_f64()));
         let strikes = Instant::now() + left;
@@ -178,31 +178,27 @@ impl World<'_> {
         with(&mut command);
         command
     }
+}
 
-    fn wait_for(
-        &self,
-        process: &mut Running,
-        is_there: impl Fn(&Running) -> bool,
-        limit: Duration,
-        what: &str,
-    ) -> Result<(), Failure> {
-        let deadline = Instant::now() + limit;
-        while !is_there(process) {
-            process.lives()?;
-            if Instant::now() > deadline {
-                return Err(Failure::new(
-                    format!(
-                        "{what} did not come in {} s; the log's end:\n{}",
-                        limit.as_secs(),
-                        process.said()
-                    ),
-                    "with --keep everything is left to look at",
-                ));
-            }
-            sleep(Duration::from_millis(500));
+/// Looks every half second until it is so; an error when the process ends, or the time.
+fn wait_for(
+    process: &mut Running,
+    is_there: impl Fn(&Running) -> bool,
+    limit: Duration,
+    what: &str,
+) -> Result<(), Failure> {
+    let deadline = Instant::now() + limit;
+    while !is_there(process) {
+        process.lives()?;
+        if Instant::now() > deadline {
+            return Err(Failure::new(
+                format!("{what} did not come in {} s; the log's end:\n{}", limit.as_secs(), process.said()),
+                "with --keep everything is left to look at",
+            ));
         }
-        Ok(())
+        sleep(Duration::from_millis(500));
     }
+    Ok(())
 }
 
 /// A moment between now and one schedule's pause later (`SplitMix64`).

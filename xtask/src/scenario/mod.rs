@@ -52,8 +52,14 @@ pub fn soak(root: &Path, words: &[&str]) -> Result<(), Failure> {
 }
 
 fn parse(root: &Path, words: &[&str]) -> Result<Options, Failure> {
-    let mut options =
-        Options { seed: 1, every_s: 60, release: false, keep: false, folder: root.join("target/scenario") };
+    let mut options = Options {
+        seed: 1,
+        seeds: 20,
+        every_s: 60,
+        release: false,
+        keep: false,
+        folder: root.join("target/scenario"),
+    };
     let wrong = |what: String| Failure::usage(what, USAGE);
     let mut words = words.iter();
     while let Some(word) = words.next() {
