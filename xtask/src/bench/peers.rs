@@ -181,7 +181,7 @@ impl Tool for Peer {
                 self.shell(&line, to)
             }
             Kind::Rustic => {
-                let line = "rm -rf \"$1\".d && rustic restore --no-progress latest \"$1\".d && mv $(find \"$1\".d -name volume) \"$1\" && sync \"$1\"";
+                let line = "rm -rf \"$1\".d && rustic restore --no-progress --sparse by-content latest \"$1\".d && mv $(find \"$1\".d -name volume) \"$1\" && sync \"$1\"";
                 self.shell(line, to)
             }
             Kind::Bupstash => {
