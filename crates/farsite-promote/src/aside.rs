@@ -25,6 +25,9 @@ pub(crate) struct Stamp {
     /// The place held the very same contents: it was left as it was.
     pub kept: bool,
     pub done: bool,
+    /// It was hydrated, and proved untouched when it was taken: block by block what came out of the store authenticated.
+    #[serde(default)]
+    pub hydrated: bool,
 }
 
 /// The list of one kind of items, of one promotion.
@@ -127,9 +130,10 @@ impl Stamps {
                 aside: aside.to_owned(),
                 kept: false,
                 done: false,
+                hydrated: false,
             },
             // Another version than before (a point that was chosen later), or another attempt.
-            Some(stamp) => Stamp { root: root.to_owned(), kept: false, done: false, ..stamp.clone() },
+            Some(stamp) => Stamp { root: root.to_owned(), kept: false, done: false, hydrated: false, ..stamp.clone() },
         };
         if self.get(place) != Some(&stamp) {
             self.note(place, Some(stamp.clone()))?;
@@ -154,6 +158,7 @@ impl Stamps {
             aside: aside.to_owned(),
             kept: true,
             done: true,
+            hydrated: false,
         };
         self.note(place, Some(stamp))
     }
@@ -163,6 +168,18 @@ impl Stamps {
             Some(stamp) => self.note(place, Some(Stamp { done: true, ..stamp })),
             None => Ok(()),
         }
+    }
+
+    /// The same of what a hydrated copy became.
+    pub(crate) fn done_hydrated(&mut self, place: &Path) -> io::Result<()> {
+        match self.get(place).cloned() {
+            Some(stamp) => self.note(place, Some(Stamp { done: true, hydrated: true, ..stamp })),
+            None => Ok(()),
+        }
+    }
+
+    pub(crate) fn was_hydrated(&self, place: &Path, root: &str) -> bool {
+        self.get(place).is_some_and(|s| s.done && s.hydrated && s.root == root)
     }
 
     pub(crate) fn is_done(&self, place: &Path, root: &str) -> bool {
@@ -281,7 +298,7 @@ mod tests {
             let mut stamps = open(dir.path());
             if killed_behind == 0 {
                 let (item, root) = ("glance/image".to_owned(), "r".to_owned());
-                let stamp = Stamp { item, root, existed: true, aside, kept: false, done: false };
+                let stamp = Stamp { item, root, existed: true, aside, kept: false, done: false, hydrated: false };
                 stamps.note(&place, Some(stamp)).unwrap();
             } else {
                 stamps.make_room(&place, "glance/image", "r", &aside).unwrap();

@@ -99,6 +99,18 @@ fn accounts(password: &str) -> String {
     format!("FLUSH PRIVILEGES;\n{}", statements.concat())
 }
 
+/// Its databases are those of a site that was set up once.
+pub fn mark_as_done(site: &Site) -> Result<(), Failure> {
+    [SCHEMAS_DONE, SEEDED].iter().try_for_each(|mark| {
+        fs::write(site.below(mark), "").map_err(|error| {
+            Failure::new(
+                format!("{}: {error}", site.below(mark).display()),
+                "see whether the disk is full (df -h)",
+            )
+        })
+    })
+}
+
 pub fn has_schemas(site: &Site) -> bool {
     site.below(SCHEMAS_DONE).exists()
 }

@@ -40,6 +40,13 @@ impl Running {
         std::fs::read_to_string(&self.log).unwrap_or_default()
     }
 
+    /// `STOP` or `CONT`, for instance.
+    pub fn signal(&self, name: &str) -> Result<(), Failure> {
+        let mut kill = Command::new("kill");
+        kill.arg(format!("-{name}")).arg(self.child.id().to_string());
+        step::run(kill, Duration::from_secs(5), "has it ended?")
+    }
+
     pub fn kill(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
