@@ -133,7 +133,9 @@ impl Stamps {
                 hydrated: false,
             },
             // Another version than before (a point that was chosen later), or another attempt.
-            Some(stamp) => Stamp { root: root.to_owned(), kept: false, done: false, hydrated: false, ..stamp.clone() },
+            Some(stamp) => {
+                Stamp { root: root.to_owned(), kept: false, done: false, hydrated: false, ..stamp.clone() }
+            }
         };
         if self.get(place) != Some(&stamp) {
             self.note(place, Some(stamp.clone()))?;
@@ -298,7 +300,8 @@ mod tests {
             let mut stamps = open(dir.path());
             if killed_behind == 0 {
                 let (item, root) = ("glance/image".to_owned(), "r".to_owned());
-                let stamp = Stamp { item, root, existed: true, aside, kept: false, done: false, hydrated: false };
+                let stamp =
+                    Stamp { item, root, existed: true, aside, kept: false, done: false, hydrated: false };
                 stamps.note(&place, Some(stamp)).unwrap();
             } else {
                 stamps.make_room(&place, "glance/image", "r", &aside).unwrap();

@@ -27,6 +27,19 @@ usage: cargo xtask lab drill COMMAND --folder FOLDER
 Below FOLDER is what the services themselves write.
 ";
 
+/// All but the database, which the drill itself runs.
+const SERVICES: [&str; 9] = [
+    "haproxy",
+    "memcached",
+    "epmd",
+    "rabbitmq",
+    "keystone",
+    "glance",
+    "cinder-api",
+    "cinder-scheduler",
+    "cinder-volume",
+];
+
 /// What a drill has restored.
 struct Data {
     socket: PathBuf,
@@ -64,7 +77,11 @@ pub fn drill(root: &Path, words: &[&str]) -> Result<(), Failure> {
             };
             start(root, &site.on_database(&data.socket), &data)
         }
-        "status" => inside(&lab, &own(&["lab", "status", "south", "--folder"], &lab)?),
+        "status" => {
+            let words: Vec<&str> =
+                ["lab", "status", "south"].into_iter().chain(SERVICES).chain(["--folder"]).collect();
+            inside(&lab, &own(&words, &lab)?)
+        }
         "run" => inside(&lab, &rest.iter().map(|word| (*word).to_owned()).collect::<Vec<_>>()),
         "stop" => end(&site),
         other => Err(usage(&format!("the drill has no command `{other}`"))),
@@ -95,15 +112,9 @@ fn start(root: &Path, site: &Site, data: &Data) -> Result<(), Failure> {
         ip(&["netns", "add", &name])?;
     }
     ip(&["-n", &name, "link", "set", "lo", "up"])?;
-    let mut words = own(&["lab", "start", "south"], Path::new(""))?;
-    words.pop();
-    // All but the database, which the drill itself runs.
-    let services = ["haproxy", "memcached", "epmd", "rabbitmq", "keystone", "glance"];
-    words.extend(
-        services.into_iter().chain(["cinder-api", "cinder-scheduler", "cinder-volume"]).map(str::to_owned),
-    );
-    words.extend(["--folder".to_owned(), site.lab().display().to_string()]);
-    inside(site.lab(), &words)
+    let words: Vec<&str> =
+        ["lab", "start", "south"].into_iter().chain(SERVICES).chain(["--folder"]).collect();
+    inside(site.lab(), &own(&words, site.lab())?)
 }
 
 fn end(site: &Site) -> Result<(), Failure> {

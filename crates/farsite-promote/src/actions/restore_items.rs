@@ -175,7 +175,9 @@ impl RestoreItems {
         if !is_device(&place) {
             self.with_list(run, context, lists, item, |list| {
                 let is_proved = known.is_some();
-                parts.iter().try_for_each(|part| if is_proved { list.done_hydrated(part) } else { list.done(part) })
+                parts
+                    .iter()
+                    .try_for_each(|part| if is_proved { list.done_hydrated(part) } else { list.done(part) })
             })
             .await?;
         }

@@ -88,7 +88,8 @@ impl Action for VerifyContents {
         "reads back what was restored and compares it with the point, block by block; `hydrated: trust` leaves out proved copies"
     }
     fn validate(&self, with: &Value) -> Result<(), String> {
-        let holds_template = with.get("hydrated").and_then(Value::as_str).is_some_and(|text| text.contains("{{"));
+        let holds_template =
+            with.get("hydrated").and_then(Value::as_str).is_some_and(|text| text.contains("{{"));
         if holds_template { Ok(()) } else { parameters::<With>(with).map(|_| ()) }
     }
     fn idempotent(&self) -> bool {
@@ -132,7 +133,10 @@ impl Action for VerifyContents {
         let outcome = if trusted.is_empty() {
             outcome
         } else {
-            let words = format!("{} items: authenticated when they were hydrated, and untouched since", trusted.len());
+            let words = format!(
+                "{} items: authenticated when they were hydrated, and untouched since",
+                trusted.len()
+            );
             outcome.with("not read again", words)
         };
         Ok(if servers.is_empty() {

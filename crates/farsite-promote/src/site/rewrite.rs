@@ -32,7 +32,9 @@ pub async fn prepare(
         }
         let (column, table) = (&releases.column, &releases.table);
         let revision = if there.contains(&format!("{name}.{table}.{column}")) {
-            first(&database.query(&format!("SELECT {column} FROM {name}.{table}")).await?).unwrap_or("none").to_owned()
+            first(&database.query(&format!("SELECT {column} FROM {name}.{table}")).await?)
+                .unwrap_or("none")
+                .to_owned()
         } else {
             "without a revision".to_owned()
         };
