@@ -27,6 +27,7 @@ const SEED: &str = include_str!("../../lab/seed.py");
 pub fn make_folders(site: &Site) -> Result<(), Failure> {
     let folders = [
         "etc",
+        "tmp",
         "log/rabbitmq",
         "run",
         "home",
@@ -68,11 +69,13 @@ pub fn mariadb_data(site: &Site, tools: &Tools) -> Result<(), Failure> {
     let accounts = script(site, "accounts.sql", &accounts(&site.password("db")))?;
     let accounts = format!("--extra-file={}", accounts.display());
     // root without a password, through the socket, and only for the machine's root: nobody through the network.
+    let temporary = format!("--tmpdir={}", site.below("tmp").display());
     let words = [
         "mariadb-install-db",
         "--no-defaults",
         "--user=root",
         &datadir,
+        &temporary,
         "--skip-test-db",
         "--auth-root-authentication-method=socket",
         "--auth-root-socket-user=root",
