@@ -28,6 +28,9 @@ pub(crate) struct Stamp {
     /// It was hydrated, and proved untouched when it was taken: block by block what came out of the store authenticated.
     #[serde(default)]
     pub hydrated: bool,
+    /// It is what the point holds, and not what the service has recorded of it: it was so at its source already.
+    #[serde(default)]
+    pub odd: bool,
 }
 
 /// The list of one kind of items, of one promotion.
@@ -131,11 +134,17 @@ impl Stamps {
                 kept: false,
                 done: false,
                 hydrated: false,
+                odd: false,
             },
             // Another version than before (a point that was chosen later), or another attempt.
-            Some(stamp) => {
-                Stamp { root: root.to_owned(), kept: false, done: false, hydrated: false, ..stamp.clone() }
-            }
+            Some(stamp) => Stamp {
+                root: root.to_owned(),
+                kept: false,
+                done: false,
+                hydrated: false,
+                odd: false,
+                ..stamp.clone()
+            },
         };
         if self.get(place) != Some(&stamp) {
             self.note(place, Some(stamp.clone()))?;
@@ -161,6 +170,7 @@ impl Stamps {
             kept: true,
             done: true,
             hydrated: false,
+            odd: false,
         };
         self.note(place, Some(stamp))
     }
@@ -178,6 +188,19 @@ impl Stamps {
             Some(stamp) => self.note(place, Some(Stamp { done: true, hydrated: true, ..stamp })),
             None => Ok(()),
         }
+    }
+
+    /// Not what its service has recorded of it.
+    pub(crate) fn mark_odd(&mut self, place: &Path) -> io::Result<()> {
+        match self.get(place).cloned() {
+            Some(stamp) if !stamp.odd => self.note(place, Some(Stamp { odd: true, ..stamp })),
+            _ => Ok(()),
+        }
+    }
+
+    /// The places of all such.
+    pub(crate) fn odd(&self) -> impl Iterator<Item = &Path> {
+        self.list.iter().filter(|(_, stamp)| stamp.odd).map(|(place, _)| place.as_path())
     }
 
     pub(crate) fn was_hydrated(&self, place: &Path, root: &str) -> bool {
@@ -300,8 +323,16 @@ mod tests {
             let mut stamps = open(dir.path());
             if killed_behind == 0 {
                 let (item, root) = ("glance/image".to_owned(), "r".to_owned());
-                let stamp =
-                    Stamp { item, root, existed: true, aside, kept: false, done: false, hydrated: false };
+                let stamp = Stamp {
+                    item,
+                    root,
+                    existed: true,
+                    aside,
+                    kept: false,
+                    done: false,
+                    hydrated: false,
+                    odd: false,
+                };
                 stamps.note(&place, Some(stamp)).unwrap();
             } else {
                 stamps.make_room(&place, "glance/image", "r", &aside).unwrap();

@@ -5,10 +5,12 @@
 use std::time::Duration;
 
 use async_trait::async_trait;
+use farsite_model::ItemKind;
 use farsite_runbook::action::{Action, ActionContext, ActionError, Done, Outcome};
 use serde_json::Value;
 
 use super::{Held, no_parameters};
+use crate::aside::Stamps;
 use crate::group_run::{GroupRun, failed};
 use crate::reconcile::volumes::Rows;
 use crate::reconcile::{Plan, files, images, volumes};
@@ -50,7 +52,11 @@ async fn of_images(run: &GroupRun, database: &Database) -> Result<Plan, String> 
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => std::collections::BTreeMap::new(),
         there => there.map_err(|error| format!("listing {}: {error}", store.display()))?,
     };
-    Ok(images::plan(&rows, &there))
+    let list = Stamps::open(store, ItemKind::Glance, run.promotion)
+        .map_err(|error| format!("reading what was restored in {}: {error}", store.display()))?;
+    let odd =
+        list.odd().filter_map(|place| place.file_name()).map(|name| name.to_string_lossy().into_owned());
+    Ok(images::plan(&rows, &there, &odd.collect()))
 }
 
 async fn of_volumes(run: &GroupRun, database: &Database) -> Result<Plan, String> {

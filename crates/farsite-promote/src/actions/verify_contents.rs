@@ -46,6 +46,12 @@ fn was_hydrated(run: &GroupRun, item: &ManifestItem) -> bool {
     list.is_ok_and(|list| list.was_hydrated(&place, &root_of(item)))
 }
 
+/// For the step that brings rows and data together, on whichever machine it runs.
+fn note_odd(run: &GroupRun, item: &ManifestItem) -> std::io::Result<()> {
+    let place = run.path(item).map_err(std::io::Error::other)?;
+    Stamps::open(&folder_of(item, &place), item.kind, run.promotion)?.mark_odd(&place)
+}
+
 /// Items read back at once.
 const AT_ONCE: usize = 2;
 
@@ -53,13 +59,13 @@ async fn one(
     run: &GroupRun,
     context: &ActionContext,
     item: &ManifestItem,
-) -> Result<Difference, ActionError> {
+) -> Result<(Difference, Option<String>), ActionError> {
     context.lease.check()?;
     if context.cancel.is_cancelled() {
         return Err(ActionError::Cancelled);
     }
     let place = run.path(item)?;
-    let mut difference = compare::item(&run.standby.reader, item, &place)
+    let difference = compare::item(&run.standby.reader, item, &place)
         .await
         .map_err(|e| failed(context, format!("{}: {e}", item.id)))?;
     if let Some(expected) = item.details.get("sha512").filter(|_| difference.is_none()).cloned() {
@@ -69,14 +75,12 @@ async fn one(
             .map_err(|e| failed(context, e))?
             .map_err(|e| failed(context, format!("{}: {}: {e}", item.id, place.display())))?;
         if !found.eq_ignore_ascii_case(&expected) {
-            difference.add(format!(
-                "{}: {} is what the point holds, and not what Glance has recorded (SHA-512 {expected})",
-                item.id,
-                place.display()
-            ));
+            let why =
+                format!("it is what the point holds, and not what Glance has recorded (SHA-512 {expected})");
+            return Ok((difference, Some(why)));
         }
     }
-    Ok(difference)
+    Ok((difference, None))
 }
 
 #[async_trait]
@@ -114,10 +118,24 @@ impl Action for VerifyContents {
         let run = &**run;
         let (trusted, comparable): (Vec<&ManifestItem>, Vec<&ManifestItem>) =
             comparable.into_iter().partition(|item| hydrated == Hydrated::Trust && was_hydrated(run, item));
-        let work: Vec<_> = comparable.iter().map(|item| one(run, context, item)).collect();
-        let differences: Vec<Difference> = stream::iter(work).buffer_unordered(AT_ONCE).try_collect().await?;
-        for difference in differences {
+        let work: Vec<_> = comparable
+            .iter()
+            .map(|item| async move { one(run, context, item).await.map(|compared| (*item, compared)) })
+            .collect();
+        let compared: Vec<(&ManifestItem, (Difference, Option<String>))> =
+            stream::iter(work).buffer_unordered(AT_ONCE).try_collect().await?;
+        let mut odd = Vec::new();
+        for (item, (difference, why)) in compared {
             whole.take_in(difference);
+            odd.extend(why.map(|why| (item, why)));
+        }
+        for (item, why) in &odd {
+            // Nothing here can mend what was so at its source. A drill says it while that is still there; a promotion goes on
+            // without the image.
+            if run.is_drill() {
+                whole.add(format!("{}: {why}", item.id));
+            }
+            note_odd(run, item).map_err(|e| failed(context, format!("{}: {e}", item.id)))?;
         }
         if !whole.is_none() {
             let more = if whole.more > 0 { format!("\n  and {} more", whole.more) } else { String::new() };
@@ -130,6 +148,9 @@ impl Action for VerifyContents {
             .with("bytes", whole.compared_bytes)
             .with("items", comparable.len())
             .with("checksums", comparable.iter().filter(|i| i.details.contains_key("sha512")).count());
+        let outcome = odd.into_iter().fold(outcome, |outcome, (item, why)| {
+            outcome.with(item.id.as_str(), format!("{why}: it is not served at the level `application`"))
+        });
         let outcome = if trusted.is_empty() {
             outcome
         } else {

@@ -25,8 +25,8 @@ impl Row {
     }
 }
 
-/// `files`: what lies in the store's folder, with sizes in bytes.
-pub(crate) fn plan(rows: &[Row], files: &BTreeMap<String, u64>) -> Plan {
+/// `files`: what lies in the store's folder, with sizes in bytes; `odd`: those of them that are not what their row says by its hash.
+pub(crate) fn plan(rows: &[Row], files: &BTreeMap<String, u64>, odd: &BTreeSet<String>) -> Plan {
     let mut plan = Plan { looked: rows.len(), ..Plan::default() };
     let mut known = BTreeSet::new();
     for row in rows.iter().filter(|row| is_id(&row.id)) {
@@ -50,6 +50,9 @@ pub(crate) fn plan(rows: &[Row], files: &BTreeMap<String, u64>) -> Plan {
                     (None, _) => "it has no data here".to_owned(),
                     (Some(is), Some(should)) if *is != should => {
                         format!("it has {is} bytes here and should have {should}")
+                    }
+                    _ if odd.contains(&row.id) => {
+                        "its bytes are not those that Glance has recorded".to_owned()
                     }
                     _ => continue,
                 };
@@ -85,29 +88,40 @@ mod tests {
     #[test]
     fn an_active_image_with_its_bytes_is_left_alone() {
         let files = BTreeMap::from([(A.to_owned(), 5)]);
-        let plan = plan(&[row(A, "active", 5)], &files);
+        let plan = plan(&[row(A, "active", 5)], &files, &BTreeSet::new());
         assert_eq!((plan.statements.len(), plan.lines.len(), plan.looked), (0, 0, 1));
     }
 
     #[test]
     fn an_active_image_without_its_bytes_is_not_served() {
         for files in [BTreeMap::new(), BTreeMap::from([(A.to_owned(), 4)])] {
-            let plan = plan(&[row(A, "active", 5)], &files);
+            let plan = plan(&[row(A, "active", 5)], &files, &BTreeSet::new());
             assert!(plan.statements[0].contains("'deactivated'"), "{plan:?}");
             assert!(plan.lines[0].0.contains(A), "{plan:?}");
         }
     }
 
     #[test]
+    fn an_image_whose_bytes_are_not_the_recorded_ones_is_not_served() {
+        let (files, odd) = (BTreeMap::from([(A.to_owned(), 5)]), BTreeSet::from([A.to_owned()]));
+        let plan = plan(&[row(A, "active", 5)], &files, &odd);
+        assert!(
+            plan.statements[0].contains("'deactivated'") && plan.lines[0].1.contains("recorded"),
+            "{plan:?}"
+        );
+    }
+
+    #[test]
     fn an_upload_that_was_under_way_does_not_stay_so_for_ever() {
-        let plan = plan(&[row(A, "saving", 0), row(B, "queued", 0)], &BTreeMap::new());
+        let plan = plan(&[row(A, "saving", 0), row(B, "queued", 0)], &BTreeMap::new(), &BTreeSet::new());
         assert_eq!(plan.statements.len(), 1, "{plan:?}");
         assert!(plan.statements[0].contains("'killed'") && plan.statements[0].contains(A));
     }
 
     #[test]
     fn data_without_a_row_is_told_and_kept() {
-        let plan = plan(&[], &BTreeMap::from([(A.to_owned(), 5), ("lost+found".to_owned(), 1)]));
+        let plan =
+            plan(&[], &BTreeMap::from([(A.to_owned(), 5), ("lost+found".to_owned(), 1)]), &BTreeSet::new());
         assert_eq!((plan.statements.len(), plan.lines.len()), (0, 1));
         assert!(plan.lines[0].1.contains("kept"));
     }
