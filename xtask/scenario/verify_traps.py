@@ -1,7 +1,7 @@
 """Looks at a promoted standby: has become of each prepared thing what must have? Prints what was found; ends with 1 when not.
 
 Environment: AUTH_URL and REGION of the standby, ADMIN_PASSWORD of the lost site, SHARE_FOLDER, SITE_FOLDER and SOCKET of the standby, REPORT (of
-the promotion, JSON), EXPECTED (what traps.py printed).
+the promotion, JSON), EXPECTED (what traps.py wrote).
 """
 
 import json

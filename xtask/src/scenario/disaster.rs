@@ -6,7 +6,7 @@ use std::thread::sleep;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use super::Options;
-use super::children::{Running, output};
+use super::children::{Running, output, wait_for};
 use super::world::World;
 use crate::failure::Failure;
 use crate::lab;
@@ -132,27 +132,6 @@ fn seen(world: &World<'_>, site: &Site) -> Result<String, Failure> {
             Err(Failure::new(format!("looking at {} ended with {code:?}: {text}", site.name), "see above"))
         }
     }
-}
-
-/// Looks every half second until it is so; an error when the process ends, or the time.
-fn wait_for(
-    process: &mut Running,
-    is_there: impl Fn(&Running) -> bool,
-    limit: Duration,
-    what: &str,
-) -> Result<(), Failure> {
-    let deadline = Instant::now() + limit;
-    while !is_there(process) {
-        process.lives()?;
-        if Instant::now() > deadline {
-            return Err(Failure::new(
-                format!("{what} did not come in {} s; the log's end:\n{}", limit.as_secs(), process.said()),
-                "with --keep everything is left to look at",
-            ));
-        }
-        sleep(Duration::from_millis(500));
-    }
-    Ok(())
 }
 
 /// A moment between now and one schedule's pause later (`SplitMix64`).

@@ -1,11 +1,10 @@
 //! Everything that is known to go wrong silently when a cloud is promoted, prepared at north; and what must have become of each at
 //! south. Nothing is random here, and nobody writes meanwhile.
 
-use std::fs;
 use std::path::Path;
 
 use super::Options;
-use super::children::output;
+use super::children::{Running, output, wait_for};
 use super::world::World;
 use crate::failure::Failure;
 use crate::lab;
@@ -18,26 +17,25 @@ pub fn traps(root: &Path, options: &Options) -> Result<(), Failure> {
 
 fn play(world: &World<'_>) -> Result<String, Failure> {
     let (north, south) = (&world.sites.north, &world.sites.south);
+    let expected = world.folder.join("expected.json");
     let prepare = world.python("traps.py", |prepare| {
         prepare
             .env("OS_CLIENT_CONFIG_FILE", north.lab().join("clouds.yaml"))
             .env("OS_CLOUD", "north")
             .env("SITE_FOLDER", north.folder())
             .env("SHARE_FOLDER", north.share_mount())
-            .env("SOCKET", north.mariadb_socket());
+            .env("SOCKET", north.mariadb_socket())
+            .env("EXPECTED", &expected);
     });
-    let (code, text) = output(prepare, minutes(5), "")?;
-    if code != Some(0) {
-        return Err(Failure::new(format!("the traps could not be set ({code:?})"), "see above"));
-    }
-    let expected = world.folder.join("expected.json");
-    fs::write(&expected, text).map_err(|e| super::world::at(&expected, &e))?;
+    let mut traps = Running::start("the script with the traps", prepare, &world.folder.join("traps.log"))?;
+    wait_for(&mut traps, |traps| traps.said().contains("ready"), minutes(5), "the last trap")?;
     world.say("the traps are set");
     let (code, said) = output(world.sites.command("north", &["replicate", "cloud"]), minutes(5), "")?;
     if !matches!(code, Some(0 | 3)) {
         return Err(Failure::new(format!("`farsite replicate` ended with {code:?}:\n{said}"), "see above"));
     }
     world.lab(&["destroy", "north"])?;
+    traps.kill();
     let report = world.fail_over(&[])?;
     let verify = world.python("verify_traps.py", |verify| {
         verify
