@@ -27,7 +27,7 @@ pub(crate) struct Ancestor {
     pub(crate) map: LocalMap,
 }
 
-/// Looks for what `item` was made from: what its source or a person says first, then what it looks like.
+/// Looks for what `item` was made from: what a person or its source says first, then what it looks like.
 pub(crate) fn find(
     group: &Group,
     basis: &Basis,
@@ -40,7 +40,7 @@ pub(crate) fn find(
         let map = basis.local_map(group, id, |i| Some(&i.data), id)?;
         (map.map().block_bytes == block_bytes).then_some(map)
     };
-    if let Some(said) = said.or_else(|| group.policy.ancestors.get(item)) {
+    for said in [group.policy.ancestors.get(item), said].into_iter().flatten() {
         if let Some(map) = map_of(said) {
             return Some(Ancestor { item: said.clone(), map });
         }
