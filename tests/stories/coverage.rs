@@ -18,7 +18,8 @@ const ITEMS: &str = "  - glance: { store: NORTH/images }\n  - cinder: { path: NO
 
 async fn a_site_with_a_cloud() -> (TwoSites, Fake) {
     let sites = TwoSites::founded(ITEMS).await;
-    sites.edit("north/farsite.yaml", |text| text.replace("north: {}", "north: { cloud: north, region: One }"));
+    sites
+        .edit("north/farsite.yaml", |text| text.replace("north: {}", "north: { cloud: north, region: One }"));
     for (file, seed) in [
         (format!("images/{IMAGE}"), 1),
         (format!("volumes/volume-{DB}"), 2),
@@ -33,8 +34,11 @@ async fn a_site_with_a_cloud() -> (TwoSites, Fake) {
         content.images = vec![image(IMAGE, json!({}))];
         content.projects = vec![json!({ "id": fake::PROJECT, "name": "shop" })];
         content.volumes = vec![
-            volume(DB, json!({ "name": "db", "metadata": { "dr": "yes" },
-                               "volume_image_metadata": { "image_id": IMAGE } })),
+            volume(
+                DB,
+                json!({ "name": "db", "metadata": { "dr": "yes" },
+                               "volume_image_metadata": { "image_id": IMAGE } }),
+            ),
             volume(WEB, json!({ "name": "web" })),
         ];
     });
@@ -58,7 +62,11 @@ async fn an_unprotected_volume_is_named_until_somebody_marks_it() {
     let (sites, fake) = a_site_with_a_cloud().await;
     let (code, found, said) = farsite(&sites, &["coverage", "--json"]).await;
     assert_eq!(code, Some(3), "{said}");
-    assert_eq!((&found["images"]["protected"], &found["volumes"]["protected"]), (&json!(1), &json!(1)), "{said}");
+    assert_eq!(
+        (&found["images"]["protected"], &found["volumes"]["protected"]),
+        (&json!(1), &json!(1)),
+        "{said}"
+    );
     let [web] = found["unprotected"].as_array().unwrap().as_slice() else { panic!("{said}") };
     assert_eq!((&web["id"], &web["name"], &web["project"]), (&json!(WEB), &json!("web"), &json!("shop")));
     let (_, _, said) = farsite(&sites, &["coverage"]).await;

@@ -98,10 +98,16 @@ struct Entry {
 #[derive(Debug, Deserialize)]
 struct Endpoint {
     interface: String,
-    /// `region` in old answers.
-    #[serde(alias = "region")]
     region_id: Option<String>,
+    /// The same in old answers.
+    region: Option<String>,
     url: String,
+}
+
+impl Endpoint {
+    fn region(&self) -> Option<&str> {
+        self.region_id.as_deref().or(self.region.as_deref())
+    }
 }
 
 impl Token {
@@ -121,12 +127,23 @@ impl Token {
     }
 
     /// Where a service is asked, without a `/` at its end. Without a region the service must have one only.
-    pub fn endpoint(&self, service: Service, cloud: &Cloud, region: Option<&str>) -> Result<String, AskError> {
-        let of_type = |kind: &&str| self.about.catalog.iter().filter(|entry| entry.r#type == **kind).collect();
-        let entries: Vec<&Entry> =
-            service.types().iter().map(|kind| of_type(kind)).find(|found: &Vec<_>| !found.is_empty()).unwrap_or_default();
+    pub fn endpoint(
+        &self,
+        service: Service,
+        cloud: &Cloud,
+        region: Option<&str>,
+    ) -> Result<String, AskError> {
+        let of_type =
+            |kind: &&str| self.about.catalog.iter().filter(|entry| entry.r#type == **kind).collect();
+        let entries: Vec<&Entry> = service
+            .types()
+            .iter()
+            .map(|kind| of_type(kind))
+            .find(|found: &Vec<_>| !found.is_empty())
+            .unwrap_or_default();
         if entries.is_empty() {
-            let there: BTreeSet<&str> = self.about.catalog.iter().map(|entry| entry.r#type.as_str()).collect();
+            let there: BTreeSet<&str> =
+                self.about.catalog.iter().map(|entry| entry.r#type.as_str()).collect();
             let there = if there.is_empty() { "none at all".to_owned() } else { join(there) };
             return Err(AskError::NoService { cloud: cloud.name.clone(), service: service.name(), there });
         }
@@ -136,9 +153,9 @@ impl Token {
             .iter()
             .copied()
             .filter(|e| e.interface.trim_end_matches("URL") == interface)
-            .filter(|e| region.is_none_or(|region| e.region_id.as_deref() == Some(region)))
+            .filter(|e| region.is_none_or(|region| e.region() == Some(region)))
             .collect();
-        let regions: BTreeSet<_> = fitting.iter().map(|endpoint| &endpoint.region_id).collect();
+        let regions: BTreeSet<_> = fitting.iter().map(|endpoint| endpoint.region()).collect();
         match fitting.first() {
             Some(first) if regions.len() == 1 => Ok(service.versioned(&first.url)),
             _ => Err(AskError::NoEndpoint {
@@ -147,7 +164,7 @@ impl Token {
                 interface,
                 region: region.map(str::to_owned),
                 there: join(all.iter().map(|endpoint| {
-                    format!("{} in {}", endpoint.interface, endpoint.region_id.as_deref().unwrap_or("no region"))
+                    format!("{} in {}", endpoint.interface, endpoint.region().unwrap_or("no region"))
                 })),
             }),
         }
@@ -176,9 +193,7 @@ mod tests {
     }
 
     fn token() -> Token {
-        let endpoint = |interface: &str, region: &str, url: &str| {
-            serde_json::json!({ "interface": interface, "region": region, "region_id": region, "url": url })
-        };
+        let endpoint = |interface: &str, region: &str, url: &str| serde_json::json!({ "interface": interface, "region": region, "region_id": region, "url": url });
         let answer = serde_json::json!({ "token": {
             "user": { "name": "farsite", "id": "u" },
             "project": { "name": "dr", "id": "p" },

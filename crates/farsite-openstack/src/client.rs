@@ -77,7 +77,8 @@ impl Client {
         if let Some(file) = &cloud.cacert {
             let unusable = |why: String| AskError::Certificates { file: file.clone(), why };
             let pem = std::fs::read(file).map_err(|error| unusable(error.to_string()))?;
-            let certificates = Certificate::from_pem_bundle(&pem).map_err(|error| unusable(error.to_string()))?;
+            let certificates =
+                Certificate::from_pem_bundle(&pem).map_err(|error| unusable(error.to_string()))?;
             http = http.tls_certs_merge(certificates);
         }
         if !cloud.verify {
@@ -126,12 +127,15 @@ impl Client {
             match self.http.post(&url).json(&body).send().await {
                 Ok(response) => break response,
                 // Nothing was sent yet, so once more does no harm.
-                Err(error) if error.is_connect() && tries < self.limits.tries => self.pause(tries, None).await,
+                Err(error) if error.is_connect() && tries < self.limits.tries => {
+                    self.pause(tries, None).await
+                }
                 Err(error) => return Err(self.unreachable(what, &error)),
             }
         };
         let status = response.status();
-        let id = response.headers().get("x-subject-token").and_then(|id| Some(Secret::new(id.to_str().ok()?)));
+        let id =
+            response.headers().get("x-subject-token").and_then(|id| Some(Secret::new(id.to_str().ok()?)));
         let bytes = self.bytes(what, response).await?;
         match (status, id) {
             (StatusCode::UNAUTHORIZED, _) => {

@@ -52,7 +52,9 @@ impl Interface {
     }
     /// Both ways of writing it: `internal`, `internalURL`.
     fn of(word: &str) -> Option<Self> {
-        [Self::Public, Self::Internal, Self::Admin].into_iter().find(|i| i.as_str() == word.trim_end_matches("URL"))
+        [Self::Public, Self::Internal, Self::Admin]
+            .into_iter()
+            .find(|i| i.as_str() == word.trim_end_matches("URL"))
     }
 }
 
@@ -179,7 +181,10 @@ impl Entry {
     fn of_environment(environment: Environment<'_>) -> Self {
         let set = |name: &str| environment(name).filter(|value| !value.is_empty());
         Self {
-            auth: Some(Auth { auth_url: set("OS_AUTH_URL").map(RawUrl), project_name: set("OS_PROJECT_NAME") }),
+            auth: Some(Auth {
+                auth_url: set("OS_AUTH_URL").map(RawUrl),
+                project_name: set("OS_PROJECT_NAME"),
+            }),
             region_name: set("OS_REGION_NAME"),
             interface: set("OS_INTERFACE").or_else(|| set("OS_ENDPOINT_TYPE")).map(Words::One),
             cacert: set("OS_CACERT").map(PathBuf::from),

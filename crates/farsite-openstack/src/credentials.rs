@@ -22,9 +22,17 @@ pub struct Credentials {
 
 #[derive(Debug, Clone)]
 enum Who {
-    Password { user: Named, password: Secret },
+    Password {
+        user: Named,
+        password: Secret,
+    },
     /// A name belongs to a user, an id does not need one.
-    Application { id: Option<String>, name: Option<String>, user: Option<Named>, secret: Secret },
+    Application {
+        id: Option<String>,
+        name: Option<String>,
+        user: Option<Named>,
+        secret: Secret,
+    },
     Token(Secret),
 }
 
@@ -152,7 +160,9 @@ impl Credentials {
         let domain = |kind: &str| {
             let of_kind = get(&format!("{kind}_domain_id")).map(Domain::Id);
             let of_kind = of_kind.or_else(|| get(&format!("{kind}_domain_name")).map(Domain::Name));
-            of_kind.or_else(|| get("default_domain").map(Domain::Id)).unwrap_or(Domain::Id("default".to_owned()))
+            of_kind
+                .or_else(|| get("default_domain").map(Domain::Id))
+                .unwrap_or(Domain::Id("default".to_owned()))
         };
         let named = |kind: &str, id: Option<String>, name: Option<String>| {
             id.map(Named::Id).or_else(|| Some(Named::Name { name: name?, domain: domain(kind) }))
@@ -186,8 +196,9 @@ impl Credentials {
             }
             "token" => Who::Token(Secret::new(get("token").ok_or_else(|| missing("token"))?)),
             _ => {
-                return Err("its `auth_type` is none of password, v3applicationcredential and token"
-                    .to_owned());
+                return Err(
+                    "its `auth_type` is none of password, v3applicationcredential and token".to_owned()
+                );
             }
         };
         let of_domain = get("domain_id").map(Domain::Id).or_else(|| get("domain_name").map(Domain::Name));
@@ -281,10 +292,7 @@ mod tests {
     fn an_application_credential_and_a_token_need_no_user() {
         let by_id = [("application_credential_id", "a1"), ("application_credential_secret", "hunter2")];
         let auth = request(Some("v3applicationcredential"), &by_id).unwrap();
-        assert_eq!(
-            auth["identity"]["application_credential"],
-            json!({ "id": "a1", "secret": "hunter2" })
-        );
+        assert_eq!(auth["identity"]["application_credential"], json!({ "id": "a1", "secret": "hunter2" }));
         assert!(auth.get("scope").is_none(), "it has its own");
         assert_eq!(request(None, &by_id).unwrap(), auth, "the type follows from what is there");
         let auth = request(None, &[("token", "hunter2"), ("project_id", "p1")]).unwrap();

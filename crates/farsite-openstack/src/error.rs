@@ -19,7 +19,9 @@ pub enum AskError {
     Certificates { file: PathBuf, why: String },
     #[error("no HTTP client can be made: {0}")]
     Client(String),
-    #[error("{what} of cloud {cloud:?} failed: {why}\n  hint: the service or what stands before it may be down; `farsite check` asks again")]
+    #[error(
+        "{what} of cloud {cloud:?} failed: {why}\n  hint: the service or what stands before it may be down; `farsite check` asks again"
+    )]
     Unreachable { cloud: String, what: String, why: String },
     #[error(
         "{what} of cloud {cloud:?} did not end within {} s\n  hint: look at the service's load and log",
@@ -35,17 +37,29 @@ pub enum AskError {
     Forbidden { cloud: String, what: String, user: String, says: String },
     #[error("{what} of cloud {cloud:?} was answered with status {status}: {says}")]
     Status { cloud: String, what: String, status: u16, says: String },
-    #[error("{what} of cloud {cloud:?} was answered with something else than expected: {why}\n  hint: is this address really the service's?")]
+    #[error(
+        "{what} of cloud {cloud:?} was answered with something else than expected: {why}\n  hint: is this address really the service's?"
+    )]
     Unreadable { cloud: String, what: String, why: String },
-    #[error("the catalog of cloud {cloud:?} has no {service} service (it has {there})\n  hint: `openstack --os-cloud {cloud} catalog list`")]
+    #[error(
+        "the catalog of cloud {cloud:?} has no {service} service (it has {there})\n  hint: `openstack --os-cloud {cloud} catalog list`"
+    )]
     NoService { cloud: String, service: &'static str, there: String },
     #[error(
         "the catalog of cloud {cloud:?} has no {interface} address of the {service} service{} (there are: {there})\n  hint: `region` of \
          the site in farsite.yaml, `interface` in clouds.yaml",
         region.as_ref().map_or_else(String::new, |region| format!(" in region {region}"))
     )]
-    NoEndpoint { cloud: String, service: &'static str, interface: &'static str, region: Option<String>, there: String },
-    #[error("{user} does not see the volumes of all projects of cloud {cloud:?}, and a part of them is not taken for all\n  hint: {RIGHTS}")]
+    NoEndpoint {
+        cloud: String,
+        service: &'static str,
+        interface: &'static str,
+        region: Option<String>,
+        there: String,
+    },
+    #[error(
+        "{user} does not see the volumes of all projects of cloud {cloud:?}, and a part of them is not taken for all\n  hint: {RIGHTS}"
+    )]
     NotAll { cloud: String, user: String },
     #[error("cloud {cloud:?} has {count} projects called {name:?}\n  hint: write the project's id")]
     Ambiguous { cloud: String, name: String, count: usize },

@@ -76,7 +76,8 @@ impl Files {
 }
 
 fn first(folders: &[PathBuf], stem: &str) -> Option<PathBuf> {
-    let files = folders.iter().flat_map(|folder| ["yaml", "yml"].map(|end| folder.join(format!("{stem}.{end}"))));
+    let files =
+        folders.iter().flat_map(|folder| ["yaml", "yml"].map(|end| folder.join(format!("{stem}.{end}"))));
     files.into_iter().find(|file| file.exists())
 }
 

@@ -33,7 +33,8 @@ impl Client {
             pools: Vec<Pool>,
         }
         let query = pairs(&[("detail", "true")]);
-        let found: Pools = self.get(Service::BlockStorage, "/scheduler-stats/get_pools", &query, None).await?;
+        let found: Pools =
+            self.get(Service::BlockStorage, "/scheduler-stats/get_pools", &query, None).await?;
         Ok(found.pools)
     }
 
@@ -79,7 +80,8 @@ impl Client {
         if projects.contains_key(name) {
             return Ok(name.to_owned());
         }
-        let ids: Vec<&String> = projects.iter().filter(|(_, known)| *known == name).map(|(id, _)| id).collect();
+        let ids: Vec<&String> =
+            projects.iter().filter(|(_, known)| *known == name).map(|(id, _)| id).collect();
         let cloud = || self.name().to_owned();
         match ids.as_slice() {
             [only] => Ok((*only).clone()),

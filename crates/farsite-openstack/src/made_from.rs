@@ -134,7 +134,8 @@ mod tests {
     use super::*;
 
     fn volume(id: &str, more: Value) -> Volume {
-        let mut record = json!({ "id": id, "name": null, "status": "available", "size": 1, "created_at": null });
+        let mut record =
+            json!({ "id": id, "name": null, "status": "available", "size": 1, "created_at": null });
         record.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
         serde_json::from_value(record).unwrap()
     }

@@ -121,7 +121,8 @@ impl<'c, T: DeserializeOwned> Pages<'c, T> {
         let at = match next {
             None => At::End,
             Some(link) => {
-                let marker = marker(&link).ok_or_else(|| unreadable("its link to the next page has no marker".to_owned()))?;
+                let marker = marker(&link)
+                    .ok_or_else(|| unreadable("its link to the next page has no marker".to_owned()))?;
                 if matches!(&self.at, At::Behind(before) if *before == marker) {
                     return Err(unreadable("its next page is the one before".to_owned()));
                 }
@@ -137,7 +138,11 @@ impl<'c, T: DeserializeOwned> Pages<'c, T> {
 fn next_link<'a>(answer: &'a Value, field: &str) -> Option<&'a str> {
     let links = answer.get(format!("{field}_links")).and_then(Value::as_array);
     let of_cinder = links.into_iter().flatten().find(|link| link["rel"] == "next");
-    of_cinder.map(|link| &link["href"]).or_else(|| answer.get("next")).or_else(|| answer.get("links")?.get("next"))?.as_str()
+    of_cinder
+        .map(|link| &link["href"])
+        .or_else(|| answer.get("next"))
+        .or_else(|| answer.get("links")?.get("next"))?
+        .as_str()
 }
 
 fn marker(link: &str) -> Option<String> {

@@ -15,7 +15,8 @@ impl Client {
             Some(project) => Some(self.project(project).await?),
             None => None,
         };
-        let wanted = Wanted { project: project.clone(), metadata: select.metadata.clone(), updated_since: None };
+        let wanted =
+            Wanted { project: project.clone(), metadata: select.metadata.clone(), updated_since: None };
         let mut pages = self.volumes(&wanted).await?;
         let mut found = std::collections::BTreeMap::new();
         while let Some(page) = pages.next().await? {
@@ -49,7 +50,8 @@ impl Client {
 
 /// Whether everything that is given holds for a volume. `project` is the id of the one that `select` names.
 pub fn holds(select: &Select, project: Option<&str>, volume: &Volume) -> bool {
-    let any = |given: &[String], fits: &dyn Fn(&str) -> bool| given.is_empty() || given.iter().any(|one| fits(one));
+    let any =
+        |given: &[String], fits: &dyn Fn(&str) -> bool| given.is_empty() || given.iter().any(|one| fits(one));
     let name = volume.name.as_deref().unwrap_or_default();
     select.metadata.iter().all(|(key, value)| volume.metadata.get(key) == Some(value))
         && any(&select.ids, &|id| id == volume.id || id == volume.stored_as())

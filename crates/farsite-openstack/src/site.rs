@@ -47,7 +47,8 @@ impl SiteCloud {
     pub async fn client(&self) -> Result<&Client, AskError> {
         self.client
             .get_or_try_init(|| async {
-                let name = self.name().ok_or_else(|| AskError::NoCloud { site: self.site.clone() })?.to_owned();
+                let name =
+                    self.name().ok_or_else(|| AskError::NoCloud { site: self.site.clone() })?.to_owned();
                 let clouds = Clouds::load()?;
                 let cloud = clouds.find(&name)?;
                 Client::new(cloud, self.about.region.clone(), self.limits, move || clouds.credentials(&name))

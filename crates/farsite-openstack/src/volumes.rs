@@ -90,8 +90,10 @@ impl Client {
 
 /// Cinder reads this filter as Python writes a dictionary.
 fn python(metadata: &BTreeMap<String, String>) -> String {
-    let quoted = |text: &str| format!("'{}'", text.replace('\\', "\\\\").replace('\'', "\\'").replace('\n', "\\n"));
-    let pairs: Vec<String> = metadata.iter().map(|(key, value)| format!("{}: {}", quoted(key), quoted(value))).collect();
+    let quoted =
+        |text: &str| format!("'{}'", text.replace('\\', "\\\\").replace('\'', "\\'").replace('\n', "\\n"));
+    let pairs: Vec<String> =
+        metadata.iter().map(|(key, value)| format!("{}: {}", quoted(key), quoted(value))).collect();
     format!("{{{}}}", pairs.join(", "))
 }
 

@@ -80,10 +80,13 @@ pub async fn coverage(
     let mut notes = Vec::new();
     let (has_images, has_volumes) = services(client, &mut notes).await?;
     let pools = if has_volumes { client.pools().await? } else { Vec::new() };
-    let backends: BTreeSet<String> = pools.iter().filter_map(|pool| pool.backend().map(str::to_owned)).collect();
+    let backends: BTreeSet<String> =
+        pools.iter().filter_map(|pool| pool.backend().map(str::to_owned)).collect();
     let projects = match client.projects().await {
         Ok(projects) => projects,
-        Err(error @ (AskError::Forbidden { .. } | AskError::NoService { .. } | AskError::NoEndpoint { .. })) => {
+        Err(
+            error @ (AskError::Forbidden { .. } | AskError::NoService { .. } | AskError::NoEndpoint { .. }),
+        ) => {
             notes.push(format!("projects are shown by their ids: {error}"));
             std::collections::BTreeMap::new()
         }
@@ -112,7 +115,8 @@ pub async fn coverage(
     if has_volumes {
         let types = client.volume_types().await?;
         comparison.knows_types(types.iter().map(|kind| kind.name.clone()).collect());
-        encrypting_types = types.into_iter().filter(|kind| kind.encryption.is_some()).map(|kind| kind.name).collect();
+        encrypting_types =
+            types.into_iter().filter(|kind| kind.encryption.is_some()).map(|kind| kind.name).collect();
         let mut pages = client.volumes(&Wanted::default()).await?;
         while let Some(page) = pages.next().await? {
             page.iter().for_each(|volume| comparison.volume(volume));
@@ -166,7 +170,9 @@ async fn covers(
     };
     if let Some(elsewhere) = elsewhere {
         let (group, entry) = (&policy.group, item.id());
-        notes.push(format!("group {group}, {entry} is read {elsewhere}: taken by the policy's words, not looked at"));
+        notes.push(format!(
+            "group {group}, {entry} is read {elsewhere}: taken by the policy's words, not looked at"
+        ));
         return by_words(item, client).await.map(Some);
     }
     let listed = match farsite_sources::source(item, cloud) {

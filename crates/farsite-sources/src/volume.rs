@@ -256,7 +256,14 @@ mod tests {
         assert_eq!(lines[1].result.is_ok(), has_reflinks(&path), "{lines:?}");
         let hooked = serde_json::json!({"volume": {"path": path, "consistency": "crash",
             "hooks": {"before-capture": ["true"], "after-capture": ["true"]}}});
-        assert!(crate::tests::source(&entry(hooked)).unwrap().check().await.iter().all(|line| line.result.is_ok()));
+        assert!(
+            crate::tests::source(&entry(hooked))
+                .unwrap()
+                .check()
+                .await
+                .iter()
+                .all(|line| line.result.is_ok())
+        );
         let missing = entry(serde_json::json!({"volume": {"path": dir.path().join("gone")}}));
         let lines = crate::tests::source(&missing).unwrap().check().await;
         assert!(lines[0].result.as_ref().unwrap_err().contains("gone"));

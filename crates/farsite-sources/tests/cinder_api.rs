@@ -31,10 +31,16 @@ async fn site() -> (tempfile::TempDir, Fake) {
     let fake = Fake::start().await;
     fake.change(|content| {
         content.volumes = vec![
-            volume(A, json!({ "metadata": { "dr": "yes" }, "name": "db",
-                              "volume_image_metadata": { "image_id": "image-1" } })),
-            volume(B, json!({ "metadata": { "dr": "yes" }, "name": "web", "source_volid": A,
-                              "os-vol-mig-status-attr:name_id": MOVED })),
+            volume(
+                A,
+                json!({ "metadata": { "dr": "yes" }, "name": "db",
+                              "volume_image_metadata": { "image_id": "image-1" } }),
+            ),
+            volume(
+                B,
+                json!({ "metadata": { "dr": "yes" }, "name": "web", "source_volid": A,
+                              "os-vol-mig-status-attr:name_id": MOVED }),
+            ),
         ];
     });
     (folder, fake)
@@ -65,7 +71,10 @@ async fn what_cinder_selects_is_captured_under_the_names_of_its_files() {
     let by_both = source(folder.path(), &fake, json!({ "metadata": { "dr": "yes" }, "files": ["*.info"] }));
     assert_eq!(names(&*by_both).await, all[2..]);
     let lines = by_metadata.check().await;
-    assert!(lines.iter().any(|line| line.result.as_ref().is_ok_and(|says| says.starts_with("3 volumes"))), "{lines:?}");
+    assert!(
+        lines.iter().any(|line| line.result.as_ref().is_ok_and(|says| says.starts_with("3 volumes"))),
+        "{lines:?}"
+    );
 }
 
 #[tokio::test]
@@ -92,7 +101,10 @@ async fn a_cloud_that_cannot_be_asked_fails_the_entry_and_selects_no_fewer() {
     assert_eq!(names(&*source).await.len(), 3, "it is asked again the next time");
     fake.change(|content| content.volumes.clear());
     let lines = source.check().await;
-    assert!(lines.iter().any(|line| line.result.as_ref().is_err_and(|why| why.contains("no volume"))), "{lines:?}");
+    assert!(
+        lines.iter().any(|line| line.result.as_ref().is_err_and(|why| why.contains("no volume"))),
+        "{lines:?}"
+    );
 }
 
 #[tokio::test]
@@ -111,7 +123,10 @@ async fn a_capture_knows_what_its_volume_was_made_from() {
     let ancestor = async |name: String| {
         source.capture(&ItemId::new(ItemKind::Cinder, &name), &context).await.unwrap().ancestor
     };
-    assert_eq!(ancestor(format!("volume-{MOVED}")).await, Some(ItemId::new(ItemKind::Cinder, &format!("volume-{A}"))));
+    assert_eq!(
+        ancestor(format!("volume-{MOVED}")).await,
+        Some(ItemId::new(ItemKind::Cinder, &format!("volume-{A}")))
+    );
     assert_eq!(ancestor(format!("volume-{A}")).await, Some(ItemId::new(ItemKind::Glance, "image-1")));
     assert_eq!(ancestor("volume-stray".to_owned()).await, None);
     std::fs::remove_file(folder.path().join(format!("volumes/volume-{A}"))).unwrap();

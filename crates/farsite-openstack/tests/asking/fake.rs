@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use axum::Router;
-use axum::extract::{Query, Request, State};
+use axum::extract::{Request, State};
 use axum::http::{HeaderMap, StatusCode, Uri};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
@@ -59,7 +59,13 @@ impl Fake {
     pub async fn start() -> Self {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
-        let content = Content { page: 1000, is_admin: true, minor: 71, pools: vec!["ctl@nfs#pool"], ..Content::default() };
+        let content = Content {
+            page: 1000,
+            is_admin: true,
+            minor: 71,
+            pools: vec!["ctl@nfs#pool"],
+            ..Content::default()
+        };
         let fake = Self { url, content: Arc::new(Mutex::new(content)) };
         let routes = Router::new()
             .route("/v3/auth/tokens", axum::routing::post(token))
@@ -130,7 +136,9 @@ async fn fault(fake: &Fake, path: &str) -> Option<Response> {
             tokio::time::sleep(pause).await;
             None
         }
-        Fault::Busy => Some((StatusCode::TOO_MANY_REQUESTS, [("retry-after", "0")], "slow down").into_response()),
+        Fault::Busy => {
+            Some((StatusCode::TOO_MANY_REQUESTS, [("retry-after", "0")], "slow down").into_response())
+        }
     }
 }
 
@@ -171,21 +179,16 @@ async fn token(State(fake): State<Fake>, Json(asked): Json<Value>) -> Response {
     (StatusCode::CREATED, [("x-subject-token", token)], Json(body)).into_response()
 }
 
-async fn answer(
-    State(fake): State<Fake>,
-    uri: Uri,
-    Query(query): Query<BTreeMap<String, String>>,
-    headers: HeaderMap,
-    _: Request<Body>,
-) -> Response {
+async fn answer(State(fake): State<Fake>, uri: Uri, headers: HeaderMap, _: Request<Body>) -> Response {
     fake.change(|content| content.asked.push(format!("GET {uri}")));
-    let path = uri.path().to_owned();
+    let (path, query) = (uri.path().to_owned(), query(&uri));
     if let Some(failed) = fault(&fake, &path).await {
         return failed;
     }
     let good = fake.change(|content| format!("token-{}-{PASSWORD}", content.tokens));
     if headers.get("x-auth-token").is_none_or(|token| *token != good) {
-        return (StatusCode::UNAUTHORIZED, Json(json!({ "error": { "message": "expired" } }))).into_response();
+        return (StatusCode::UNAUTHORIZED, Json(json!({ "error": { "message": "expired" } })))
+            .into_response();
     }
     let cinder = format!("/volume/v3/{PROJECT}");
     let (url, is_admin, minor) = fake.change(|content| (fake.url.clone(), content.is_admin, content.minor));
@@ -201,7 +204,9 @@ async fn answer(
                 answer["next"] = json!(format!("/v2/images?limit=9&marker={marker}"));
             })
         }
-        ("/v3/projects", _) => json!({ "projects": fake.change(|c| c.projects.clone()), "links": { "next": null } }),
+        ("/v3/projects", _) => {
+            json!({ "projects": fake.change(|c| c.projects.clone()), "links": { "next": null } })
+        }
         (_, Some("/scheduler-stats/get_pools")) if !is_admin => {
             let body = json!({ "forbidden": { "code": 403, "message": "Policy doesn't allow it." } });
             return (StatusCode::FORBIDDEN, Json(body)).into_response();
@@ -224,16 +229,42 @@ async fn answer(
             })
         }
         (_, Some(kind)) if kind.ends_with("/encryption") => match kind.contains("/luks-type/") {
-            true => json!({ "provider": "luks", "cipher": "aes-xts-plain64", "key_size": 256, "control_location": "front-end" }),
+            true => {
+                json!({ "provider": "luks", "cipher": "aes-xts-plain64", "key_size": 256, "control_location": "front-end" })
+            }
             false => json!({}),
         },
-        _ => return (StatusCode::NOT_FOUND, Json(json!({ "error": { "message": format!("no {url}") } }))).into_response(),
+        _ => {
+            return (StatusCode::NOT_FOUND, Json(json!({ "error": { "message": format!("no {url}") } })))
+                .into_response();
+        }
     };
     if body.is_null() {
         let body = json!({ "badRequest": { "code": 400, "message": "marker not found" } });
         return (StatusCode::BAD_REQUEST, Json(body)).into_response();
     }
     Json(body).into_response()
+}
+
+fn query(uri: &Uri) -> BTreeMap<String, String> {
+    let pairs = uri.query().unwrap_or_default().split('&').filter_map(|pair| pair.split_once('='));
+    pairs.map(|(name, value)| (decoded(name), decoded(value))).collect()
+}
+
+fn decoded(text: &str) -> String {
+    let mut bytes = Vec::new();
+    let mut rest = text.bytes();
+    while let Some(byte) = rest.next() {
+        bytes.push(match byte {
+            b'+' => b' ',
+            b'%' => {
+                let digits: String = rest.by_ref().take(2).map(char::from).collect();
+                u8::from_str_radix(&digits, 16).unwrap()
+            }
+            byte => byte,
+        });
+    }
+    String::from_utf8(bytes).unwrap()
 }
 
 /// The filters that Cinder knows and this project uses.

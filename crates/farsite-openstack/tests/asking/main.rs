@@ -188,7 +188,9 @@ async fn a_wrong_password_is_said_once_and_never_shown() {
 #[tokio::test]
 async fn no_error_shows_a_secret() {
     let fake = with_volumes(1).await;
-    for fault in [Fault::Status(500), Fault::Status(403), Fault::Status(404), Fault::Slow(Duration::from_secs(9))] {
+    for fault in
+        [Fault::Status(500), Fault::Status(403), Fault::Status(404), Fault::Slow(Duration::from_secs(9))]
+    {
         let (_folder, client) = client(&fake);
         fake.fails("/volume", (0..4).map(|_| fault.clone()));
         let error = volumes(&client).await.unwrap_err();
@@ -199,8 +201,9 @@ async fn no_error_shows_a_secret() {
 
 #[tokio::test]
 async fn a_keystone_that_is_not_there_is_named() {
-    let (_folder, client) =
-        client_of("clouds: { north: { auth: { auth_url: 'http://127.0.0.1:1', username: u, password: p } } }");
+    let (_folder, client) = client_of(
+        "clouds: { north: { auth: { auth_url: 'http://127.0.0.1:1', username: u, password: p } } }",
+    );
     let error = volumes(&client).await.unwrap_err();
     assert!(matches!(error, AskError::Unreachable { .. }), "{error}");
     assert!(error.to_string().contains("refused"), "{error}");
@@ -217,7 +220,8 @@ async fn volumes_are_selected_by_what_cinder_knows_of_them() {
             volume("c", of_other),
         ];
         content.types = vec![json!({ "id": "t", "name": "gold" })];
-        content.projects = vec![json!({ "id": PROJECT, "name": "shop" }), json!({ "id": "other", "name": "bank" })];
+        content.projects =
+            vec![json!({ "id": PROJECT, "name": "shop" }), json!({ "id": "other", "name": "bank" })];
     });
     let (_folder, client) = client(&fake);
     for (select, backend, expected) in [
@@ -232,7 +236,9 @@ async fn volumes_are_selected_by_what_cinder_knows_of_them() {
         let select: Select = serde_json::from_value(select).unwrap();
         assert_eq!(ids(&client.selected(&select, backend).await.unwrap()), expected, "{select:?}");
     }
-    for (select, near) in [(json!({ "project": "shopp" }), "shop"), (json!({ "volume-type": "golf" }), "gold")] {
+    for (select, near) in
+        [(json!({ "project": "shopp" }), "shop"), (json!({ "volume-type": "golf" }), "gold")]
+    {
         let select: Select = serde_json::from_value(select).unwrap();
         let error = client.selected(&select, None).await.unwrap_err().to_string();
         assert!(error.contains(&format!("did you mean {near}")), "{error}");
@@ -248,7 +254,8 @@ async fn what_a_volume_was_made_from_is_asked_once_and_then_for_what_is_new() {
             volume("b", json!({ "snapshot_id": "s" })),
             volume("c", json!({ "source_volid": "b", "updated_at": "2026-11-03T00:00:00.000000" })),
         ];
-        content.snapshots = vec![json!({ "id": "s", "name": "", "status": "available", "size": 1, "volume_id": "a",
+        content.snapshots =
+            vec![json!({ "id": "s", "name": "", "status": "available", "size": 1, "volume_id": "a",
                                          "created_at": "2026-11-01T00:00:00.000000" })];
     });
     let (_folder, client) = client(&fake);
@@ -288,7 +295,10 @@ async fn what_changed_since_is_asked_for_where_cinder_can_tell() {
 async fn types_are_listed_with_their_encryption() {
     let fake = Fake::start().await;
     fake.change(|content| {
-        content.types = vec![json!({ "id": "plain-type", "name": "plain" }), json!({ "id": "luks-type", "name": "luks" })];
+        content.types = vec![
+            json!({ "id": "plain-type", "name": "plain" }),
+            json!({ "id": "luks-type", "name": "luks" }),
+        ];
     });
     let (_folder, client) = client(&fake);
     let types = client.volume_types().await.unwrap();
@@ -304,8 +314,10 @@ async fn an_application_credential_and_a_token_open_a_cloud_too() {
         format!("application_credential_id: a, application_credential_secret: {PASSWORD}"),
         format!("token: {PASSWORD}"),
     ] {
-        let text =
-            format!("clouds: {{ north: {{ region_name: One, auth: {{ auth_url: '{}', {auth} }} }} }}", fake.url);
+        let text = format!(
+            "clouds: {{ north: {{ region_name: One, auth: {{ auth_url: '{}', {auth} }} }} }}",
+            fake.url
+        );
         let (_folder, client) = client_of(&text);
         assert_eq!(volumes(&client).await.unwrap().len(), 1);
     }

@@ -21,12 +21,22 @@ pub(super) enum Covers {
     Images(BTreeSet<String>),
     AllImages,
     /// Volumes, by what their files are named after; and those that are selected and have no file where they should.
-    Volumes { found: BTreeSet<String>, missing: BTreeSet<String> },
+    Volumes {
+        found: BTreeSet<String>,
+        missing: BTreeSet<String>,
+    },
     /// One file, which may be a volume's.
     File(String),
-    ByWords { select: Box<Select>, project: Option<String>, backend: Option<String> },
+    ByWords {
+        select: Box<Select>,
+        project: Option<String>,
+        backend: Option<String>,
+    },
     /// Its items cannot be listed: so images, or volumes, are not captured now.
-    Nothing { images: bool, why: String },
+    Nothing {
+        images: bool,
+        why: String,
+    },
 }
 
 impl Covers {
@@ -35,7 +45,8 @@ impl Covers {
             return Self::Images(items.iter().map(|item| item.name().to_owned()).collect());
         };
         let is_there = |name: &str| cinder.path.as_ref().is_none_or(|folder| folder.join(name).exists());
-        let (found, missing): (Vec<&ItemId>, Vec<&ItemId>) = items.iter().partition(|item| is_there(item.name()));
+        let (found, missing): (Vec<&ItemId>, Vec<&ItemId>) =
+            items.iter().partition(|item| is_there(item.name()));
         let ids = |items: Vec<&ItemId>| items.iter().filter_map(|item| stored_as(item.name())).collect();
         Self::Volumes { found: ids(found), missing: ids(missing) }
     }
@@ -248,7 +259,8 @@ impl Comparison {
         if let Some(why) = self.unlisted(false) {
             return why;
         }
-        let of_cinder = |entry: &&Entry| !matches!(entry.covers, Covers::Images(_) | Covers::AllImages | Covers::File(_));
+        let of_cinder =
+            |entry: &&Entry| !matches!(entry.covers, Covers::Images(_) | Covers::AllImages | Covers::File(_));
         let mut of_cinder = self.entries.iter().filter(of_cinder).peekable();
         match (of_cinder.peek(), volume.backend()) {
             (None, _) => "no policy of this site has a `cinder` entry".to_owned(),
@@ -309,13 +321,16 @@ impl Comparison {
             vain.extend(entry.names.iter().map(|name| format!("no volume is called {name}")));
             if let (true, Covers::File(id)) = (entry.covered == 0, &entry.covers) {
                 vain.push(format!("there is no volume {id}, which its file is named after"));
-            } else if entry.covered == 0 && vain.is_empty() && !matches!(entry.covers, Covers::Nothing { .. }) {
+            } else if entry.covered == 0 && vain.is_empty() && !matches!(entry.covers, Covers::Nothing { .. })
+            {
                 vain.push("it captures nothing that this cloud has".to_owned());
             }
             let of = |what| InVain { group: entry.group.clone(), entry: entry.id.clone(), what };
             self.compared.in_vain.extend(vain.into_iter().map(of));
         }
-        self.compared.unprotected.sort_by(|a, b| (a.kind, &a.project, &a.name, &a.id).cmp(&(b.kind, &b.project, &b.name, &b.id)));
+        self.compared
+            .unprotected
+            .sort_by(|a, b| (a.kind, &a.project, &a.name, &a.id).cmp(&(b.kind, &b.project, &b.name, &b.id)));
         self.compared
     }
 }

@@ -4,8 +4,8 @@
 use std::os::unix::fs::PermissionsExt;
 use std::time::Duration;
 
-use farsite_model::config::{Config, Site};
 use farsite_model::SiteName;
+use farsite_model::config::{Config, Site};
 use farsite_openstack::{AskError, Clouds, CloudsError, Limits, Service, SiteCloud, probe};
 
 use super::{Lines, Verdict};
@@ -70,7 +70,11 @@ async fn answers(site: &SiteName, about: &Site, verdict: Verdict, lines: &mut Li
         let client = cloud.client().await?;
         let token = client.token().await?;
         let roles: Vec<&str> = token.roles().collect();
-        lines.ok(AREA, site.as_str(), format!("gives a token to {} (roles: {})", token.holder(), roles.join(", ")));
+        lines.ok(
+            AREA,
+            site.as_str(),
+            format!("gives a token to {} (roles: {})", token.holder(), roles.join(", ")),
+        );
         for service in [Service::Image, Service::BlockStorage] {
             match client.endpoint(service).await {
                 Ok(url) => lines.ok(AREA, site.as_str(), format!("{service} is at {url}")),
