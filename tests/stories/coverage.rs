@@ -86,7 +86,7 @@ async fn a_run_captures_what_cinder_selects_and_nothing_less_when_it_cannot_be_a
     let (sites, fake) = a_site_with_a_cloud().await;
     let newest = async || {
         let ledger = sites.ledger().await;
-        let point = ledger.state().points().last().unwrap().id;
+        let point = ledger.state().points.last().unwrap().said.point;
         sites.manifest(point).await
     };
     let (code, _, said) = farsite(&sites, &["replicate"]).await;

@@ -135,12 +135,8 @@ impl Token {
     ) -> Result<String, AskError> {
         let of_type =
             |kind: &&str| self.about.catalog.iter().filter(|entry| entry.r#type == **kind).collect();
-        let entries: Vec<&Entry> = service
-            .types()
-            .iter()
-            .map(|kind| of_type(kind))
-            .find(|found: &Vec<_>| !found.is_empty())
-            .unwrap_or_default();
+        let entries: Vec<&Entry> =
+            service.types().iter().map(of_type).find(|found: &Vec<_>| !found.is_empty()).unwrap_or_default();
         if entries.is_empty() {
             let there: BTreeSet<&str> =
                 self.about.catalog.iter().map(|entry| entry.r#type.as_str()).collect();

@@ -128,7 +128,7 @@ impl Client {
                 Ok(response) => break response,
                 // Nothing was sent yet, so once more does no harm.
                 Err(error) if error.is_connect() && tries < self.limits.tries => {
-                    self.pause(tries, None).await
+                    self.pause(tries, None).await;
                 }
                 Err(error) => return Err(self.unreachable(what, &error)),
             }

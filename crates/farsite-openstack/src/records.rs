@@ -9,10 +9,6 @@ use serde::de::Error;
 use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 
-/// The id of the key that Cinder's configuration holds (`fixed_key`), where no key manager gives out others.
-/// Source: castellan/cinder, `cinder.keymgr.conf_key_mgr.ConfKeyManager`.
-const FIXED_KEY: &str = "00000000-0000-0000-0000-000000000000";
-
 /// One of Glance's images.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 pub struct Image {
@@ -71,7 +67,7 @@ pub struct Volume {
     pub name_id: Option<String>,
     #[serde(default)]
     pub encrypted: bool,
-    /// From microversion 3.64 on.
+    /// Told from microversion 3.64 on, and never of Cinder's own `fixed_key`.
     #[serde(default)]
     pub encryption_key_id: Option<String>,
     #[serde(default, deserialize_with = "truth")]
@@ -113,10 +109,6 @@ impl Volume {
     /// Whether its back end holds something of it that is worth keeping.
     pub fn has_data(&self) -> bool {
         !matches!(self.status.as_str(), "creating" | "downloading" | "error" | "deleting" | "error_deleting")
-    }
-    /// Whether its key is the one in Cinder's configuration; `None` when that is not told.
-    pub fn has_fixed_key(&self) -> Option<bool> {
-        self.encryption_key_id.as_ref().map(|id| id == FIXED_KEY)
     }
 }
 

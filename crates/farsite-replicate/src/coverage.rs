@@ -184,13 +184,16 @@ async fn covers(
     };
     Ok(Some(match listed {
         Ok(items) => Covers::listed(item, &items),
-        Err(why) => Covers::nothing(item, why),
+        Err(why) => {
+            notes.push(format!("group {}, {} cannot be listed: {why}", policy.group, item.id()));
+            Covers::nothing(item)
+        }
     }))
 }
 
 async fn by_words(item: &Item, client: &Client) -> Result<Covers, AskError> {
     let Item::Cinder(cinder) = item else { return Ok(Covers::AllImages) };
-    let select = cinder.select.clone().unwrap_or_default();
+    let select = cinder.select.as_deref().cloned().unwrap_or_default();
     let project = match &select.project {
         None => None,
         Some(project) => match client.project(project).await {

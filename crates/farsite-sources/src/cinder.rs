@@ -75,12 +75,13 @@ impl Cinder {
 /// What the cloud says that a volume was made from: the nearest that is here too, else its image.
 async fn made_from(cloud: &SiteCloud, folder: Option<&Path>, name: &str) -> Option<ItemId> {
     let is_here = |file: &str| folder.is_none_or(|folder| folder.join(file).exists());
-    let chain = cloud.made_from(chosen::stored_as(name)?).await;
+    let (id, ending) = chosen::disk_of(name)?;
+    let chain = cloud.made_from(id).await;
     let mut items: Vec<(bool, ItemId)> = chain
         .iter()
         .map(|made_from| match made_from {
             MadeFrom::Volume(id) => {
-                let file = chosen::file_of(id, name);
+                let file = chosen::file_of(id, ending);
                 (is_here(&file), ItemId::new(ItemKind::Cinder, &file))
             }
             MadeFrom::Image(id) => (true, ItemId::new(ItemKind::Glance, id)),

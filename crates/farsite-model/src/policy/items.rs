@@ -127,7 +127,7 @@ item!(
         rbd: Option<Rbd>,
         /// Which volumes; all where it is not given.
         #[serde(default, skip_serializing_if = "Option::is_none")]
-        select: Option<Select>,
+        select: Option<Box<Select>>,
         /// Items of this policy that hold the keys of encrypted volumes, such as `mariadb/main` with Barbican's database and
         /// `files/barbican` with the key that opens that, or the file with Cinder's `fixed_key`. `farsite coverage` counts an
         /// encrypted volume as unprotected without it.

@@ -35,7 +35,6 @@ pub(super) enum Covers {
     /// Its items cannot be listed: so images, or volumes, are not captured now.
     Nothing {
         images: bool,
-        why: String,
     },
 }
 
@@ -53,8 +52,8 @@ impl Covers {
     pub(super) fn file(path: &Path) -> Option<Self> {
         stored_as(path.file_name()?.to_str()?).map(Self::File)
     }
-    pub(super) fn nothing(item: &Item, why: String) -> Self {
-        Self::Nothing { images: matches!(item, Item::Glance(_)), why }
+    pub(super) fn nothing(item: &Item) -> Self {
+        Self::Nothing { images: matches!(item, Item::Glance(_)) }
     }
 }
 
@@ -84,7 +83,7 @@ impl Entry {
     pub(super) fn new(group: GroupName, item: &Item, covers: Covers) -> Self {
         let (select, backend, has_keys) = match item {
             Item::Cinder(cinder) => (
-                cinder.select.clone().unwrap_or_default(),
+                cinder.select.as_deref().cloned().unwrap_or_default(),
                 cinder.backend.clone(),
                 !cinder.encryption_keys.is_empty(),
             ),
@@ -232,10 +231,9 @@ impl Comparison {
                 return;
             }
             Some(entry) => {
-                let key = match volume.has_fixed_key() {
-                    Some(true) => "Cinder's `fixed_key`",
-                    Some(false) => "a key of the key manager (Barbican)",
-                    None => "a key",
+                let key = match &volume.encryption_key_id {
+                    Some(_) => "a key of the key manager (Barbican)",
+                    None => "Cinder's `fixed_key` or a key that it does not tell",
                 };
                 format!(
                     "it is encrypted with {key}, and {} does not say which items hold it (`encryption-keys`)",
@@ -272,8 +270,8 @@ impl Comparison {
     /// Why an entry captures nothing now, when there is one.
     fn unlisted(&self, of_images: bool) -> Option<String> {
         self.entries.iter().find_map(|entry| match &entry.covers {
-            Covers::Nothing { images, why } if *images == of_images => {
-                Some(format!("{} cannot be listed: {why}", entry.named()))
+            Covers::Nothing { images } if *images == of_images => {
+                Some(format!("{} cannot be listed now", entry.named()))
             }
             _ => None,
         })
@@ -402,13 +400,18 @@ mod tests {
     fn an_encrypted_volume_is_protected_when_its_key_is() {
         for (keys, is_protected) in [(json!([]), false), (json!(["mariadb/main", "files/barbican"]), true)] {
             let text = json!({ "cinder": { "path": "/x", "encryption-keys": keys } });
-            let found = Covers::Volumes { found: ["a".to_owned()].into(), missing: BTreeSet::new() };
+            let found = ["a", "b"].map(str::to_owned).into();
+            let found = Covers::Volumes { found, missing: BTreeSet::new() };
             let mut comparison = comparison(vec![entry(text, found)]);
-            let key = "00000000-0000-0000-0000-000000000000";
-            comparison.volume(&volume("a", "db", json!({ "encrypted": true, "encryption_key_id": key })));
+            comparison.volume(&volume("a", "db", json!({ "encrypted": true })));
+            comparison.volume(&volume("b", "db", json!({ "encrypted": true, "encryption_key_id": "k" })));
             let compared = comparison.end();
-            assert_eq!(compared.volumes.protected == 1, is_protected, "{compared:?}");
-            assert!(ids(&compared).iter().all(|(_, why)| why.contains("`fixed_key`")), "{compared:?}");
+            assert_eq!(compared.volumes.protected == 2, is_protected, "{compared:?}");
+            let whys: Vec<&str> = ids(&compared).iter().map(|(_, why)| *why).collect();
+            assert!(
+                is_protected || (whys[0].contains("`fixed_key`") && whys[1].contains("Barbican")),
+                "{whys:?}"
+            );
         }
     }
 
@@ -458,10 +461,10 @@ mod tests {
     #[test]
     fn an_entry_that_cannot_be_listed_protects_nothing() {
         let text = json!({ "glance": { "store": "/gone" } });
-        let nothing = Covers::Nothing { images: true, why: "no such folder".to_owned() };
+        let nothing = Covers::Nothing { images: true };
         let mut comparison = comparison(vec![entry(text, nothing)]);
         comparison.image(&image("i", "active"));
         let compared = comparison.end();
-        assert!(ids(&compared)[0].1.contains("no such folder"), "{compared:?}");
+        assert!(ids(&compared)[0].1.contains("cannot be listed now"), "{compared:?}");
     }
 }

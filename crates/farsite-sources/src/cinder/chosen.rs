@@ -34,7 +34,7 @@ pub(super) enum Chosen {
 
 impl Chooser {
     pub(super) fn new(entry: ItemId, cinder: &policy::Cinder, cloud: Arc<SiteCloud>) -> Self {
-        let select = cinder.select.clone().unwrap_or_default();
+        let select = cinder.select.as_deref().cloned().unwrap_or_default();
         Self { entry, select, backend: cinder.backend.clone(), cloud }
     }
 
@@ -166,12 +166,14 @@ pub(super) fn stored_as(file: &str) -> Option<&str> {
     (!id.is_empty()).then_some(id)
 }
 
-/// The file of another volume, named as `like` is.
-pub(super) fn file_of(id: &str, like: &str) -> String {
-    let ending = like.strip_prefix(PREFIX).and_then(|rest| rest.split_once('.')).map(|(_, ending)| ending);
-    match ending {
-        // A snapshot's overlay ends in the snapshot's id.
-        Some(ending) if ending.len() < 8 => format!("{PREFIX}{id}.{ending}"),
-        _ => format!("{PREFIX}{id}"),
-    }
+/// The id of the volume whose disk this file is, and how disks end here; none for records of snapshots and their overlays.
+pub(super) fn disk_of(file: &str) -> Option<(&str, &str)> {
+    let id = stored_as(file)?;
+    let ending = &file[PREFIX.len() + id.len()..];
+    matches!(ending, "" | ".raw" | ".img" | ".qcow2").then_some((id, ending))
+}
+
+/// The file of another volume's disk.
+pub(super) fn file_of(id: &str, ending: &str) -> String {
+    format!("{PREFIX}{id}{ending}")
 }
