@@ -39,7 +39,7 @@ impl Default for Limits {
         Self {
             connect: Duration::from_secs(10),
             call: Duration::from_mins(1),
-            tries: 4,
+            tries: 5,
             pause: Duration::from_millis(500),
             longest_pause: Duration::from_secs(20),
         }
@@ -322,7 +322,7 @@ fn words(bytes: &[u8], token: Option<&Secret>) -> String {
         Some(inner.get("message")?.as_str()?.to_owned())
     });
     let text = message.unwrap_or_else(|| String::from_utf8_lossy(bytes).into_owned());
-    let text = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    let text = without_tags(&text).split_whitespace().collect::<Vec<_>>().join(" ");
     let text = match token {
         Some(token) if !token.expose().is_empty() => text.replace(token.expose(), "***"),
         _ => text,
@@ -332,6 +332,15 @@ fn words(bytes: &[u8], token: Option<&Secret>) -> String {
         Some((end, _)) => format!("{}…", &text[..end]),
         None => text,
     }
+}
+
+/// What stands before a service answers in HTML.
+fn without_tags(text: &str) -> String {
+    if !text.trim_start().starts_with('<') {
+        return text.to_owned();
+    }
+    let outside = text.split('<').map(|part| part.split_once('>').map_or(part, |(_, behind)| behind));
+    outside.collect::<Vec<_>>().join(" ")
 }
 
 #[cfg(test)]
@@ -344,6 +353,10 @@ mod tests {
         let json = br#"{"badRequest": {"code": 400, "message": "no\n hunter2 here"}}"#;
         assert_eq!(words(json, Some(&token)), "no *** here");
         assert_eq!(words(b"", None), "it says nothing more");
+        assert_eq!(
+            words(b"<html><body><h1>503 Busy</h1>\nNobody is here.</body>", None),
+            "503 Busy Nobody is here."
+        );
         assert!(words("ü".repeat(1000).as_bytes(), None).chars().count() <= LONGEST_WORDS + 1);
     }
 }

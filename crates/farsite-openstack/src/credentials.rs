@@ -175,8 +175,9 @@ impl Credentials {
         );
         let kind = match auth_type {
             Some(kind) => kind.strip_prefix("v3").unwrap_or(kind),
+            None if has("password") => "password",
             None if has("application_credential_secret") => "applicationcredential",
-            None if has("token") && !has("password") => "token",
+            None if has("token") => "token",
             None => "password",
         };
         let missing = |word: &str| format!("its `auth:` has no `{word}`");

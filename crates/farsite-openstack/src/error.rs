@@ -35,7 +35,9 @@ pub enum AskError {
     Refused { cloud: String, says: String },
     #[error("{what} is forbidden to {user} in cloud {cloud:?}: {says}\n  hint: {RIGHTS}")]
     Forbidden { cloud: String, what: String, user: String, says: String },
-    #[error("{what} of cloud {cloud:?} was answered with status {status}: {says}")]
+    #[error(
+        "{what} of cloud {cloud:?} was answered with status {status}: {says}\n  hint: the service's log says more; `farsite check` asks again"
+    )]
     Status { cloud: String, what: String, status: u16, says: String },
     #[error(
         "{what} of cloud {cloud:?} was answered with something else than expected: {why}\n  hint: is this address really the service's?"
