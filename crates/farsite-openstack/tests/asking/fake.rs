@@ -228,12 +228,11 @@ async fn answer(State(fake): State<Fake>, uri: Uri, headers: HeaderMap, _: Reque
                 answer[format!("{field}_links")] = json!([{ "rel": "next", "href": href }]);
             })
         }
-        (_, Some(kind)) if kind.ends_with("/encryption") => match kind.contains("/luks-type/") {
-            true => {
-                json!({ "provider": "luks", "cipher": "aes-xts-plain64", "key_size": 256, "control_location": "front-end" })
-            }
-            false => json!({}),
-        },
+        (_, Some(kind)) if kind.ends_with("/encryption") && !kind.contains("/luks-type/") => json!({}),
+        (_, Some(kind)) if kind.ends_with("/encryption") => {
+            let front = "front-end";
+            json!({ "provider": "luks", "cipher": "aes-xts-plain64", "key_size": 256, "control_location": front })
+        }
         _ => {
             return (StatusCode::NOT_FOUND, Json(json!({ "error": { "message": format!("no {url}") } })))
                 .into_response();

@@ -118,12 +118,13 @@ impl Chooser {
     /// What is selected and does not exist, in words.
     pub(super) async fn in_vain(&self, picked: &[String]) -> Vec<String> {
         let mut vain = Vec::new();
-        let told = match self.select.asks_cloud() {
-            true => match self.told().await {
+        let told = if self.select.asks_cloud() {
+            match self.told().await {
                 Ok(told) => Some(told),
                 Err(error) => return vec![error.to_string()],
-            },
-            false => None,
+            }
+        } else {
+            None
         };
         for id in &self.select.ids {
             let is_there = match &told {
