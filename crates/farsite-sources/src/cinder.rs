@@ -4,6 +4,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 
 use async_trait::async_trait;
 use farsite_model::policy::{self, DiskFormat, Item, Qmp, Rbd, Select};
@@ -21,6 +22,8 @@ pub(crate) struct Cinder {
     qmp: Option<Qmp>,
     rbd: Option<Rbd>,
     select: Option<Select>,
+    /// A pool whose images are open, from the preparation on.
+    ready: Mutex<Option<rbd::Ready>>,
 }
 
 impl Cinder {
@@ -32,7 +35,12 @@ impl Cinder {
             qmp: cinder.qmp.clone(),
             rbd: cinder.rbd.clone(),
             select: cinder.select.clone(),
+            ready: Mutex::new(None),
         }
+    }
+
+    async fn ready(&self, pool: &Rbd) -> Result<Option<rbd::Ready>, SourceError> {
+        rbd::prepare(pool, self.images(pool).await?).await
     }
 
     /// Where the volumes are, when names alone can answer what is asked for.
@@ -238,12 +246,32 @@ impl Source for Cinder {
                 let folder = folder.to_owned();
                 blocking(move || Ok(share::prepare(&folder))).await.unwrap_or(false)
             }
+            Ok(Place::Pool(pool)) => match self.ready(pool).await {
+                Ok(ready) => {
+                    let is_ready = ready.is_some();
+                    *self.ready.lock().expect("no holder of this lock panics") = ready;
+                    is_ready
+                }
+                Err(error) => {
+                    tracing::warn!("{}: not all of it can be of one moment: {error}", self.describe());
+                    false
+                }
+            },
             _ => false,
         }
     }
 
     async fn instant(&self, context: &CaptureContext) -> Result<Option<Box<dyn Source>>, SourceError> {
-        let Place::Folder(folder) = self.place()? else { return Ok(None) };
+        let folder = match self.place()? {
+            Place::Folder(folder) => folder,
+            Place::Pool(_) => {
+                let ready = self.ready.lock().expect("no holder of this lock panics").take();
+                return match ready {
+                    Some(ready) => ready.take(context).await.map(Some),
+                    None => Ok(None),
+                };
+            }
+        };
         if self.format != DiskFormat::Raw || !share::is_subvolume(folder) {
             return Ok(None);
         }

@@ -7,16 +7,20 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use farsite_model::ItemKind;
+use farsite_replicate::spot::Spot;
 use farsite_runbook::action::{Action, ActionContext, ActionError, Done, Outcome};
 use farsite_store::manifest::ManifestItem;
 use futures::stream::{self, StreamExt, TryStreamExt};
 use serde_json::Value;
 
-use super::{Held, RESTORE_LIMIT, no_parameters};
+use super::{Held, RESTORE_LIMIT, no_parameters, pool_items};
 use crate::compare::{self, Difference};
 use crate::group_run::{GroupRun, failed};
 
 pub(crate) struct VerifyContents(pub(super) Held);
+
+/// Reads what was restored once more.
+type Hash = Box<dyn FnOnce() -> std::io::Result<String> + Send>;
 
 /// Items read back at once.
 const AT_ONCE: usize = 2;
@@ -30,21 +34,30 @@ async fn one(
     if context.cancel.is_cancelled() {
         return Err(ActionError::Cancelled);
     }
-    let place = run.path(item)?;
-    let mut difference = compare::item(&run.standby.reader, item, &place)
-        .await
-        .map_err(|e| failed(context, format!("{}: {e}", item.id)))?;
-    if let Some(expected) = item.details.get("sha512").filter(|_| difference.is_none()).cloned() {
-        let path = place.clone();
-        let found = tokio::task::spawn_blocking(move || compare::sha512(&path))
+    let spot = run.spot(item)?;
+    let fail = |e: String| failed(context, format!("{}: {e}", item.id));
+    let reader = &run.standby.reader;
+    let (compared, hash): (_, Hash) = match spot.clone() {
+        Spot::File(path) => {
+            let compared = compare::item(reader, item, &path).await;
+            (compared, Box::new(move || compare::sha512(&path)))
+        }
+        Spot::Image(image) => {
+            let content = pool_items::opened(&image).await.map_err(fail)?;
+            let compared = compare::content(reader, item, content.clone(), &image.to_string()).await;
+            (compared, Box::new(move || compare::sha512_of(&*content)))
+        }
+    };
+    let mut difference = compared.map_err(|e| fail(e.to_string()))?;
+    if let Some(expected) = item.details.get("sha512").filter(|_| difference.is_none()) {
+        let found = tokio::task::spawn_blocking(hash)
             .await
             .map_err(|e| failed(context, e))?
-            .map_err(|e| failed(context, format!("{}: {}: {e}", item.id, place.display())))?;
-        if !found.eq_ignore_ascii_case(&expected) {
+            .map_err(|e| fail(format!("{spot}: {e}")))?;
+        if !found.eq_ignore_ascii_case(expected) {
             difference.add(format!(
-                "{}: {} is what the point holds, and not what Glance has recorded (SHA-512 {expected})",
-                item.id,
-                place.display()
+                "{}: {spot} is what the point holds, and not what Glance has recorded (SHA-512 {expected})",
+                item.id
             ));
         }
     }
