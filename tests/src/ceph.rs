@@ -182,7 +182,7 @@ bluestore cache size = 67108864
 osd op num shards = 1
 osd op num threads per shard = 2
 osd class update on start = false
-osd client watch timeout = 3
+osd client watch timeout = 5
 "
     )
 }

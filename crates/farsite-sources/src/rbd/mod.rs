@@ -142,17 +142,23 @@ pub(crate) async fn kept(
     Ok(images.iter().filter_map(space).collect())
 }
 
-/// The item is gone for good: our snapshots go from its image, if that is still there.
+/// The item is gone for good: our snapshots go from its image, or from what Cinder has made of that.
 pub(crate) async fn forget(rbd: &Rbd, name: &str, context: &CaptureContext) {
     let image = Image { pool: pool(rbd), name: name.to_owned() };
     let prefix = prefix(context);
     let forgotten = blocking(move || {
-        if image.pool.images()?.contains(&image.name) {
+        let is_there = image.pool.images()?.contains(&image.name);
+        if is_there {
             remove_others(&image, &prefix, &[])?;
         }
-        Ok(())
+        Ok(is_there)
     });
-    if let Err(error) = forgotten.await {
+    let done = match forgotten.await {
+        Ok(true) => Ok(()),
+        Ok(false) => trash::sweep(rbd, &context.owner, trash::GRACE).await.map(drop),
+        Err(error) => Err(error),
+    };
+    if let Err(error) = done {
         tracing::warn!("{error}");
     }
 }

@@ -109,9 +109,12 @@ def changed(snapshot):
     sizes = [s["size"] for s in image.list_snaps() if s["name"] == snapshot]
     if not sizes:
         raise rbd.ImageNotFound("there is no snapshot %s" % snapshot)
-    found = []
-    image.diff_iterate(0, image.size(), snapshot, lambda *extent: found or found.append(extent), whole_object=True)
-    return bool(found) or sizes[0] != image.size()
+    found = [sizes[0] != image.size()]
+
+    def differs(offset, length, exists):
+        found[0] = True
+    image.diff_iterate(0, image.size(), snapshot, differs, whole_object=True)
+    return found[0]
 
 
 def data(offset, length):
