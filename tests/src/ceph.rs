@@ -47,9 +47,50 @@ impl Ceph {
         let is_up =
             || said(&ceph.output("ceph", &["osd", "stat", "-f", "json"])).contains("\"num_up_osds\":1");
         assert!(comes_true(START, is_up), "no OSD: {}", ceph.daemons[1].said());
-        ceph.run("ceph", &["osd", "pool", "create", "volumes", "8"]);
-        ceph.run("rbd", &["pool", "init", "volumes"]);
+        ceph.pool("volumes");
         ceph
+    }
+
+    /// One more pool.
+    #[track_caller]
+    pub fn pool(&self, name: &str) {
+        self.run("ceph", &["osd", "pool", "create", name, "8"]);
+        self.run("rbd", &["pool", "init", name]);
+    }
+
+    /// What a guest writes: bytes at an offset of an image (`POOL/IMAGE`).
+    #[track_caller]
+    pub fn write(&self, image: &str, offset: u64, bytes: &[u8]) {
+        let (pool, name) = image.split_once('/').expect("an image is in a pool");
+        let file = self.folder.join("written");
+        std::fs::write(&file, bytes).expect("a file");
+        let script = "import sys, rados, rbd\n\
+            cluster = rados.Rados(conffile=sys.argv[1], rados_id='admin'); cluster.connect()\n\
+            image = rbd.Image(cluster.open_ioctx(sys.argv[2]), sys.argv[3])\n\
+            image.write(open(sys.argv[5], 'rb').read(), int(sys.argv[4])); image.close()\n";
+        let mut python = Command::new("/usr/bin/python3");
+        python.args(["-c", script]).arg(&self.conf).args([pool, name, &offset.to_string()]).arg(&file);
+        let output = python.output().expect("Python starts");
+        assert!(output.status.success(), "{}", said(&output));
+    }
+
+    /// All bytes of an image.
+    #[track_caller]
+    pub fn read(&self, image: &str) -> Vec<u8> {
+        let file = self.folder.join("read");
+        let _ = std::fs::remove_file(&file);
+        self.run("rbd", &["export", "--no-progress", image, &file.display().to_string()]);
+        std::fs::read(&file).expect("it was exported")
+    }
+
+    /// The names of a pool's images, or with `snap` before an image those of its snapshots.
+    #[track_caller]
+    pub fn names(&self, args: &[&str]) -> Vec<String> {
+        let args = [args, &["--format", "json"]].concat();
+        let listed: serde_json::Value = serde_json::from_str(&self.run("rbd", &args)).expect("JSON");
+        let name =
+            |one: &serde_json::Value| one.as_str().or(one["name"].as_str()).unwrap_or_default().to_owned();
+        listed.as_array().expect("a list").iter().map(name).collect()
     }
 
     fn at(&self, below: &str) -> String {
@@ -141,6 +182,7 @@ bluestore cache size = 67108864
 osd op num shards = 1
 osd op num threads per shard = 2
 osd class update on start = false
+osd client watch timeout = 5
 "
     )
 }

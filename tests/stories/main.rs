@@ -9,6 +9,7 @@ mod invariants;
 mod kill_agent;
 mod memory;
 mod open_qcow2;
+mod pools;
 mod qcow2;
 mod rbd;
 mod replication;

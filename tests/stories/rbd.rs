@@ -28,18 +28,10 @@ impl Site {
         Self { sites, ceph }
     }
 
-    /// What a guest writes: bytes of a seed at an offset of the image.
+    /// What a guest writes.
+    #[track_caller]
     fn write(&self, offset: u64, bytes: &[u8]) {
-        let file = self.sites.path("written");
-        fs::write(&file, bytes).unwrap();
-        let script = "import sys, rados, rbd\n\
-            cluster = rados.Rados(conffile=sys.argv[1], rados_id='admin'); cluster.connect()\n\
-            image = rbd.Image(cluster.open_ioctx('volumes'), 'volume-a')\n\
-            image.write(open(sys.argv[3], 'rb').read(), int(sys.argv[2])); image.close()\n";
-        let mut python = std::process::Command::new("/usr/bin/python3");
-        python.args(["-c", script]).arg(&self.ceph.conf).arg(offset.to_string()).arg(&file);
-        let output = python.output().unwrap();
-        assert!(output.status.success(), "{}", said(&output));
+        self.ceph.write("volumes/volume-a", offset, bytes);
     }
 
     #[track_caller]
@@ -48,9 +40,7 @@ impl Site {
     }
 
     fn snapshots(&self) -> Vec<String> {
-        let listed = self.rbd(&["snap", "ls", "volumes/volume-a", "--format", "json"]);
-        let listed: serde_json::Value = serde_json::from_str(&listed).unwrap();
-        listed.as_array().unwrap().iter().map(|one| one["name"].as_str().unwrap().to_owned()).collect()
+        self.ceph.names(&["snap", "ls", "volumes/volume-a"])
     }
 
     /// A run that reads so many blocks, and whose point holds what the image holds.

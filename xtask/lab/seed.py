@@ -1,6 +1,7 @@
 """What a new site needs in Keystone and Cinder: roles, service users, catalog, volume type. May be run again.
 
-Environment: OS_CLIENT_CONFIG_FILE and OS_CLOUD (the site's admin), SERVICE_PASSWORD, GLANCE_URL, CINDER_URL.
+Environment: OS_CLIENT_CONFIG_FILE and OS_CLOUD (the site's admin), SERVICE_PASSWORD, GLANCE_URL, CINDER_URL,
+VOLUME_TYPES (names, each also its back end's).
 Cinder is waited for up to 60 s, so that this can begin as soon as Keystone answers.
 """
 
@@ -50,5 +51,6 @@ while True:
         if time.monotonic() > deadline:
             raise
         time.sleep(0.5)
-if "nfs" not in types:
-    cloud.block_storage.create_type(name="nfs", extra_specs={"volume_backend_name": "nfs"})
+for name in os.environ["VOLUME_TYPES"].split():
+    if name not in types:
+        cloud.block_storage.create_type(name=name, extra_specs={"volume_backend_name": name})

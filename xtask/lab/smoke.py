@@ -4,7 +4,10 @@ A project with a user and a role, an EC2 credential, an application credential, 
 made from the image, a snapshot of the empty one. A few things go through the `openstack` command, as a person would type
 them; the rest through one process, because the command needs seconds for each call.
 
-Environment: OS_CLIENT_CONFIG_FILE and OS_CLOUD (the site's admin), SITE_FOLDER, SHARE_FOLDER (where the share is mounted).
+At a site with a Ceph cluster the image lies in its pool, and the same two volumes and a snapshot are made there once more.
+
+Environment: OS_CLIENT_CONFIG_FILE and OS_CLOUD (the site's admin), SITE_FOLDER, SHARE_FOLDER (where the share is mounted),
+CEPH_CONF (empty where the site has no cluster).
 Any step that fails ends it with a traceback and an exit code that is not 0.
 """
 
@@ -21,6 +24,7 @@ import openstack
 IMAGE_BYTES = 16 << 20
 FOLDER = os.environ["SITE_FOLDER"]
 SHARE = os.environ["SHARE_FOLDER"]
+CEPH = os.environ["CEPH_CONF"]
 begun = time.monotonic()
 name = f"smoke-{uuid.uuid4().hex[:8]}"
 password = f"{name}-pass"
@@ -46,6 +50,15 @@ def answer(process):
 def sha256(path, size):
     with open(path, "rb") as file:
         return hashlib.sha256(file.read(size)).hexdigest()
+
+
+def sha256_in_pool(image, size):
+    command = ["rbd", "--conf", CEPH, "export", "--no-progress", image, "-"]
+    exported = subprocess.Popen(command, stdout=subprocess.PIPE, env=os.environ)
+    digest = hashlib.sha256(exported.stdout.read(size)).hexdigest()
+    exported.stdout.close()
+    exported.wait(timeout=60)
+    return digest
 
 
 def wait_until_available(volumes, snapshots, limit=60):
@@ -87,7 +100,11 @@ empty = user.block_storage.create_volume(name=f"{name}-empty", size=1)
 image = user.image.get_image(answer(upload)["id"])
 image_sha256 = sha256(raw, IMAGE_BYTES)
 os.remove(raw)
-if image.status != "active" or sha256(f"{FOLDER}/glance/images/{image.id}", -1) != image_sha256:
+if CEPH:
+    stored = sha256_in_pool(f"images/{image.id}@snap", IMAGE_BYTES)
+else:
+    stored = sha256(f"{FOLDER}/glance/images/{image.id}", -1)
+if image.status != "active" or stored != image_sha256:
     sys.exit(f"image {image.id} is {image.status}, or its file is not what was sent")
 say(f"image {image.id}, through the client")
 
@@ -98,6 +115,19 @@ wait_until_available([empty.id, from_image.id], [snapshot.id])
 if sha256(f"{SHARE}/volume-{from_image.id}", IMAGE_BYTES) != image_sha256:
     sys.exit(f"volume {from_image.id} does not begin with the image's bytes")
 say("an empty volume, one made from the image, a snapshot")
+
+in_pool, in_pool_snapshot = [], None
+if CEPH:
+    in_pool = [
+        user.block_storage.create_volume(name=f"{name}-pool-empty", size=1, volume_type="ceph"),
+        user.block_storage.create_volume(name=f"{name}-pool-image", size=1, volume_type="ceph", image_id=image.id),
+    ]
+    wait_until_available([volume.id for volume in in_pool], [])
+    in_pool_snapshot = user.block_storage.create_snapshot(name=f"{name}-pool", volume_id=in_pool[0].id)
+    wait_until_available([], [in_pool_snapshot.id])
+    if sha256_in_pool(f"volumes/volume-{in_pool[1].id}", IMAGE_BYTES) != image_sha256:
+        sys.exit(f"volume {in_pool[1].id} of the pool does not begin with the image's bytes")
+    say("two volumes and a snapshot in the pool")
 
 # What was made is there for those who ask, in each of the ways to log in.
 listing = client("volume", "list", **as_person)
@@ -120,8 +150,8 @@ images = {image.id for image in with_application.image.images()}
 snapshots = {snapshot.id for snapshot in with_application.block_storage.snapshots()}
 if image.id not in images or snapshot.id not in snapshots:
     sys.exit("the image or the snapshot is not in the lists")
-if {volume["ID"] for volume in answer(listing)} != {empty.id, from_image.id}:
-    sys.exit("the client does not list the two volumes")
+if {volume["ID"] for volume in answer(listing)} != {empty.id, from_image.id} | {volume.id for volume in in_pool}:
+    sys.exit("the client does not list the volumes")
 types = {service["Type"] for service in answer(catalog)}
 if not {"identity", "image", "block-storage"} <= types:
     sys.exit(f"the catalog lacks a service: {types}")
@@ -141,4 +171,6 @@ made = {
     "volume_from_image": from_image.id,
     "snapshot": snapshot.id,
 }
+if CEPH:
+    made |= {"pool_empty": in_pool[0].id, "pool_from_image": in_pool[1].id, "pool_snapshot": in_pool_snapshot.id}
 print(json.dumps(made, indent=2))

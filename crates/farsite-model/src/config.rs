@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 pub use identity::Identity;
 
 use crate::nearest::did_you_mean;
-use crate::policy::Policy;
+use crate::policy::{Policy, Rbd};
 use crate::secret::SecretRef;
 use crate::yaml::{self, At, Source, YamlError};
 use crate::{GroupName, SiteName};
@@ -134,10 +134,10 @@ pub struct Places {
     pub sqlite: Option<Place>,
     /// Glance's store.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub glance: Option<Place>,
-    /// The folder with the volumes' files.
+    pub glance: Option<StoragePlace>,
+    /// Where Cinder's back end keeps the volumes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub cinder: Option<Place>,
+    pub cinder: Option<StoragePlace>,
     /// The file or device; a folder where the point holds several volumes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub volume: Option<Place>,
@@ -191,6 +191,13 @@ pub struct SiteRewrite {
         skip_serializing_if = "BTreeMap::is_empty"
     )]
     pub paths: BTreeMap<String, String>,
+    /// Ceph clusters in the addresses of Glance's images: `fsid` in ceph.conf, or `fsid/pool` where the pools' names differ too.
+    #[serde(
+        default,
+        deserialize_with = "crate::env::deserialize",
+        skip_serializing_if = "BTreeMap::is_empty"
+    )]
+    pub clusters: BTreeMap<String, String>,
     /// Cinder's availability zones.
     #[serde(
         default,
@@ -218,6 +225,18 @@ pub struct Place {
     pub path: PathBuf,
 }
 
+/// A folder of files, or a Ceph pool of images: one of the two.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct StoragePlace {
+    /// The folder; or else `rbd`.
+    #[serde(default, deserialize_with = "crate::env::deserialize", skip_serializing_if = "Option::is_none")]
+    pub path: Option<PathBuf>,
+    /// The Ceph pool in which each item becomes an image of its name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rbd: Option<Rbd>,
+}
+
 /// The standby's own database instance.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
@@ -242,6 +261,13 @@ struct Located {
     site: At<SiteName>,
     #[serde(default)]
     stores: BTreeMap<SiteName, At<LocatedStore>>,
+    #[serde(default)]
+    places: BTreeMap<GroupName, LocatedPlaces>,
+}
+#[derive(Deserialize)]
+struct LocatedPlaces {
+    glance: Option<At<StoragePlace>>,
+    cinder: Option<At<StoragePlace>>,
 }
 #[derive(Deserialize)]
 struct LocatedStore {
@@ -307,6 +333,18 @@ impl Config {
                 }
             }
         }
+        for (group, places) in &located.places {
+            for (kind, place) in [("glance", &places.glance), ("cinder", &places.cinder)] {
+                let Some(place) = place else { continue };
+                let (why, hint) = match (&place.path, &place.rbd) {
+                    (Some(_), None) | (None, Some(_)) => continue,
+                    (None, None) => ("nothing says where", "add `path:` or `rbd:`"),
+                    (Some(_), Some(_)) => ("it has two places", "remove `path:` or `rbd:`"),
+                };
+                let why = format!("{kind} of group {group}: {why}");
+                return Err(source.error(place, why, Some(hint.to_owned())));
+            }
+        }
         Ok(())
     }
 
@@ -340,8 +378,12 @@ impl Config {
         }
         for places in self.places.values_mut() {
             let Places { mariadb, sqlite, glance, cinder, volume, files, rewrite: _, variables: _ } = places;
-            for place in [sqlite, glance, cinder, volume, files].into_iter().flatten() {
+            for place in [sqlite, volume, files].into_iter().flatten() {
                 rebase(&mut place.path);
+            }
+            for place in [glance, cinder].into_iter().flatten() {
+                place.path.iter_mut().for_each(&rebase);
+                place.rbd.iter_mut().filter_map(|rbd| rbd.conf.as_mut()).for_each(&rebase);
             }
             if let Some(mariadb) = mariadb {
                 rebase(&mut mariadb.datadir);

@@ -167,3 +167,19 @@ fn the_schema_knows_every_key() {
         assert!(schema["properties"][key].is_object(), "{key}");
     }
 }
+
+#[test]
+fn a_storage_place_is_a_folder_or_a_pool_and_never_both() {
+    let text = |glance: &str| {
+        format!("site: south\nsites: {{ south: {{}} }}\nplaces:\n  cloud:\n    glance: {glance}\n")
+    };
+    let config = parse(&text("{ rbd: { pool: images, conf: ceph.conf } }")).unwrap();
+    let place = config.places.values().next().unwrap().glance.clone().unwrap();
+    assert_eq!(place.rbd.unwrap().conf, Some("/etc/farsite/ceph.conf".into()));
+    for (glance, says) in
+        [("{ path: ./images, rbd: { pool: images } }", "two places"), ("{}", "add `path:` or `rbd:`")]
+    {
+        let error = parse(&text(glance)).unwrap_err();
+        assert!(error.starts_with("f.yaml:5:13") && error.contains(says), "{error}");
+    }
+}

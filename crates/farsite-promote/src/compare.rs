@@ -83,7 +83,6 @@ pub async fn item(reader: &Reader, item: &ManifestItem, place: &Path) -> Result<
         blocks(reader, &item.data, &content, &name, &mut difference).await?;
         return Ok(difference);
     }
-    let id = item.id.to_string();
     let on_disk = File::open(place).and_then(|file| {
         let metadata = file.metadata()?;
         // A device says nothing about its size; it may be larger than what was captured.
@@ -91,18 +90,28 @@ pub async fn item(reader: &Reader, item: &ManifestItem, place: &Path) -> Result<
         Ok(OnDisk { file, size_bytes })
     });
     match on_disk {
-        Err(error) => difference.add(format!("{id}: {}: {error}", place.display())),
-        Ok(on_disk) if on_disk.size_bytes != item.data.size_bytes => difference.add(format!(
-            "{id}: {} has {} bytes, the point's has {}",
-            place.display(),
-            on_disk.size_bytes,
-            item.data.size_bytes
-        )),
-        Ok(on_disk) => {
-            let content: Arc<dyn ReadAt> = Arc::new(on_disk);
-            let name = |offset: u64| format!("{id}: {} at byte {offset}", place.display());
-            blocks(reader, &item.data, &content, &name, &mut difference).await?;
+        Err(error) => {
+            difference.add(format!("{}: {}: {error}", item.id, place.display()));
+            Ok(difference)
         }
+        Ok(on_disk) => content(reader, item, Arc::new(on_disk), &place.display().to_string()).await,
+    }
+}
+
+/// Compares an item that is no tree with what `content` reads; `place` says where that is.
+pub async fn content(
+    reader: &Reader,
+    item: &ManifestItem,
+    content: Arc<dyn ReadAt>,
+    place: &str,
+) -> Result<Difference, ReplicateError> {
+    let (mut difference, id) = (Difference::default(), &item.id);
+    let (is, should) = (content.size_bytes(), item.data.size_bytes);
+    if is == should {
+        let name = |offset: u64| format!("{id}: {place} at byte {offset}");
+        blocks(reader, &item.data, &content, &name, &mut difference).await?;
+    } else {
+        difference.add(format!("{id}: {place} has {is} bytes, the point's has {should}"));
     }
     Ok(difference)
 }
@@ -226,19 +235,26 @@ async fn blocks(
     Ok(())
 }
 
+/// What is read at once to be hashed.
+const HASHED_BYTES: u64 = 1 << 20;
+
 /// SHA-512 of a file, as Glance records it.
 pub fn sha512(path: &Path) -> io::Result<String> {
     let file = File::open(path)?;
+    let size_bytes = file.metadata()?.len();
+    sha512_of(&OnDisk { file, size_bytes })
+}
+
+/// The same of anything that can be read.
+pub fn sha512_of(content: &dyn ReadAt) -> io::Result<String> {
     let mut hash = aws_lc_rs::digest::Context::new(&aws_lc_rs::digest::SHA512);
-    let mut buffer = vec![0u8; 1 << 20];
+    let mut buffer = vec![0u8; HASHED_BYTES as usize];
     let mut offset = 0;
-    loop {
-        let n = file.read_at(&mut buffer, offset)?;
-        if n == 0 {
-            break;
-        }
-        hash.update(&buffer[..n]);
-        offset += n as u64;
+    while offset < content.size_bytes() {
+        let piece = &mut buffer[..HASHED_BYTES.min(content.size_bytes() - offset) as usize];
+        content.read_exact_at(piece, offset)?;
+        hash.update(piece);
+        offset += piece.len() as u64;
     }
     Ok(farsite_store::hex::encode(hash.finish().as_ref()))
 }

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use farsite_model::{Epoch, GroupName, ItemKind, Level, Mode, PointId, PromotionId, SiteName};
 use farsite_replicate::restore::Guard;
+use farsite_replicate::spot::Spot;
 use farsite_runbook::action::{ActionContext, ActionError, Registry};
 use farsite_runbook::plan::{Plan, render};
 use farsite_sources::mariadb::instance::Instance;
@@ -95,8 +96,16 @@ impl GroupRun {
         self.manifest.items.iter().filter(move |item| kinds.contains(&item.kind))
     }
 
-    pub(crate) fn path(&self, item: &ManifestItem) -> Result<PathBuf, ActionError> {
+    pub(crate) fn spot(&self, item: &ManifestItem) -> Result<Spot, ActionError> {
         self.targets.item(&self.manifest, item).map_err(ActionError::Failed)
+    }
+
+    /// The path of an item that is in no pool.
+    pub(crate) fn path(&self, item: &ManifestItem) -> Result<PathBuf, ActionError> {
+        match self.spot(item)? {
+            Spot::File(path) => Ok(path),
+            Spot::Image(image) => Err(ActionError::Failed(format!("{}: {image} is no file", item.id))),
+        }
     }
 
     /// The last segment of a timeline that may be replayed; `None` sets no limit.

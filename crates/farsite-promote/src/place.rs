@@ -6,9 +6,12 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use farsite_model::config::{Config, SiteRewrite};
+use farsite_model::config::{Config, SiteRewrite, StoragePlace};
 use farsite_model::nearest::did_you_mean;
+use farsite_model::policy::Rbd;
 use farsite_model::{GroupName, ItemKind, PromotionId};
+use farsite_replicate::spot::Spot;
+use farsite_sources::rbd::ImageName;
 use farsite_store::manifest::{Manifest, ManifestItem};
 use serde_json::{Value, json};
 
@@ -28,6 +31,46 @@ pub struct MariadbTarget {
     pub server_args: Vec<String>,
 }
 
+/// Where a back end keeps images or volumes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Storage {
+    Folder(PathBuf),
+    Pool(Rbd),
+}
+
+impl Storage {
+    fn of(place: &StoragePlace) -> Option<Self> {
+        let folder = place.path.clone().map(Self::Folder);
+        folder.or_else(|| place.rbd.clone().map(Self::Pool))
+    }
+
+    /// A pool is no folder.
+    pub fn folder(&self) -> Option<&Path> {
+        match self {
+            Self::Folder(folder) => Some(folder),
+            Self::Pool(_) => None,
+        }
+    }
+
+    fn item(&self, name: &str) -> Spot {
+        match self {
+            Self::Folder(folder) => Spot::File(folder.join(name)),
+            Self::Pool(rbd) => Spot::Image(ImageName { rbd: rbd.clone(), name: name.to_owned() }),
+        }
+    }
+
+    /// In a runbook's words: a path, or `rbd:POOL`.
+    fn as_variable(&self) -> String {
+        match self {
+            Self::Folder(folder) => folder.display().to_string(),
+            Self::Pool(rbd) => match &rbd.namespace {
+                Some(namespace) => format!("rbd:{}/{namespace}", rbd.pool),
+                None => format!("rbd:{}", rbd.pool),
+            },
+        }
+    }
+}
+
 /// A group's places in one promotion.
 #[derive(Debug, Clone)]
 pub struct Targets {
@@ -39,8 +82,8 @@ pub struct Targets {
     pub sockets: PathBuf,
     pub mariadb: Option<MariadbTarget>,
     pub sqlite: Option<PathBuf>,
-    pub glance: Option<PathBuf>,
-    pub cinder: Option<PathBuf>,
+    pub glance: Option<Storage>,
+    pub cinder: Option<Storage>,
     pub volume: Option<PathBuf>,
     pub files: Option<PathBuf>,
     /// What is called differently here.
@@ -83,8 +126,8 @@ impl Targets {
                 server_args: m.server_args.clone(),
             }),
             sqlite: path(&places.sqlite),
-            glance: path(&places.glance),
-            cinder: path(&places.cinder),
+            glance: places.glance.as_ref().and_then(Storage::of),
+            cinder: places.cinder.as_ref().and_then(Storage::of),
             volume: path(&places.volume),
             files: path(&places.files),
             rewrite: places.rewrite.clone().unwrap_or_default(),
@@ -120,8 +163,8 @@ impl Targets {
                     .map_or_else(Vec::new, |m| without_network(&m.server_args)),
             }),
             sqlite: Some(root.join("sqlite")),
-            glance: Some(root.join("glance")),
-            cinder: Some(root.join("cinder")),
+            glance: Some(Storage::Folder(root.join("glance"))),
+            cinder: Some(Storage::Folder(root.join("cinder"))),
             volume: Some(root.join("volume")),
             files: Some(root.join("files")),
             rewrite,
@@ -131,28 +174,36 @@ impl Targets {
         }
     }
 
+    /// The folder or file of a kind; a pool is neither.
     fn of(&self, kind: ItemKind) -> Option<&Path> {
         match kind {
             ItemKind::Mariadb => self.mariadb.as_ref().map(|m| m.datadir.as_path()),
             ItemKind::Sqlite => self.sqlite.as_deref(),
-            ItemKind::Glance => self.glance.as_deref(),
-            ItemKind::Cinder => self.cinder.as_deref(),
+            ItemKind::Glance => self.glance.as_ref().and_then(Storage::folder),
+            ItemKind::Cinder => self.cinder.as_ref().and_then(Storage::folder),
             ItemKind::Volume => self.volume.as_deref(),
             ItemKind::Files => self.files.as_deref(),
         }
     }
 
-    /// Where one item goes: images, volumes and databases are files; a tree is laid out below the folder.
-    pub fn item(&self, manifest: &Manifest, item: &ManifestItem) -> Result<PathBuf, String> {
-        let place = self.of(item.kind).ok_or_else(|| self.no_place(item.kind))?;
+    /// Where one item goes: images, volumes and databases are files, or images of a pool; a tree is laid out below the folder.
+    pub fn item(&self, manifest: &Manifest, item: &ManifestItem) -> Result<Spot, String> {
         let name = item.id.name();
-        let safe = !name.is_empty() && !name.starts_with('.') && !name.contains(['/', '\0']);
+        let safe = !name.is_empty() && !name.starts_with('.') && !name.contains(['/', '@', '\0']);
         if !safe && item.directory.is_none() {
             return Err(format!("{}: its name cannot be a file's name", item.id));
         }
-        Ok(match item.kind {
-            ItemKind::Mariadb | ItemKind::Files => place.to_owned(),
-            ItemKind::Glance | ItemKind::Cinder => place.join(name),
+        let storage = match item.kind {
+            ItemKind::Glance => self.glance.as_ref(),
+            ItemKind::Cinder => self.cinder.as_ref(),
+            _ => None,
+        };
+        if let Some(storage) = storage {
+            return Ok(storage.item(name));
+        }
+        let place = self.of(item.kind).ok_or_else(|| self.no_place(item.kind))?;
+        Ok(Spot::File(match item.kind {
+            ItemKind::Mariadb | ItemKind::Files | ItemKind::Glance | ItemKind::Cinder => place.to_owned(),
             // One database or device: the place is its file. Several: the place is their folder.
             ItemKind::Sqlite | ItemKind::Volume => {
                 let several = manifest.items.iter().filter(|i| i.kind == item.kind).count() > 1;
@@ -163,7 +214,7 @@ impl Targets {
                     place.to_owned()
                 }
             }
-        })
+        }))
     }
 
     fn no_place(&self, kind: ItemKind) -> String {
@@ -205,7 +256,12 @@ impl Targets {
         let text = |path: Option<&Path>| path.map(|p| p.display().to_string()).unwrap_or_default();
         let only = |kind: ItemKind| {
             let item = manifest.items.iter().find(|i| i.kind == kind);
-            item.and_then(|i| self.item(manifest, i).ok()).or_else(|| self.of(kind).map(Path::to_owned))
+            let spot = item.and_then(|i| self.item(manifest, i).ok());
+            let path = spot.and_then(|spot| match spot {
+                Spot::File(path) => Some(path),
+                Spot::Image(_) => None,
+            });
+            path.or_else(|| self.of(kind).map(Path::to_owned))
         };
         let mariadb = self.mariadb.as_ref();
         json!({
@@ -215,12 +271,23 @@ impl Targets {
                 "port": mariadb.and_then(|m| m.port).map(|p| p.to_string()).unwrap_or_default(),
             },
             "sqlite": text(only(ItemKind::Sqlite).as_deref()),
-            "glance": text(self.glance.as_deref()),
-            "cinder": text(self.cinder.as_deref()),
+            "glance": self.glance.as_ref().map(Storage::as_variable).unwrap_or_default(),
+            "cinder": self.cinder.as_ref().map(Storage::as_variable).unwrap_or_default(),
             "volume": text(only(ItemKind::Volume).as_deref()),
             "files": text(self.files.as_deref()),
             "folder": text(self.drill.as_deref()),
         })
+    }
+
+    /// The pools that a promotion writes to, and what for.
+    pub fn pools(&self) -> Vec<(ItemKind, &Rbd)> {
+        [(ItemKind::Glance, &self.glance), (ItemKind::Cinder, &self.cinder)]
+            .into_iter()
+            .filter_map(|(kind, storage)| match storage {
+                Some(Storage::Pool(rbd)) => Some((kind, rbd)),
+                _ => None,
+            })
+            .collect()
     }
 
     /// The folders and files that a promotion writes to.
@@ -283,6 +350,20 @@ mod tests {
         assert_eq!(mariadb.port, None);
         assert_eq!(mariadb.server_args, ["--innodb-buffer-pool-size=1G"]);
         assert!(mariadb.socket.as_os_str().len() <= SOCKET_BYTES);
+    }
+
+    #[test]
+    fn an_item_of_a_group_with_a_pool_becomes_an_image_of_its_name_and_in_a_drill_a_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let text = "site: south\nsites: { north: {}, south: {} }\nplaces:\n  cloud:\n    cinder: { rbd: { pool: volumes, conf: ./ceph.conf } }\n";
+        let config = Config::parse("farsite.yaml", text, dir.path()).unwrap();
+        let (group, id) = (GroupName::new("cloud").unwrap(), PromotionId::from_random(7));
+        let targets = Targets::real(&config, &group, id).unwrap();
+        let [(ItemKind::Cinder, rbd)] = targets.pools()[..] else { panic!("one pool") };
+        assert_eq!(rbd.conf.as_deref(), Some(dir.path().join("ceph.conf").as_path()));
+        assert_eq!(targets.all(), Vec::<PathBuf>::new());
+        assert_eq!(targets.cinder.as_ref().unwrap().as_variable(), "rbd:volumes");
+        assert!(Targets::drill(&config, &group, id).pools().is_empty());
     }
 
     #[test]

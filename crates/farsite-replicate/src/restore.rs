@@ -225,8 +225,19 @@ async fn put_right(
     guard: &Guard,
     stats: &ReadStats,
 ) -> Result<(), ReplicateError> {
-    let target = Guarded::new(Arc::new(target.sized(item.data.size_bytes)?), guard);
-    Ok(reader.restore_over(&item.data, target, known, stats).await?)
+    over_standing(reader, item, Arc::new(target.sized(item.data.size_bytes)?), known, guard, stats).await
+}
+
+/// Makes a copy that is open, and has the item's size, what `item` is. The caller vouches for `known`.
+pub(crate) async fn over_standing<T: ReadAt + WriteAt + 'static>(
+    reader: &Reader,
+    item: &ManifestItem,
+    copy: Arc<T>,
+    known: Option<&MapRoot>,
+    guard: &Guard,
+    stats: &ReadStats,
+) -> Result<(), ReplicateError> {
+    Ok(reader.restore_over(&item.data, Guarded::new(copy, guard), known, stats).await?)
 }
 
 /// The files of a tree item.

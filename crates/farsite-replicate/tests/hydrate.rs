@@ -17,6 +17,7 @@ use farsite_model::config::Config;
 use farsite_model::{ItemId, ItemKind, PointId};
 use farsite_replicate::hydrate::{Applied, Copy, How, Place, Stands, hand_over, hydrate_group};
 use farsite_replicate::restore::{self, Guard, unguarded};
+use farsite_replicate::spot::Spot;
 use farsite_store::ledger::Ledger;
 use farsite_store::manifest::ManifestItem;
 use farsite_store::read::ReadStats;
@@ -277,13 +278,13 @@ async fn the_agent_hydrates_the_newest_whole_point_and_leaves_a_promoted_group_a
     let at = volumes.join("v");
     let place: Place = {
         let at = at.clone();
-        Arc::new(move |_, _, _, _| Ok(at.clone()))
+        Arc::new(move |_, _, _, _| Ok(Spot::File(at.clone())))
     };
     let mut ledger = Ledger::open(&world.store, &common::group()).await.unwrap();
     ledger.append(&world.operator, |_| Ok(common::founded())).await.unwrap();
     let reader = world.reader();
     let (group, guard) = (common::group(), unguarded());
-    let look = || hydrate_group(&config, &world.store, &reader, &group, &place, &guard);
+    let look = || hydrate_group(&config, &world.store, &reader, &group, &place, None, &guard);
     let copy = Copy::of(&ItemId::new(ItemKind::Volume, "v"), &at);
     for n in 1..=3u64 {
         let content = noise(n, 500_000);

@@ -6,13 +6,12 @@ mod chosen;
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
 use farsite_model::policy::{self, DiskFormat, Item, Qmp, Rbd};
 use farsite_model::{CaptureTime, ItemId, ItemKind};
 use farsite_openstack::{MadeFrom, SiteCloud};
-use tokio::sync::Mutex;
 
 use crate::volume::{self, blocking};
 use crate::{Capture, CaptureContext, CheckLine, KeptSpace, Source, SourceError};
@@ -29,7 +28,9 @@ pub(crate) struct Cinder {
     chooser: Chooser,
     cloud: Arc<SiteCloud>,
     /// What was selected when all its volumes were about to be held.
-    prepared: Mutex<Option<Chosen>>,
+    prepared: tokio::sync::Mutex<Option<Chosen>>,
+    /// A pool whose images are open, from the preparation on.
+    ready: Mutex<Option<rbd::Ready>>,
 }
 
 impl Cinder {
@@ -42,8 +43,13 @@ impl Cinder {
             rbd: cinder.rbd.clone(),
             chooser: Chooser::new(item.id(), cinder, cloud.clone()),
             cloud: cloud.clone(),
-            prepared: Mutex::default(),
+            prepared: tokio::sync::Mutex::default(),
+            ready: Mutex::new(None),
         }
+    }
+
+    async fn ready(&self, pool: &Rbd) -> Result<Option<rbd::Ready>, SourceError> {
+        rbd::prepare(pool, self.found().await?.volumes).await
     }
 
     /// Where the volumes are.
@@ -242,12 +248,32 @@ impl Source for Cinder {
                 *self.prepared.lock().await = Some(chosen);
                 true
             }
+            Ok(Place::Pool(pool)) => match self.ready(pool).await {
+                Ok(ready) => {
+                    let is_ready = ready.is_some();
+                    *self.ready.lock().expect("no holder of this lock panics") = ready;
+                    is_ready
+                }
+                Err(error) => {
+                    tracing::warn!("{}: not all of it can be of one moment: {error}", self.describe());
+                    false
+                }
+            },
             _ => false,
         }
     }
 
     async fn instant(&self, context: &CaptureContext) -> Result<Option<Box<dyn Source>>, SourceError> {
-        let Place::Folder(folder) = self.place()? else { return Ok(None) };
+        let folder = match self.place()? {
+            Place::Folder(folder) => folder,
+            Place::Pool(_) => {
+                let ready = self.ready.lock().expect("no holder of this lock panics").take();
+                return match ready {
+                    Some(ready) => ready.take(context).await.map(Some),
+                    None => Ok(None),
+                };
+            }
+        };
         if self.format != DiskFormat::Raw || !share::is_subvolume(folder) {
             return Ok(None);
         }

@@ -17,7 +17,7 @@ mod log_position;
 pub mod mariadb;
 mod qcow2;
 mod random;
-mod rbd;
+pub mod rbd;
 mod share;
 mod snapshot;
 pub mod sqlite;

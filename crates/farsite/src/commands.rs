@@ -18,6 +18,7 @@ pub mod promotion;
 pub mod replicate;
 pub mod report;
 pub mod restore;
+mod restore_image;
 mod restore_log;
 pub mod rollback;
 pub mod runbook;

@@ -24,6 +24,9 @@ pub fn service(site: &Site, tools: &Tools, service: Service) -> Result<(), Strin
         Service::Glance => http(site, site::GLANCE.behind),
         Service::CinderApi => http(site, site::CINDER.behind),
         Service::CinderScheduler | Service::CinderVolume => heartbeat(site, tools, service),
+        Service::CephMon => ceph(site, tools, &["mon", "stat"], "quorum 0"),
+        Service::CephMgr => ceph(site, tools, &["mgr", "stat"], "\"available\": true"),
+        Service::CephOsd => ceph(site, tools, &["osd", "stat"], "1 up"),
     }
 }
 
@@ -103,6 +106,20 @@ fn amqp(site: &Site, port: u16) -> Result<(), String> {
     if frame == [1, 0, 0] { Ok(()) } else { Err(format!("this is not AMQP 0-9-1: {frame:?}")) }
 }
 
+/// What the cluster says of itself.
+fn ceph(site: &Site, tools: &Tools, words: &[&str], good: &str) -> Result<(), String> {
+    connect(&site.address(), site::CEPH_MONITOR_PORT)?;
+    let mut command = process::client(site, "ceph", &tools.path);
+    command.args(["--connect-timeout", "3", "--conf"]).arg(site.ceph_conf()).args(words);
+    let output = command.output().map_err(|error| format!("ceph(8) could not be started: {error}"))?;
+    let said = String::from_utf8_lossy(&output.stdout);
+    if said.contains(good) {
+        Ok(())
+    } else {
+        Err(format!("`ceph {}` says {:?}", words.join(" "), said.trim()))
+    }
+}
+
 fn memcached(site: &Site) -> Result<(), String> {
     ask(&site.address(), site::MEMCACHED_PORT, b"version\r\n", 7).map(drop)
 }
@@ -158,11 +175,18 @@ pub fn reports(site: &Site, tools: &Tools, service: Service) -> Result<Option<Re
     let url = setting("connection")?;
     let database =
         Database::parse(url).ok_or(format!("{}: `connection` is not understood", file.display()))?;
-    let host = if service == Service::CinderVolume { format!("{host}@nfs") } else { host.to_owned() };
+    let hosts = match service {
+        Service::CinderVolume if site.has_ceph() => vec![format!("{host}@nfs"), format!("{host}@ceph")],
+        Service::CinderVolume => vec![format!("{host}@nfs")],
+        _ => vec![host.to_owned()],
+    };
+    // The one that lags behind; nothing where one has never reported.
     let question = format!(
-        "SELECT report_count, TIMESTAMPDIFF(SECOND, IFNULL(updated_at, created_at), UTC_TIMESTAMP()) FROM services \
-         WHERE deleted = 0 AND `binary` = '{}' AND host = '{host}'",
-        service.name()
+        "SELECT MIN(report_count), MAX(TIMESTAMPDIFF(SECOND, IFNULL(updated_at, created_at), UTC_TIMESTAMP())) FROM services \
+         WHERE deleted = 0 AND `binary` = '{}' AND host IN ('{}') HAVING COUNT(*) = {}",
+        service.name(),
+        hosts.join("', '"),
+        hosts.len()
     );
     let mut client = process::client(site, "mariadb", &tools.path);
     client.args(["--no-defaults", "--connect-timeout=3", "-NB", "-h", database.host, "-P", database.port]);

@@ -16,7 +16,11 @@ pub struct Arguments {
 
 #[derive(Debug)]
 pub enum Command {
-    Up(Vec<Site>),
+    Up {
+        sites: Vec<Site>,
+        /// Those without a Ceph cluster get one.
+        ceph: bool,
+    },
     Down {
         sites: Vec<Site>,
         purge: bool,
@@ -46,13 +50,14 @@ pub fn parse(words: &[&str], lab: &Path, here: &Path) -> Result<Arguments, Failu
                 let folder = words.next().ok_or_else(|| usage("--folder: which folder?".to_owned()))?;
                 lab = here.join(folder);
             }
-            flag @ ("--purge" | "--json") => flags.push(flag),
+            flag @ ("--purge" | "--json" | "--ceph") => flags.push(flag),
             word if word.starts_with('-') => return Err(usage(format!("there is no option `{word}`"))),
             word => plain.push(word),
         }
     }
     let (name, rest) = plain.split_first().ok_or_else(|| usage("which command of the lab?".to_owned()))?;
     let allowed = match *name {
+        "up" => "--ceph",
         "down" => "--purge",
         "status" => "--json",
         _ => "",
@@ -80,7 +85,7 @@ pub fn parse(words: &[&str], lab: &Path, here: &Path) -> Result<Arguments, Failu
         [word, services @ ..] => Ok((site(word)?, services.iter().map(service).collect::<Result<_, _>>()?)),
     };
     let command = match *name {
-        "up" => Command::Up(sites()?),
+        "up" => Command::Up { sites: sites()?, ceph: !flags.is_empty() },
         "down" => Command::Down { sites: sites()?, purge: !flags.is_empty() },
         "stop" => site_and_services().map(|(site, services)| Command::Stop(site, services))?,
         "start" => site_and_services().map(|(site, services)| Command::Start(site, services))?,
@@ -111,8 +116,9 @@ mod tests {
 
     #[test]
     fn up_and_down_are_for_both_sites_unless_one_is_named() {
-        let Command::Up(sites) = parsed("up").unwrap().command else { panic!() };
+        let Command::Up { sites, ceph: false } = parsed("up").unwrap().command else { panic!() };
         assert_eq!(sites.iter().map(|site| site.name).collect::<Vec<_>>(), ["north", "south"]);
+        assert!(matches!(parsed("up north --ceph").unwrap().command, Command::Up { ceph: true, .. }));
         let Command::Down { sites, purge } = parsed("down south --purge").unwrap().command else { panic!() };
         assert_eq!((sites.len(), sites[0].name, purge), (1, "south", true));
     }

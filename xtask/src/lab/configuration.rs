@@ -18,6 +18,11 @@ const FILES: [(&str, &str); 9] = [
     ("cinder/rootwrap.conf", include_str!("../../lab/rootwrap.conf")),
     ("cinder/nfs_shares", "{{share}}\n"),
 ];
+/// The same of a site with a Ceph cluster.
+const CEPH_FILES: [(&str, &str); 1] = [("ceph/ceph.conf", include_str!("../../lab/ceph.conf"))];
+/// What such a site has more in the files of Cinder and Glance.
+const CINDER_CEPH: &str = include_str!("../../lab/cinder-ceph.conf");
+const GLANCE_CEPH: &str = include_str!("../../lab/glance-ceph.conf");
 const CLOUD: &str = include_str!("../../lab/cloud.yaml");
 
 /// Beside each file its text as this program wrote it: a file that differs from it was changed by somebody.
@@ -26,9 +31,10 @@ const AS_WRITTEN: &str = ".as-written";
 /// Writes the site's configuration files. A file that somebody changed since is left as it is: a failover may have
 /// put another password there. Returns those files, as paths below `etc/`.
 pub fn write(site: &Site, venv: &Path) -> Result<Vec<&'static str>, Failure> {
-    let values = values(site, venv);
+    let values = values(site, venv, site.has_ceph())?;
     let mut kept = Vec::new();
-    for (name, template) in FILES {
+    let ceph = CEPH_FILES.into_iter().filter(|_| site.has_ceph());
+    for (name, template) in FILES.into_iter().chain(ceph) {
         let text = render(name, template, &values)?;
         if !write_unless_changed(&site.etc(), name, &text)? {
             kept.push(name);
@@ -41,16 +47,16 @@ pub fn write(site: &Site, venv: &Path) -> Result<Vec<&'static str>, Failure> {
 pub fn write_clouds(lab: &Path, venv: &Path) -> Result<PathBuf, Failure> {
     let mut text = "clouds:\n".to_owned();
     for site in Site::both(lab) {
-        text.push_str(&render("cloud.yaml", CLOUD, &values(&site, venv))?);
+        text.push_str(&render("cloud.yaml", CLOUD, &values(&site, venv, false)?)?);
     }
     let file = lab.join("clouds.yaml");
     write_file(&file, &text)?;
     Ok(file)
 }
 
-fn values(site: &Site, venv: &Path) -> Vec<(&'static str, String)> {
+fn values(site: &Site, venv: &Path, ceph: bool) -> Result<Vec<(&'static str, String)>, Failure> {
     let path = |path: PathBuf| path.display().to_string();
-    vec![
+    let mut values = vec![
         ("site", site.name.to_owned()),
         ("number", site.number.to_string()),
         ("address", site.address()),
@@ -68,7 +74,30 @@ fn values(site: &Site, venv: &Path) -> Vec<(&'static str, String)> {
         ("service_password", site.password("service")),
         ("db_password", site.password("db")),
         ("mq_password", site.password("mq")),
-    ]
+        ("ceph_fsid", site.ceph_fsid()),
+    ];
+    let (cinder, glance) = if ceph {
+        // The section, and a line between it and the next.
+        let section = |name: &str, template: &str, values: &[_]| {
+            render(name, template, values).map(|text| format!("{text}\n"))
+        };
+        (
+            ("nfs,ceph", section("cinder-ceph.conf", CINDER_CEPH, &values)?),
+            // Cinder makes clones of images whose location it is told.
+            ("fs:file,ceph:rbd", section("glance-ceph.conf", GLANCE_CEPH, &values)?),
+        )
+    } else {
+        (("nfs", String::new()), ("fs:file", String::new()))
+    };
+    values.extend([
+        ("cinder_backends", cinder.0.to_owned()),
+        ("cinder_ceph", cinder.1),
+        ("glance_backends", glance.0.to_owned()),
+        ("glance_ceph", glance.1),
+        ("glance_default", if ceph { "ceph" } else { "fs" }.to_owned()),
+        ("glance_more", if ceph { "show_image_direct_url = true\n" } else { "" }.to_owned()),
+    ]);
+    Ok(values)
 }
 
 /// The template with each `{{name}}` replaced. What is not known is an error, so that none ends up in a file.
@@ -133,10 +162,14 @@ mod tests {
     #[test]
     fn every_template_has_only_values_that_are_known() {
         for site in Site::both(Path::new("/lab")) {
-            let values = values(&site, Path::new("/venv"));
-            for (name, template) in FILES.into_iter().chain([("cloud.yaml", CLOUD)]) {
-                let text = render(name, template, &values).unwrap();
-                assert!(!text.contains("{{") && !text.is_empty(), "{name}");
+            for ceph in [false, true] {
+                let values = values(&site, Path::new("/venv"), ceph).unwrap();
+                let files = FILES.into_iter().chain(CEPH_FILES).chain([("cloud.yaml", CLOUD)]);
+                for (name, template) in files {
+                    let text = render(name, template, &values).unwrap();
+                    assert!(!text.contains("{{") && !text.is_empty(), "{name}");
+                    assert!(!name.starts_with("cinder/c") || text.contains("\n[ceph]\n") == ceph, "{text}");
+                }
             }
         }
     }

@@ -25,6 +25,16 @@ const PROGRAMS: [Program; 11] = [
     Program { name: "gcc", package: "gcc" },
     Program { name: "setsid", package: "util-linux" },
 ];
+/// For sites with a Ceph cluster.
+const CEPH_PROGRAMS: [Program; 4] = [
+    Program { name: "ceph-mon", package: "ceph-mon" },
+    Program { name: "ceph-mgr", package: "ceph-mgr" },
+    Program { name: "ceph-osd", package: "ceph-osd" },
+    Program { name: "rbd", package: "ceph-common" },
+];
+/// Ceph's modules for the system's Python, which OpenStack's drivers use.
+const CEPH_MODULES: [&str; 2] = ["rados", "rbd"];
+const SYSTEM_MODULES: &str = "/usr/lib/python3/dist-packages";
 /// The whole environment, pinned.
 const REQUIREMENTS: &str = include_str!("../../lab/requirements.txt");
 /// Another place for the environment.
@@ -33,13 +43,17 @@ const VENV_VARIABLE: &str = "FARSITE_LAB_VENV";
 const PATIENCE: Duration = Duration::from_mins(30);
 
 /// Installs what is missing.
-pub fn ensure(root: &Path) -> Result<Tools, Failure> {
+pub fn ensure(root: &Path, with_ceph: bool) -> Result<Tools, Failure> {
     let tools = tools(root);
     site::check_characters(&tools.venv, "name another folder in the variable FARSITE_LAB_VENV")?;
     let xtask = root.join("xtask");
     let _lock = lock::take(&root.join("target"), "lab-install", PATIENCE)?;
     programs::ensure(&xtask, &PROGRAMS)?;
     ensure_environment(&xtask, &tools.venv)?;
+    if with_ceph {
+        programs::ensure(&xtask, &CEPH_PROGRAMS)?;
+        link_modules(&tools.venv)?;
+    }
     Ok(tools)
 }
 
@@ -48,6 +62,32 @@ pub fn tools(root: &Path) -> Tools {
     let venv =
         std::env::var_os(VENV_VARIABLE).map_or_else(|| root.join("target/lab-venv"), |path| root.join(path));
     Tools::new(&root.join("xtask"), &venv)
+}
+
+/// Ceph's modules are made for one version of Python only, and come from no package index.
+fn link_modules(venv: &Path) -> Result<(), Failure> {
+    let python = venv.join("bin/python").display().to_string();
+    let is_there = || programs::succeeds(&python, &["-c", "import rados, rbd"]);
+    if is_there() {
+        return Ok(());
+    }
+    let where_to = "import sysconfig; print(sysconfig.get_path('purelib'))";
+    let folder = Command::new(&python).args(["-c", where_to]).output();
+    let folder = folder.map(|output| String::from_utf8_lossy(&output.stdout).trim().to_owned());
+    for entry in fs::read_dir(SYSTEM_MODULES).into_iter().flatten().flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let is_module = CEPH_MODULES.iter().any(|module| name.starts_with(&format!("{module}.cpython-")));
+        if let (true, Ok(folder)) = (is_module, &folder) {
+            let _ = std::os::unix::fs::symlink(entry.path(), Path::new(folder).join(name));
+        }
+    }
+    if is_there() {
+        return Ok(());
+    }
+    Err(Failure::new(
+        format!("{} cannot import Ceph's modules rados and rbd", venv.display()),
+        "it needs the version of Python that the system's python3-rados and python3-rbd are made for: on Debian 12 one of 3.11",
+    ))
 }
 
 /// Makes the environment unless it holds these packages already.

@@ -4,6 +4,7 @@
 
 mod answers;
 mod arguments;
+mod ceph;
 mod configuration;
 mod drill;
 mod ending;
@@ -29,13 +30,14 @@ use crate::failure::Failure;
 use crate::programs;
 use arguments::Command;
 use report::Report;
-use services::{ALL, Tools};
+use services::Tools;
 use site::Site;
 
 pub const USAGE: &str = "\
 usage: cargo xtask lab COMMAND [--folder FOLDER]
 
-  up [SITE…]                  starts what does not run, on first use from nothing; both sites when none is named
+  up [SITE…] [--ceph]         starts what does not run, on first use from nothing; both sites when none is named;
+                              --ceph: each site gets a Ceph cluster, for good
   down [SITE…] [--purge]      stops everything and unmounts; --purge deletes the site's folder too
   stop SITE [SERVICE…]        stops OpenStack's services, or those named; ends when they are gone
   start SITE [SERVICE…]       starts OpenStack's services, or those named; ends when they answer
@@ -72,7 +74,7 @@ pub fn lab(root: &Path, words: &[&str]) -> Result<(), Failure> {
         ));
     }
     match arguments.command {
-        Command::Up(sites) => up_all(root, &lab, &sites),
+        Command::Up { sites, ceph } => up_all(root, &lab, &sites, ceph),
         Command::Down { sites, purge } => {
             let results = at_the_same_time(&sites, |site| {
                 let _lock = lock::take(&lab, site.name, PATIENCE)?;
@@ -106,7 +108,6 @@ pub fn lab(root: &Path, words: &[&str]) -> Result<(), Failure> {
         Command::Status { site, services, json } => {
             let required = site.is_some();
             let sites = site.map_or_else(|| Site::both(&lab), |site| vec![site]);
-            let services = if services.is_empty() { ALL.to_vec() } else { services };
             show_status(&sites, &install::tools(root), &services, json, required)
         }
         Command::Smoke(site) => {
@@ -121,12 +122,13 @@ pub fn environment(root: &Path) -> std::path::PathBuf {
     install::tools(root).venv
 }
 
-fn up_all(root: &Path, lab: &Path, sites: &[Site]) -> Result<(), Failure> {
-    let tools: Tools = install::ensure(root)?;
+fn up_all(root: &Path, lab: &Path, sites: &[Site], ceph: bool) -> Result<(), Failure> {
+    let with_ceph = ceph || sites.iter().any(Site::has_ceph);
+    let tools: Tools = install::ensure(root, with_ceph)?;
     setup::make_folder(lab)?;
     let clouds = configuration::write_clouds(lab, &tools.venv)?;
     let results = at_the_same_time(sites, |site| {
-        let seconds = up::up(site, &tools, &clouds)?;
+        let seconds = up::up(site, &tools, &clouds, ceph)?;
         println!("{}", addresses(site, seconds));
         Ok(())
     });
@@ -182,8 +184,11 @@ fn show_status(
     json: bool,
     required: bool,
 ) -> Result<(), Failure> {
-    let states: Vec<_> =
-        sites.iter().map(|site| (site.clone(), status::look(site, tools, services))).collect();
+    let look = |site: &Site| {
+        let services = if services.is_empty() { services::of(site) } else { services.to_vec() };
+        (site.clone(), status::look(site, tools, &services))
+    };
+    let states: Vec<_> = sites.iter().map(look).collect();
     if json {
         print!("{}", status::json(&states));
     } else {
@@ -192,10 +197,11 @@ fn show_status(
         }
     }
     let silent = states.iter().flat_map(|(_, states)| states).filter(|state| !state.answers()).count();
+    let looked_at: usize = states.iter().map(|(_, states)| states.len()).sum();
     if required && silent > 0 {
         let name = sites.first().map_or("", |site| site.name);
         return Err(Failure::new(
-            format!("{name}: {silent} of {} services do not answer", services.len()),
+            format!("{name}: {silent} of {looked_at} services do not answer"),
             format!("`lab up {name}` starts what does not run"),
         ));
     }

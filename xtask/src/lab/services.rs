@@ -18,19 +18,43 @@ pub enum Service {
     CinderApi,
     CinderScheduler,
     CinderVolume,
+    CephMon,
+    CephMgr,
+    CephOsd,
 }
 
 use Service::{
-    CinderApi, CinderScheduler, CinderVolume, Epmd, Glance, Haproxy, Keystone, Mariadb, Memcached, Rabbitmq,
+    CephMgr, CephMon, CephOsd, CinderApi, CinderScheduler, CinderVolume, Epmd, Glance, Haproxy, Keystone,
+    Mariadb, Memcached, Rabbitmq,
 };
 
 /// In the order in which they are told of.
-pub const ALL: [Service; 10] =
-    [Haproxy, Memcached, Epmd, Mariadb, Rabbitmq, Keystone, Glance, CinderApi, CinderScheduler, CinderVolume];
+pub const ALL: [Service; 13] = [
+    Haproxy,
+    Memcached,
+    Epmd,
+    Mariadb,
+    Rabbitmq,
+    CephMon,
+    CephMgr,
+    CephOsd,
+    Keystone,
+    Glance,
+    CinderApi,
+    CinderScheduler,
+    CinderVolume,
+];
+/// Only where a site has a cluster.
+pub const CEPH: [Service; 3] = [CephMon, CephMgr, CephOsd];
 /// What a failover stops at one site and starts at the other. Keystone is first: others ask it when they are asked.
 pub const OPENSTACK: [Service; 5] = [Keystone, Glance, CinderApi, CinderScheduler, CinderVolume];
 /// What those need. The port mapper must be there before RabbitMQ, which would start one of its own.
 pub const BELOW: [Service; 5] = [Epmd, Mariadb, Rabbitmq, Memcached, Haproxy];
+
+/// The services that a site has.
+pub fn of(site: &Site) -> Vec<Service> {
+    ALL.into_iter().filter(|service| site.has_ceph() || !CEPH.contains(service)).collect()
+}
 
 impl Service {
     pub fn named(name: &str) -> Option<Self> {
@@ -49,6 +73,9 @@ impl Service {
             CinderApi => "cinder-api",
             CinderScheduler => "cinder-scheduler",
             CinderVolume => "cinder-volume",
+            CephMon => "ceph-mon",
+            CephMgr => "ceph-mgr",
+            CephOsd => "ceph-osd",
         }
     }
 
@@ -71,7 +98,9 @@ impl Service {
             Keystone => here(&[site::KEYSTONE.behind]),
             Glance => here(&[site::GLANCE.behind]),
             CinderApi => here(&[site::CINDER.behind]),
-            CinderScheduler | CinderVolume => Vec::new(),
+            CephMon => here(&[site::CEPH_MONITOR_PORT]),
+            // At ports that it chooses itself.
+            CinderScheduler | CinderVolume | CephMgr | CephOsd => Vec::new(),
         }
     }
 
@@ -88,6 +117,9 @@ impl Service {
             CinderApi => &["cinder-api.log", "cinder-api.out"],
             CinderScheduler => &["cinder-scheduler.log", "cinder-scheduler.out"],
             CinderVolume => &["cinder-volume.log", "cinder-volume.out"],
+            CephMon => &["ceph-mon.out"],
+            CephMgr => &["ceph-mgr.out"],
+            CephOsd => &["ceph-osd.out"],
         }
     }
 
@@ -137,6 +169,16 @@ impl Service {
             CinderScheduler | CinderVolume => {
                 let mut command = start(self.name());
                 command.args(self.cinder_arguments(site));
+                command
+            }
+            CephMon | CephMgr | CephOsd => {
+                let mut command = start(self.name());
+                let id = match self {
+                    CephMon => "a",
+                    CephMgr => "x",
+                    _ => "0",
+                };
+                command.args(["-f", "-i", id, "--conf"]).arg(site.ceph_conf());
                 command
             }
         }
@@ -234,7 +276,8 @@ mod tests {
     fn every_service_is_found_by_its_name_and_belongs_to_one_half() {
         for service in ALL {
             assert_eq!(Service::named(service.name()), Some(service));
-            assert_ne!(OPENSTACK.contains(&service), BELOW.contains(&service), "{service:?}");
+            let is_below = BELOW.contains(&service) || CEPH.contains(&service);
+            assert_ne!(OPENSTACK.contains(&service), is_below, "{service:?}");
         }
         assert_eq!(Service::named("nova"), None);
     }

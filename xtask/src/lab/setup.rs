@@ -122,6 +122,17 @@ pub fn is_seeded(site: &Site) -> bool {
     site.below(SEEDED).exists()
 }
 
+/// What a new site needs in Keystone and Cinder is made again: something was added.
+pub fn forget_seeded(site: &Site) -> Result<(), Failure> {
+    let file = site.below(SEEDED);
+    match fs::remove_file(&file) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(Failure::new(format!("{} cannot be deleted: {error}", file.display()), "delete it by hand"))
+        }
+        _ => Ok(()),
+    }
+}
+
 /// The schemas of the three databases, Keystone's keys and first admin. MariaDB answers.
 pub fn schemas(site: &Site, tools: &Tools) -> Result<(), Failure> {
     let etc = |name: &str| site.etc().join(name).display().to_string();
@@ -158,7 +169,8 @@ pub fn seed(site: &Site, tools: &Tools, clouds: &Path) -> Result<(), Failure> {
             .env("OS_CLOUD", site.name)
             .env("SERVICE_PASSWORD", site.password("service"))
             .env("GLANCE_URL", site.url(site::GLANCE, ""))
-            .env("CINDER_URL", site.url(site::CINDER, "/v3"));
+            .env("CINDER_URL", site.url(site::CINDER, "/v3"))
+            .env("VOLUME_TYPES", if site.has_ceph() { "nfs ceph" } else { "nfs" });
     })?;
     mark(site, SEEDED)
 }
@@ -217,7 +229,8 @@ pub fn joined<T>(result: std::thread::Result<Result<T, Failure>>) -> Result<T, F
     result.unwrap_or_else(|_| Err(Failure::new("a thread of the lab panicked", "this is a bug: see above")))
 }
 
-fn mark(site: &Site, name: &str) -> Result<(), Failure> {
+/// Says that something is done, in a file of this name below the site's folder.
+pub fn mark(site: &Site, name: &str) -> Result<(), Failure> {
     let file = site.below(name);
     File::create(&file).map(drop).map_err(|error| {
         Failure::new(

@@ -17,6 +17,9 @@ pub const CINDER: Door = Door { front: 8776, behind: 18776 };
 pub const MARIADB: Door = Door { front: 3306, behind: 13306 };
 pub const RABBITMQ: Door = Door { front: 5672, behind: 15672 };
 pub const MEMCACHED_PORT: u16 = 11211;
+pub const CEPH_MONITOR_PORT: u16 = 6789;
+/// Below a site's folder: says that the site has a Ceph cluster.
+pub const CEPH_MARK: &str = ".ceph";
 
 /// The TCP ports of one service.
 #[derive(Clone, Copy, Debug)]
@@ -83,6 +86,23 @@ impl Site {
     /// Cinder's `host`.
     pub fn cinder_host(&self) -> String {
         format!("ctl-{}", self.name)
+    }
+
+    pub fn has_ceph(&self) -> bool {
+        self.below(CEPH_MARK).exists()
+    }
+
+    pub fn ceph_conf(&self) -> PathBuf {
+        self.etc().join("ceph/ceph.conf")
+    }
+
+    /// The cluster's own name, which Glance writes into the locations of its images.
+    pub fn ceph_fsid(&self) -> String {
+        format!("6c616221-0000-4000-8000-00000000000{}", self.number)
+    }
+
+    pub fn ceph_osd(&self) -> String {
+        format!("6c616222-0000-4000-8000-00000000000{}", self.number)
     }
 
     /// The share as Cinder names it, in its configuration and in each volume's row.
@@ -217,7 +237,14 @@ mod tests {
         let [north, south] = Site::both(Path::new("/lab")).try_into().unwrap();
         assert_eq!((north.address().as_str(), south.address().as_str()), ("127.20.1.1", "127.20.2.1"));
         assert_eq!(north.password("admin"), "north-admin-pass");
-        for of in [Site::address, Site::cinder_host, Site::share, Site::rabbitmq_node] {
+        for of in [
+            Site::address,
+            Site::cinder_host,
+            Site::share,
+            Site::rabbitmq_node,
+            Site::ceph_fsid,
+            Site::ceph_osd,
+        ] {
             assert_ne!(of(&north), of(&south));
         }
         assert_ne!(north.region(), south.region());

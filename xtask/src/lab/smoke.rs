@@ -23,6 +23,7 @@ pub fn smoke(site: &Site, tools: &Tools) -> Result<(), Failure> {
         .env("OS_CLOUD", site.name)
         .env("SITE_FOLDER", site.folder())
         .env("SHARE_FOLDER", site.share_mount())
+        .env("CEPH_CONF", if site.has_ceph() { site.ceph_conf() } else { std::path::PathBuf::new() })
         .stdin(Stdio::null());
     let hint = format!("what was made so far is still there; logs: {}", site.log().display());
     let mut child = command.spawn().map_err(|error| {

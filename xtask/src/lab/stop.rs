@@ -7,14 +7,14 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use super::ending::{self, Stopped};
 use super::filer::{self, Unmount};
 use super::report::Report;
-use super::services::{ALL, BELOW, OPENSTACK, Service};
+use super::services::{self, BELOW, CEPH, OPENSTACK, Service};
 use super::setup;
 use super::site::Site;
 use crate::failure::Failure;
 
-/// Stops these services: OpenStack's all at once, then what they need all at once.
+/// Stops these services: OpenStack's all at once, then what they need all at once, the storage last.
 pub fn stop(site: &Site, services: &[Service], report: &Report) -> Result<(), Failure> {
-    for half in [OPENSTACK.as_slice(), BELOW.as_slice()] {
+    for half in [OPENSTACK.as_slice(), BELOW.as_slice(), CEPH.as_slice()] {
         let names: Vec<&str> =
             half.iter().filter(|service| services.contains(service)).map(|service| service.name()).collect();
         if names.is_empty() {
@@ -37,7 +37,7 @@ pub fn stop(site: &Site, services: &[Service], report: &Report) -> Result<(), Fa
 /// Stops everything of the site and takes its mounts away; with `purge` its folder too.
 pub fn down(site: &Site, purge: bool, report: &Report) -> Result<(), Failure> {
     ending::kill_leftovers(site, &[setup::MARK])?;
-    stop(site, &ALL, report)?;
+    stop(site, &services::of(site), report)?;
     filer::unmount(site, Unmount::InOrder)?;
     if purge && site.folder().exists() {
         fs::remove_dir_all(site.folder()).map_err(|error| {

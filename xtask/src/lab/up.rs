@@ -7,7 +7,7 @@ use super::report::Report;
 use super::services::{BELOW, OPENSTACK, Service, Tools};
 use super::site::Site;
 use super::start::{LIMIT, Starting};
-use super::{configuration, ending, filer, lock, setup};
+use super::{ceph, configuration, ending, filer, lock, setup};
 use crate::failure::Failure;
 
 /// Another `up` may be on its way.
@@ -16,10 +16,13 @@ const PATIENCE: Duration = Duration::from_mins(10);
 const FIRST_LIMIT: Duration = Duration::from_mins(3);
 
 /// Brings one site up; returns the seconds that it took. `clouds` is the file for OpenStack's clients.
-pub fn up(site: &Site, tools: &Tools, clouds: &Path) -> Result<f64, Failure> {
+pub fn up(site: &Site, tools: &Tools, clouds: &Path, with_ceph: bool) -> Result<f64, Failure> {
     let report = Report::new(site.name);
     let _lock = lock::take(site.lab(), site.name, PATIENCE)?;
     setup::make_folders(site)?;
+    if with_ceph {
+        ceph::add(site)?;
+    }
     let interrupted = ending::kill_leftovers(site, &[setup::MARK])?;
     if interrupted > 0 {
         report.say(&format!("killed what an interrupted `up` had left running (processes: {interrupted})"));
@@ -32,6 +35,9 @@ pub fn up(site: &Site, tools: &Tools, clouds: &Path) -> Result<f64, Failure> {
     let mut starting = Starting::new(site, tools, &report);
     starting.launch(&BELOW)?;
     filer::mount(site, tools)?;
+    if site.has_ceph() {
+        ceph::up(site, tools, &mut starting, FIRST_LIMIT, &report)?;
+    }
     // RabbitMQ takes longest; Cinder tries again every second until it answers.
     starting.wait_for(&[Service::Haproxy, Service::Memcached, Service::Mariadb], FIRST_LIMIT)?;
     if !setup::has_schemas(site) {

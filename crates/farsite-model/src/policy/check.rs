@@ -216,6 +216,12 @@ fn check_item(source: Source<'_>, item: &At<Item>) -> Result<(), YamlError> {
                 );
             }
         }
+        Item::Glance(glance) if glance.store.is_none() && glance.rbd.is_none() => {
+            return wrong("nothing says where these images are", "add `store:` or `rbd:`");
+        }
+        Item::Glance(glance) if glance.store.is_some() && glance.rbd.is_some() => {
+            return wrong("these images are in two places", "remove `store:` or `rbd:`");
+        }
         Item::Cinder(cinder) if cinder.backend.is_none() && cinder.path.is_none() && cinder.rbd.is_none() => {
             return wrong("nothing says where these volumes are", "add `backend:`, `path:` or `rbd:`");
         }

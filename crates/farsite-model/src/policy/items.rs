@@ -94,11 +94,15 @@ item!(
 );
 
 item!(
-    /// The images of Glance's file store, one item each.
+    /// The images of Glance's file store or Ceph pool, one item each.
     Glance {
-        /// The folder that holds them (`filesystem_store_datadir`).
-        #[serde(deserialize_with = "crate::env::deserialize")]
-        store: PathBuf,
+        /// The folder that holds them (`filesystem_store_datadir`); or else `rbd`.
+        #[serde(default, deserialize_with = "crate::env::deserialize")]
+        #[serde(skip_serializing_if = "Option::is_none")]
+        store: Option<PathBuf>,
+        /// The Ceph pool that holds them (`rbd_store_pool`), in place of `store`.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        rbd: Option<Rbd>,
         /// Where Glance's own checksums can be looked up; images are then compared with them.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         checksums: Option<Checksums>,
@@ -204,16 +208,16 @@ pub struct Qmp {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Rbd {
-    /// The pool (`rbd_pool` in cinder.conf).
+    /// The pool (`rbd_pool` in cinder.conf, `rbd_store_pool` in glance-api.conf).
     #[serde(deserialize_with = "crate::env::deserialize")]
     pub pool: String,
     /// The RADOS namespace within it.
     #[serde(default, deserialize_with = "crate::env::deserialize", skip_serializing_if = "Option::is_none")]
     pub namespace: Option<String>,
-    /// The cluster's configuration file (`rbd_ceph_conf`); /etc/ceph/ceph.conf where it is not given.
+    /// The cluster's configuration file (`rbd_ceph_conf`, `rbd_store_ceph_conf`); /etc/ceph/ceph.conf where it is not given.
     #[serde(default, deserialize_with = "crate::env::deserialize", skip_serializing_if = "Option::is_none")]
     pub conf: Option<PathBuf>,
-    /// The Ceph user without `client.` (`rbd_user`); its key stands in the keyring that the configuration names.
+    /// The Ceph user without `client.` (`rbd_user`, `rbd_store_user`); its key stands in the keyring that the configuration names.
     #[serde(default, deserialize_with = "crate::env::deserialize", skip_serializing_if = "Option::is_none")]
     pub user: Option<String>,
 }

@@ -6,6 +6,7 @@
 mod check_database;
 mod check_keys;
 mod install_files;
+mod pool_items;
 mod reconcile;
 mod restore_database;
 mod restore_items;

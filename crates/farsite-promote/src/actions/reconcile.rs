@@ -2,17 +2,20 @@
 //! service starts. What must hold: all rows are put right in one transaction with its note, or none; everything that was not
 //! as it should be is listed.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use farsite_model::ItemKind;
 use farsite_runbook::action::{Action, ActionContext, ActionError, Done, Outcome};
+use farsite_sources::rbd;
 use serde_json::Value;
 
 use super::{Held, no_parameters};
 use crate::aside::Stamps;
 use crate::group_run::{GroupRun, failed};
-use crate::reconcile::volumes::Rows;
+use crate::place::Storage;
+use crate::reconcile::volumes::{Here, Rows};
 use crate::reconcile::{Plan, files, images, volumes};
 use crate::sql::{Database, Rewrite, first};
 
@@ -44,19 +47,37 @@ async fn of_images(run: &GroupRun, database: &Database) -> Result<Plan, String> 
     }
     let rows: Vec<images::Row> =
         database.query(images::QUESTION).await?.into_iter().filter_map(images::Row::of).collect();
-    let Some(store) = run.targets.glance.as_ref().filter(|_| !rows.is_empty()) else {
+    let Some(storage) = run.targets.glance.as_ref().filter(|_| !rows.is_empty()) else {
         return Ok(Plan::default());
     };
-    let there = match files(store) {
-        // A point without images leaves no folder.
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => std::collections::BTreeMap::new(),
-        there => there.map_err(|error| format!("listing {}: {error}", store.display()))?,
+    let (there, scheme) = match storage {
+        Storage::Folder(folder) => match files(folder) {
+            // A point without images leaves no folder.
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                (BTreeMap::new(), images::IN_FOLDER)
+            }
+            there => {
+                let there = there.map_err(|error| format!("listing {}: {error}", folder.display()))?;
+                (there, images::IN_FOLDER)
+            }
+        },
+        Storage::Pool(rbd) => {
+            let there = rbd::images(rbd).await.map_err(|error| error.to_string())?;
+            let sizes = there.into_iter().map(|(name, image)| (name, image.size_bytes));
+            (sizes.collect(), images::IN_POOL)
+        }
     };
-    let list = Stamps::open(store, ItemKind::Glance, run.promotion)
-        .map_err(|error| format!("reading what was restored in {}: {error}", store.display()))?;
-    let odd =
-        list.odd().filter_map(|place| place.file_name()).map(|name| name.to_string_lossy().into_owned());
-    Ok(images::plan(&rows, &there, &odd.collect()))
+    // Of an image in a pool its own marks tell what it is; there is no list beside it.
+    let odd = match storage {
+        Storage::Folder(folder) => Stamps::open(folder, ItemKind::Glance, run.promotion)
+            .map_err(|error| format!("reading what was restored in {}: {error}", folder.display()))?
+            .odd()
+            .filter_map(|place| place.file_name())
+            .map(|name| name.to_string_lossy().into_owned())
+            .collect(),
+        Storage::Pool(_) => BTreeSet::new(),
+    };
+    Ok(images::plan(&rows, &there, scheme, &odd))
 }
 
 async fn of_volumes(run: &GroupRun, database: &Database) -> Result<Plan, String> {
@@ -83,8 +104,12 @@ async fn of_volumes(run: &GroupRun, database: &Database) -> Result<Plan, String>
             .filter_map(|row| row.into_iter().next().flatten())
             .collect(),
     };
-    let share = run.targets.cinder.clone().filter(|share| share.is_dir());
-    tokio::task::spawn_blocking(move || volumes::plan(&rows, share.as_deref()))
+    let here = match &run.targets.cinder {
+        Some(Storage::Folder(share)) if share.is_dir() => Here::Share(share.clone()),
+        Some(Storage::Pool(rbd)) => Here::Pool(rbd::images(rbd).await.map_err(|error| error.to_string())?),
+        _ => Here::Nowhere,
+    };
+    tokio::task::spawn_blocking(move || volumes::plan(&rows, &here))
         .await
         .map_err(|error| error.to_string())?
         .map_err(|error| format!("looking at the volumes' files: {error}"))

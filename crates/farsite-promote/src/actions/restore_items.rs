@@ -11,13 +11,15 @@ use std::time::Duration;
 use async_trait::async_trait;
 use farsite_model::ItemKind;
 use farsite_replicate::hydrate::{self, Copy};
-use farsite_replicate::restore;
+use farsite_replicate::spot::Spot;
+use farsite_replicate::{pool, restore};
 use farsite_runbook::action::{Action, ActionContext, ActionError, Done, Outcome};
 use farsite_store::manifest::ManifestItem;
 use futures::stream::{self, StreamExt, TryStreamExt};
 use serde_json::Value;
 use tokio::sync::Mutex;
 
+use super::pool_items::{self, Connections};
 use super::restore_database::undone;
 use super::{Held, RESTORE_LIMIT, no_parameters};
 use crate::aside::{Stamps, beside, exists, in_folder, remove, root_of};
@@ -119,9 +121,20 @@ impl RestoreItems {
         run: &GroupRun,
         context: &ActionContext,
         lists: &Lists,
+        connections: &Connections,
         item: &ManifestItem,
     ) -> Result<Came, ActionError> {
-        let place = run.path(item)?;
+        let place = match run.spot(item)? {
+            Spot::File(path) => path,
+            Spot::Image(image) => {
+                return Ok(match pool_items::restore(run, context, connections, item, &image).await? {
+                    None => Came::Same,
+                    Some(pool::Came::Restored) => Came::Restored,
+                    Some(pool::Came::Hydrated) => Came::Hydrated,
+                    Some(pool::Came::Already) => Came::Already,
+                });
+            }
+        };
         let (id, root) = (item.id.as_str(), root_of(item));
         let parts = parts(run, context, item).await?;
         let done = self
@@ -212,8 +225,8 @@ impl Action for RestoreItems {
     }
     fn summary(&self) -> &'static str {
         match self.name {
-            "restore-images" => "the point's images into Glance's store",
-            "restore-volumes" => "the point's volumes into their folder or device",
+            "restore-images" => "the point's images into Glance's store, a folder or a Ceph pool",
+            "restore-volumes" => "the point's volumes into their folder, Ceph pool or device",
             _ => "the point's file sets below their folder",
         }
     }
@@ -236,10 +249,10 @@ impl Action for RestoreItems {
     async fn run(&self, context: &ActionContext, _: &Value) -> Result<Outcome, ActionError> {
         let run: Arc<GroupRun> = self.held.run()?.clone();
         let run = &*run;
-        let lists = Lists::default();
+        let (lists, connections) = (Lists::default(), Connections::default());
         let mut work = Vec::new();
         for item in run.items(self.kinds) {
-            let one = self.one(run, context, &lists, item);
+            let one = self.one(run, context, &lists, &connections, item);
             work.push(async move { one.await.map(|came| (item.data.size_bytes, came)) });
         }
         let came: Vec<(u64, Came)> = stream::iter(work).buffer_unordered(AT_ONCE).try_collect().await?;
@@ -286,7 +299,7 @@ impl Action for RestoreItems {
         let mut devices = Vec::new();
         let mut folders: Vec<(PathBuf, ItemKind)> = Vec::new();
         for item in run.items(self.kinds) {
-            let place = run.path(item)?;
+            let Spot::File(place) = run.spot(item)? else { continue };
             if is_device(&place) {
                 devices.push(place.display().to_string());
             }
@@ -307,6 +320,11 @@ impl Action for RestoreItems {
             }
             list.forget().map_err(fail)?;
         }
+        for (kind, rbd) in run.targets.pools() {
+            if self.kinds.contains(&kind) {
+                kept.extend(pool_items::give_back(run, context, kind, rbd).await?);
+            }
+        }
         let outcome = undone(&kept);
         Ok(if devices.is_empty() {
             outcome
@@ -319,9 +337,9 @@ impl Action for RestoreItems {
         let run = self.held.run()?;
         let (mut items, mut bytes, mut standing, mut hydrated, mut room) = (0u64, 0u64, 0u64, 0u64, None);
         for item in run.items(self.kinds) {
-            let place = run.path(item)?;
             items += 1;
             bytes += item.data.size_bytes;
+            let Spot::File(place) = run.spot(item)? else { continue };
             standing += u64::from(exists(&place));
             let copy = Copy::of(&item.id, &place).untouched().ok().flatten();
             hydrated += u64::from(copy.is_some_and(|version| version.is_same_content(&item.data)));
@@ -329,6 +347,12 @@ impl Action for RestoreItems {
         }
         if items == 0 {
             return Ok("the point holds none".into());
+        }
+        for (kind, rbd) in run.targets.pools() {
+            let wanted: Vec<&ManifestItem> = run.items(self.kinds).filter(|item| item.kind == kind).collect();
+            let (there, ready) = pool_items::standing(rbd, &wanted).await.map_err(ActionError::Failed)?;
+            standing += there;
+            hydrated += ready;
         }
         // Holes take no room, so this is a warning in words and not a refusal.
         let room = match room {

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use farsite_model::ItemKind;
+use farsite_replicate::spot::Spot;
 use farsite_runbook::action::{Action, ActionContext, ActionError, Done, Outcome, parameters};
 use farsite_store::manifest::ManifestItem;
 use futures::stream::{self, StreamExt, TryStreamExt};
@@ -14,7 +15,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::restore_items::folder_of;
-use super::{Held, RESTORE_LIMIT};
+use super::{Held, RESTORE_LIMIT, pool_items};
 use crate::aside::{Stamps, root_of};
 use crate::compare::{self, Difference};
 use crate::group_run::{GroupRun, failed};
@@ -41,16 +42,20 @@ enum Hydrated {
 
 /// Whether this promotion took the item from a hydrated copy.
 fn was_hydrated(run: &GroupRun, item: &ManifestItem) -> bool {
-    let Ok(place) = run.path(item) else { return false };
+    let Ok(Spot::File(place)) = run.spot(item) else { return false };
     let list = Stamps::open(&folder_of(item, &place), item.kind, run.promotion);
     list.is_ok_and(|list| list.was_hydrated(&place, &root_of(item)))
 }
 
 /// For the step that brings rows and data together, on whichever machine it runs.
 fn note_odd(run: &GroupRun, item: &ManifestItem) -> std::io::Result<()> {
-    let place = run.path(item).map_err(std::io::Error::other)?;
+    // An image of a pool has no list beside it: the report names it.
+    let Ok(Spot::File(place)) = run.spot(item) else { return Ok(()) };
     Stamps::open(&folder_of(item, &place), item.kind, run.promotion)?.mark_odd(&place)
 }
+
+/// Reads what was restored once more.
+type Hash = Box<dyn FnOnce() -> std::io::Result<String> + Send>;
 
 /// Items read back at once.
 const AT_ONCE: usize = 2;
@@ -64,17 +69,27 @@ async fn one(
     if context.cancel.is_cancelled() {
         return Err(ActionError::Cancelled);
     }
-    let place = run.path(item)?;
-    let difference = compare::item(&run.standby.reader, item, &place)
-        .await
-        .map_err(|e| failed(context, format!("{}: {e}", item.id)))?;
-    if let Some(expected) = item.details.get("sha512").filter(|_| difference.is_none()).cloned() {
-        let path = place.clone();
-        let found = tokio::task::spawn_blocking(move || compare::sha512(&path))
+    let spot = run.spot(item)?;
+    let fail = |e: String| failed(context, format!("{}: {e}", item.id));
+    let reader = &run.standby.reader;
+    let (compared, hash): (_, Hash) = match spot.clone() {
+        Spot::File(path) => {
+            let compared = compare::item(reader, item, &path).await;
+            (compared, Box::new(move || compare::sha512(&path)))
+        }
+        Spot::Image(image) => {
+            let content = pool_items::opened(&image).await.map_err(fail)?;
+            let compared = compare::content(reader, item, content.clone(), &image.to_string()).await;
+            (compared, Box::new(move || compare::sha512_of(&*content)))
+        }
+    };
+    let difference = compared.map_err(|e| fail(e.to_string()))?;
+    if let Some(expected) = item.details.get("sha512").filter(|_| difference.is_none()) {
+        let found = tokio::task::spawn_blocking(hash)
             .await
             .map_err(|e| failed(context, e))?
-            .map_err(|e| failed(context, format!("{}: {}: {e}", item.id, place.display())))?;
-        if !found.eq_ignore_ascii_case(&expected) {
+            .map_err(|e| fail(format!("{spot}: {e}")))?;
+        if !found.eq_ignore_ascii_case(expected) {
             let why =
                 format!("it is what the point holds, and not what Glance has recorded (SHA-512 {expected})");
             return Ok((difference, Some(why)));

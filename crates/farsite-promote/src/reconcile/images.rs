@@ -25,8 +25,18 @@ impl Row {
     }
 }
 
-/// `files`: what lies in the store's folder, with sizes in bytes; `odd`: those of them that are not what their row says by its hash.
-pub(crate) fn plan(rows: &[Row], files: &BTreeMap<String, u64>, odd: &BTreeSet<String>) -> Plan {
+/// How the location of an image begins that lies in a folder, and of one in a Ceph pool.
+pub(crate) const IN_FOLDER: &str = "file://";
+pub(crate) const IN_POOL: &str = "rbd://";
+
+/// `files`: what lies in the store's folder or pool, with sizes in bytes; `scheme`: how the locations begin of what does; `odd`: those
+/// of them that are not what their row says by its hash.
+pub(crate) fn plan(
+    rows: &[Row],
+    files: &BTreeMap<String, u64>,
+    scheme: &str,
+    odd: &BTreeSet<String>,
+) -> Plan {
     let mut plan = Plan { looked: rows.len(), ..Plan::default() };
     let mut known = BTreeSet::new();
     for row in rows.iter().filter(|row| is_id(&row.id)) {
@@ -45,7 +55,7 @@ pub(crate) fn plan(rows: &[Row], files: &BTreeMap<String, u64>, odd: &BTreeSet<S
                 plan.say(subject, format!("its upload was under way ({}): marked killed", row.status));
             }
             // Served as they are, they would answer a download with no bytes and no error.
-            "active" if row.location.as_ref().is_some_and(|at| at.starts_with("file://")) => {
+            "active" if row.location.as_ref().is_some_and(|at| at.starts_with(scheme)) => {
                 let why = match (files.get(&row.id), row.size_bytes) {
                     (None, _) => "it has no data here".to_owned(),
                     (Some(is), Some(should)) if *is != should => {
@@ -88,14 +98,14 @@ mod tests {
     #[test]
     fn an_active_image_with_its_bytes_is_left_alone() {
         let files = BTreeMap::from([(A.to_owned(), 5)]);
-        let plan = plan(&[row(A, "active", 5)], &files, &BTreeSet::new());
+        let plan = plan(&[row(A, "active", 5)], &files, IN_FOLDER, &BTreeSet::new());
         assert_eq!((plan.statements.len(), plan.lines.len(), plan.looked), (0, 0, 1));
     }
 
     #[test]
     fn an_active_image_without_its_bytes_is_not_served() {
         for files in [BTreeMap::new(), BTreeMap::from([(A.to_owned(), 4)])] {
-            let plan = plan(&[row(A, "active", 5)], &files, &BTreeSet::new());
+            let plan = plan(&[row(A, "active", 5)], &files, IN_FOLDER, &BTreeSet::new());
             assert!(plan.statements[0].contains("'deactivated'"), "{plan:?}");
             assert!(plan.lines[0].0.contains(A), "{plan:?}");
         }
@@ -104,7 +114,7 @@ mod tests {
     #[test]
     fn an_image_whose_bytes_are_not_the_recorded_ones_is_not_served() {
         let (files, odd) = (BTreeMap::from([(A.to_owned(), 5)]), BTreeSet::from([A.to_owned()]));
-        let plan = plan(&[row(A, "active", 5)], &files, &odd);
+        let plan = plan(&[row(A, "active", 5)], &files, IN_FOLDER, &odd);
         assert!(
             plan.statements[0].contains("'deactivated'") && plan.lines[0].1.contains("recorded"),
             "{plan:?}"
@@ -113,15 +123,20 @@ mod tests {
 
     #[test]
     fn an_upload_that_was_under_way_does_not_stay_so_for_ever() {
-        let plan = plan(&[row(A, "saving", 0), row(B, "queued", 0)], &BTreeMap::new(), &BTreeSet::new());
+        let plan =
+            plan(&[row(A, "saving", 0), row(B, "queued", 0)], &BTreeMap::new(), IN_FOLDER, &BTreeSet::new());
         assert_eq!(plan.statements.len(), 1, "{plan:?}");
         assert!(plan.statements[0].contains("'killed'") && plan.statements[0].contains(A));
     }
 
     #[test]
     fn data_without_a_row_is_told_and_kept() {
-        let plan =
-            plan(&[], &BTreeMap::from([(A.to_owned(), 5), ("lost+found".to_owned(), 1)]), &BTreeSet::new());
+        let plan = plan(
+            &[],
+            &BTreeMap::from([(A.to_owned(), 5), ("lost+found".to_owned(), 1)]),
+            IN_FOLDER,
+            &BTreeSet::new(),
+        );
         assert_eq!((plan.statements.len(), plan.lines.len()), (0, 1));
         assert!(plan.lines[0].1.contains("kept"));
     }

@@ -1,8 +1,11 @@
 //! Cinder's rows and the files of a file back end (NFS and the like): `volume-ID`, its overlays `volume-ID.SNAPSHOT`, and
-//! `volume-ID.info`, which says which of them is the active one.
+//! `volume-ID.info`, which says which of them is the active one. Or the images of a Ceph pool: `volume-ID`, with
+//! `snapshot-ID` within it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
+
+use farsite_sources::rbd::PoolImage;
 
 use super::{Plan, is_id, qcow2};
 
@@ -37,6 +40,11 @@ impl Volume {
         Some(Self { id, name_id, status, size_gib, location: next(), format: next(), migration: next() })
     }
 
+    /// Whether its back end may keep it as an image of a pool: such a row says nothing of where.
+    fn is_image(&self) -> bool {
+        self.location.as_ref().is_none_or(String::is_empty)
+    }
+
     /// Whether its back end keeps it in a file of a share.
     fn is_file(&self) -> bool {
         self.location.as_ref().is_some_and(|location| location.contains(":/"))
@@ -66,10 +74,20 @@ pub(crate) struct Rows {
     pub(crate) workers: BTreeSet<String>,
 }
 
-/// `folder`: the share; `None` where the group has no place for volumes, whose states alone are then looked at.
-pub(crate) fn plan(rows: &Rows, folder: Option<&Path>) -> std::io::Result<Plan> {
+/// Where the volumes are.
+pub(crate) enum Here {
+    /// The group has no place for volumes: their states alone are looked at.
+    Nowhere,
+    Share(PathBuf),
+    Pool(BTreeMap<String, PoolImage>),
+}
+
+pub(crate) fn plan(rows: &Rows, here: &Here) -> std::io::Result<Plan> {
     let mut plan = Plan { looked: rows.volumes.len() + rows.snapshots.len(), ..Plan::default() };
-    let share = folder.map(Share::open).transpose()?;
+    let share = match here {
+        Here::Share(folder) => Some(Share::open(folder)?),
+        _ => None,
+    };
     for volume in rows.volumes.iter().filter(|volume| is_id(&volume.id) && is_id(&volume.name_id)) {
         let snapshots: Vec<&Snapshot> =
             rows.snapshots.iter().filter(|s| s.volume == volume.id && is_id(&s.id)).collect();
@@ -85,15 +103,31 @@ pub(crate) fn plan(rows: &Rows, folder: Option<&Path>) -> std::io::Result<Plan> 
                 snapshot_state(snapshot, Some(&chain), is_worked_on, &mut plan);
             }
             unknown_snapshots(volume, &snapshots, &chain, &mut plan);
+        } else if let Here::Pool(images) = here
+            && volume.is_image()
+        {
+            let image = images.get(&format!("volume-{}", volume.name_id));
+            if expects_data {
+                in_pool(volume, image, &mut plan);
+            }
+            for snapshot in &snapshots {
+                let chain = Chain::of_image(image, snapshot);
+                snapshot_state(snapshot, Some(&chain), rows.workers.contains(&snapshot.id), &mut plan);
+            }
         } else {
             for snapshot in &snapshots {
                 snapshot_state(snapshot, None, rows.workers.contains(&snapshot.id), &mut plan);
             }
         }
     }
-    if let Some(share) = &share {
+    let there: Vec<&String> = match (here, &share) {
+        (Here::Pool(images), _) => images.keys().collect(),
+        (_, Some(share)) => share.files.keys().collect(),
+        _ => Vec::new(),
+    };
+    if !there.is_empty() {
         let known: BTreeSet<&str> = rows.volumes.iter().map(|volume| volume.name_id.as_str()).collect();
-        for name in share.files.keys() {
+        for name in there {
             let id = name.strip_prefix("volume-").map(|rest| rest.get(..36).unwrap_or(rest));
             if let Some(id) = id.filter(|id| is_id(id) && !known.contains(id)) {
                 plan.say(format!("file {name}"), format!("Cinder has no row of volume {id}: kept"));
@@ -139,15 +173,8 @@ fn operation(volume: &Volume, is_worked_on: bool, plan: &mut Plan) -> bool {
 
 /// The active file, and all below it.
 fn contents(volume: &Volume, snapshots: &[&Snapshot], chain: &Chain, plan: &mut Plan) {
-    let subject = || format!("volume {}", volume.id);
-    let mut hold_back = |why: &str| {
-        for from in ["available", "in-use", volume.status.as_str()] {
-            set(plan, "volumes", &volume.id, from, "error");
-        }
-        plan.say(subject(), format!("{why}: marked error, so that nobody attaches it"));
-    };
     if let Some(why) = &chain.broken {
-        return hold_back(why);
+        return hold_back(volume, why, plan);
     }
     let row = volume.format.as_deref().unwrap_or("raw");
     let lost = snapshots.iter().any(|s| s.status == "available" && !chain.snapshots.contains_key(&s.id));
@@ -158,9 +185,8 @@ fn contents(volume: &Volume, snapshots: &[&Snapshot], chain: &Chain, plan: &mut 
         ("qcow2", None, _) => set_format(volume, "raw", plan),
         // Whoever may write to a raw disk can make it look so.
         ("qcow2", Some(_), false) if lost => {
-            return hold_back(
-                "its row tells of snapshots that its files do not have, and its format is not certain",
-            );
+            let why = "its row tells of snapshots that its files do not have, and its format is not certain";
+            return hold_back(volume, why, plan);
         }
         _ => {}
     }
@@ -168,6 +194,25 @@ fn contents(volume: &Volume, snapshots: &[&Snapshot], chain: &Chain, plan: &mut 
         Some(header) if row == "qcow2" || chain.has_info => header.size_bytes,
         _ => chain.active_bytes,
     };
+    put_size_right(volume, size_bytes, plan);
+}
+
+/// An image is raw, and as long as its volume.
+fn in_pool(volume: &Volume, image: Option<&PoolImage>, plan: &mut Plan) {
+    match image {
+        Some(image) => put_size_right(volume, image.size_bytes, plan),
+        None => hold_back(volume, "its image is not in the pool", plan),
+    }
+}
+
+fn hold_back(volume: &Volume, why: &str, plan: &mut Plan) {
+    for from in ["available", "in-use", volume.status.as_str()] {
+        set(plan, "volumes", &volume.id, from, "error");
+    }
+    plan.say(format!("volume {}", volume.id), format!("{why}: marked error, so that nobody attaches it"));
+}
+
+fn put_size_right(volume: &Volume, size_bytes: u64, plan: &mut Plan) {
     let size_gib = size_bytes.div_ceil(GIB);
     if size_gib != volume.size_gib {
         plan.statements
@@ -199,7 +244,7 @@ fn snapshot_state(snapshot: &Snapshot, chain: Option<&Chain>, is_worked_on: bool
         "creating" => ("error", "it was being made".to_owned()),
         "deleting" if !is_worked_on => ("error_deleting", "it was being deleted".to_owned()),
         "available" => match chain.map(|chain| (chain, chain.snapshots.get(&snapshot.id))) {
-            Some((_, None)) => ("error", format!("volume {} has no file of it", snapshot.volume)),
+            Some((_, None)) => ("error", format!("its volume {} holds nothing of it here", snapshot.volume)),
             Some((chain, Some(file))) if !chain.files.contains(file) => {
                 ("error", format!("its file {file} is not in the chain of volume {}", snapshot.volume))
             }
@@ -242,6 +287,19 @@ struct Chain {
     active_bytes: u64,
     /// Why its contents cannot be read as a whole.
     broken: Option<String>,
+}
+
+impl Chain {
+    /// Snapshots of an image are within it.
+    fn of_image(image: Option<&PoolImage>, snapshot: &Snapshot) -> Self {
+        let mut chain = Self::default();
+        let name = format!("snapshot-{}", snapshot.id);
+        if image.is_some_and(|image| image.snapshots.contains(&name)) {
+            chain.files.insert(name.clone());
+            chain.snapshots.insert(snapshot.id.clone(), name);
+        }
+        chain
+    }
 }
 
 impl Share {
@@ -353,7 +411,7 @@ mod tests {
     }
 
     fn planned(rows: &Rows, share: &tempfile::TempDir) -> Plan {
-        plan(rows, Some(share.path())).unwrap()
+        plan(rows, &Here::Share(share.path().to_owned())).unwrap()
     }
 
     #[test]
@@ -444,6 +502,26 @@ mod tests {
             .unwrap();
         let plan = planned(&rows(volume("available", None), &[]), &dir);
         assert!(plan.statements[0].contains("size = 3"), "{plan:?}");
+    }
+
+    #[test]
+    fn a_volume_of_a_pool_is_as_long_as_its_image_and_has_the_snapshots_that_are_in_it() {
+        let mut in_pool = volume("available", None);
+        in_pool.location = None;
+        let rows = rows(in_pool, &[(S, "available")]);
+        let image = PoolImage { size_bytes: GIB, snapshots: BTreeSet::from([format!("snapshot-{S}")]) };
+        let planned = |images: Vec<(String, PoolImage)>| {
+            plan(&rows, &Here::Pool(images.into_iter().collect())).unwrap()
+        };
+        let good = planned(vec![(format!("volume-{V}"), image.clone())]);
+        assert_eq!((good.statements.len(), good.lines.len()), (0, 0), "{good:?}");
+        let other = PoolImage { size_bytes: 2 * GIB, snapshots: BTreeSet::new() };
+        let other = planned(vec![(format!("volume-{V}"), other), (format!("volume-{S}"), image)]);
+        assert!(other.statements.iter().any(|s| s.contains("size = 2")), "{other:?}");
+        assert!(other.statements.iter().any(|s| s.contains("snapshots SET status = 'error'")), "{other:?}");
+        assert!(other.lines.iter().any(|(_, line)| line.contains("kept")), "{other:?}");
+        let none = planned(Vec::new());
+        assert!(none.statements.iter().any(|s| s.contains("volumes SET status = 'error'")), "{none:?}");
     }
 
     #[test]

@@ -27,6 +27,7 @@ pub fn names(rewrite: &SiteRewrite) -> BTreeMap<&'static str, Vec<(String, Strin
         ("hosts", &rewrite.hosts),
         ("exports", &rewrite.exports),
         ("paths", &rewrite.paths),
+        ("clusters", &rewrite.clusters),
         ("zones", &rewrite.zones),
     ];
     let differ = |pairs: &BTreeMap<String, String>| {

@@ -60,7 +60,7 @@ mod tests {
 
     #[test]
     fn every_change_is_a_column_with_a_way_or_statements_with_a_word() {
-        let kinds = ["regions", "urls", "hosts", "exports", "paths", "zones"];
+        let kinds = ["regions", "urls", "hosts", "exports", "paths", "clusters", "zones"];
         for change in table().unwrap().changes {
             let is_column = change.column.is_some() && change.how.is_some() && change.names.is_some();
             let is_statement = change.what.is_some() && !change.statements.is_empty();

@@ -3,12 +3,14 @@
 //! one item that cannot be hydrated keeps no other from it.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use farsite_model::config::Config;
+use farsite_model::policy::Rbd;
 use farsite_model::{GroupName, ItemId, ItemKind, PointId, SiteName};
+use farsite_sources::rbd::Writer;
 use farsite_store::Store;
 use farsite_store::ledger::Ledger;
 use farsite_store::manifest::{Manifest, ManifestItem};
@@ -18,7 +20,8 @@ use tokio_util::sync::CancellationToken;
 use super::copy::{Applied, Copy, How};
 use crate::pin::LaterPin;
 use crate::restore::Guard;
-use crate::{ReplicateError, connect};
+use crate::spot::Spot;
+use crate::{ReplicateError, connect, pool};
 
 /// How often the ledgers are looked at.
 const LOOK: Duration = Duration::from_secs(5);
@@ -28,7 +31,10 @@ const RETRY_LIMIT: Duration = Duration::from_mins(10);
 
 /// Where a promotion would put an item; the error says why nowhere.
 pub type Place =
-    Arc<dyn Fn(&Config, &GroupName, &Manifest, &ManifestItem) -> Result<PathBuf, String> + Send + Sync>;
+    Arc<dyn Fn(&Config, &GroupName, &Manifest, &ManifestItem) -> Result<Spot, String> + Send + Sync>;
+
+/// A pool is asked what its copies are after this at the latest, though no point is newer.
+const PROVE_AGAIN: Duration = Duration::from_mins(10);
 
 /// What one look at a group did.
 #[derive(Debug, Default)]
@@ -36,6 +42,8 @@ pub struct Hydrated {
     /// The point that all hydrated items are of now; `None` when there is none, or not of this site to hydrate.
     pub point: Option<PointId>,
     pub items: Vec<(ItemId, Applied)>,
+    /// Some of them are in a pool.
+    pub in_pools: bool,
     /// Items that were not hydrated, and why.
     pub failed: Vec<(ItemId, String)>,
 }
@@ -51,13 +59,15 @@ fn is_device(place: &Path) -> bool {
     std::fs::metadata(place).is_ok_and(|m| m.file_type().is_block_device())
 }
 
-/// Brings the copies of one group to its newest whole point.
+/// Brings the copies of one group to its newest whole point. `known`: copies in pools were of that point moments ago, so that
+/// no pool need be asked.
 pub async fn hydrate_group(
     config: &Config,
     store: &Store,
     reader: &Reader,
     group: &GroupName,
     place: &Place,
+    known: Option<PointId>,
     guard: &Guard,
 ) -> Result<Hydrated, ReplicateError> {
     let ledger = Ledger::open(store, group).await?;
@@ -70,44 +80,81 @@ pub async fn hydrate_group(
     let Some(point) = state.default_point() else { return Ok(hydrated) };
     let manifest = Manifest::read(store, group, point.id(), &point.said.manifest).await?;
     let pin = LaterPin::of_host(config, store, group, point.id());
-    let result = hydrate_items(config, reader, group, &manifest, place, guard, &mut hydrated).await;
+    let spots = spots(config, group, &manifest, place, &mut hydrated);
+    let in_pools = spots.iter().any(|(_, spot)| matches!(spot, Spot::Image(_)));
+    let result = hydrate_items(reader, manifest.point, &spots, known, guard, &mut hydrated).await;
     pin.end().await;
     result?;
     if hydrated.failed.is_empty() {
         hydrated.point = Some(point.id());
+        hydrated.in_pools = in_pools;
     }
     Ok(hydrated)
 }
 
-async fn hydrate_items(
+/// The items that are hydrated, and where a promotion would put each.
+fn spots<'m>(
     config: &Config,
-    reader: &Reader,
     group: &GroupName,
-    manifest: &Manifest,
+    manifest: &'m Manifest,
     place: &Place,
+    hydrated: &mut Hydrated,
+) -> Vec<(&'m ManifestItem, Spot)> {
+    let mut spots = Vec::new();
+    for item in manifest.items.iter().filter(|item| is_hydrated(item)) {
+        match place(config, group, manifest, item) {
+            Ok(Spot::File(path)) if is_device(&path) => {}
+            Ok(spot) => spots.push((item, spot)),
+            Err(why) => hydrated.failed.push((item.id.clone(), why)),
+        }
+    }
+    spots
+}
+
+async fn hydrate_items(
+    reader: &Reader,
+    point: PointId,
+    spots: &[(&ManifestItem, Spot)],
+    known: Option<PointId>,
     guard: &Guard,
     hydrated: &mut Hydrated,
 ) -> Result<(), ReplicateError> {
-    for item in manifest.items.iter().filter(|item| is_hydrated(item)) {
-        let path = match place(config, group, manifest, item) {
-            Ok(path) => path,
-            Err(why) => {
-                hydrated.failed.push((item.id.clone(), why));
-                continue;
-            }
-        };
-        if is_device(&path) {
-            continue;
-        }
+    let mut connected: Option<(Rbd, Arc<Writer>)> = None;
+    for (item, spot) in spots {
         let stats = ReadStats::default();
-        match Copy::of(&item.id, &path).apply(reader, item, manifest.point, guard, &stats).await {
+        let applied = match spot {
+            Spot::File(path) => Copy::of(&item.id, path).apply(reader, item, point, guard, &stats).await,
+            Spot::Image(_) if known == Some(point) => continue,
+            Spot::Image(image) => match writer(&mut connected, &image.rbd).await {
+                Ok(writer) => pool::apply(&writer, &image.name, reader, item, point, guard, &stats).await,
+                Err(error) => Err(error),
+            },
+        };
+        match applied {
             Ok(Some(applied)) => hydrated.items.push((item.id.clone(), applied)),
             Ok(None) => hydrated.failed.push((item.id.clone(), "another process works on its copy".into())),
-            Err(error) => hydrated.failed.push((item.id.clone(), error.to_string())),
+            Err(error) => {
+                // Whatever state its connection is in, the next item has another.
+                connected = None;
+                hydrated.failed.push((item.id.clone(), error.to_string()));
+            }
         }
         guard().map_err(ReplicateError::io("hydrating"))?;
     }
     Ok(())
+}
+
+/// The connection to a pool, made when it is needed.
+async fn writer(
+    connected: &mut Option<(Rbd, Arc<Writer>)>,
+    rbd: &Rbd,
+) -> Result<Arc<Writer>, ReplicateError> {
+    if let Some((_, writer)) = connected.as_ref().filter(|(to, _)| to == rbd) {
+        return Ok(writer.clone());
+    }
+    let writer = Arc::new(Writer::start(rbd).await?);
+    *connected = Some((rbd.clone(), writer.clone()));
+    Ok(writer)
 }
 
 /// Keeps all groups of this site hydrated until it is cancelled.
@@ -122,6 +169,7 @@ impl Keeper {
     pub async fn keep(self) {
         let mut open: Option<Opened> = None;
         let mut waits: BTreeMap<GroupName, (tokio::time::Instant, Duration)> = BTreeMap::new();
+        let mut proved: BTreeMap<GroupName, (PointId, tokio::time::Instant)> = BTreeMap::new();
         let mut connect_wait: Option<(tokio::time::Instant, Duration)> = None;
         let cancelled = self.cancel.clone();
         let guard: Guard = Arc::new(move || {
@@ -135,6 +183,7 @@ impl Keeper {
             // A configuration that was read again may name another store, or another key.
             if open.as_ref().is_some_and(|opened| !Arc::ptr_eq(&opened.config, &config)) {
                 open = None;
+                proved.clear();
             }
             let now = tokio::time::Instant::now();
             if !groups.is_empty() && open.is_none() && connect_wait.is_none_or(|(until, _)| now >= until) {
@@ -154,7 +203,14 @@ impl Keeper {
                 if self.cancel.is_cancelled() || waits.get(group).is_some_and(|(until, _)| now < *until) {
                     continue;
                 }
-                let looked = hydrate_group(&config, store, reader, group, &self.place, &guard).await;
+                let known = proved.get(group).filter(|(_, at)| now < *at + PROVE_AGAIN);
+                let known = known.map(|(point, _)| *point);
+                let looked = hydrate_group(&config, store, reader, group, &self.place, known, &guard).await;
+                match looked.as_ref().ok().and_then(|hydrated| hydrated.point.filter(|_| hydrated.in_pools)) {
+                    Some(point) if known == Some(point) => {}
+                    Some(point) => drop(proved.insert(group.clone(), (point, now))),
+                    None => drop(proved.remove(group)),
+                }
                 let good = said(group, site, &looked);
                 if good || self.cancel.is_cancelled() {
                     waits.remove(group);

@@ -1,6 +1,6 @@
-//! The images of Glance's file store: every file whose name is an image's id is one item. What must hold: an image is
-//! called `application` only when Glance's own database says that it is complete and of this length; one that may still
-//! be uploaded is `fuzzy`; a folder that cannot be read is an error and never empty.
+//! The images of Glance's file store or Ceph pool: every file or RBD image whose name is an image's id is one item. What must
+//! hold: an image is called `application` only when Glance's own database says that it is complete and of this length; one
+//! that may still be uploaded is `fuzzy`; a place that cannot be read is an error and never empty.
 //!
 //! Images are not hashed here, which would read them twice: what Glance expects goes along in the details, and is
 //! compared when they are proven at the standby.
@@ -8,35 +8,59 @@
 mod catalog;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use farsite_model::content::ReadAt;
-use farsite_model::policy::{self, Checksums};
+use farsite_model::policy::{self, Checksums, Rbd};
 use farsite_model::{Consistency, ItemId, ItemKind};
 
 use crate::extent::FileContent;
 use crate::folder::{self, Folder};
-use crate::{Capture, CaptureContext, CheckLine, Content, Source, SourceError};
+use crate::tracking::ChangeTracking;
+use crate::{Capture, CaptureContext, CheckLine, Content, Source, SourceError, rbd};
 use catalog::Row;
 
 /// A file that was written this recently may still be written. Images are written once, from begin to end.
 const QUIET: Duration = Duration::from_secs(2);
+/// Glance's own snapshot of an image in a pool (`DEFAULT_SNAPNAME` of its RBD store): protected, so that clones can be made.
+const SNAPSHOT: &str = "snap";
 /// At most so many names stand in one line of a check.
 const SHOWN: usize = 5;
 
 /// One image store of a policy.
 pub(crate) struct Glance {
     item: ItemId,
-    store: PathBuf,
+    store: Store,
     checksums: Option<Checksums>,
+}
+
+/// Where the images are.
+enum Store {
+    Folder(PathBuf),
+    Pool(Rbd),
+}
+
+impl fmt::Display for Store {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Folder(folder) => folder.display().fmt(f),
+            Self::Pool(rbd) => rbd::shown(rbd).fmt(f),
+        }
+    }
 }
 
 impl Glance {
     pub(crate) fn new(item: &policy::Item, glance: &policy::Glance) -> Self {
-        Self { item: item.id(), store: glance.store.clone(), checksums: glance.checksums.clone() }
+        let store = match &glance.rbd {
+            Some(rbd) => Store::Pool(rbd.clone()),
+            // A policy without both is refused when it is read.
+            None => Store::Folder(glance.store.clone().unwrap_or_default()),
+        };
+        Self { item: item.id(), store, checksums: glance.checksums.clone() }
     }
 
     /// What Glance knows about an image, where it can be asked.
@@ -59,7 +83,7 @@ impl Glance {
         if !missing.is_empty() {
             let why = format!(
                 "active in Glance's database and not in {}: {}\n  hint: they may be in another store, or lost",
-                self.store.display(),
+                self.store,
                 few(&missing)
             );
             lines.push(line("missing images", Err(why)));
@@ -71,21 +95,27 @@ impl Glance {
 #[async_trait]
 impl Source for Glance {
     fn describe(&self) -> String {
-        format!("{}: {}", self.item, self.store.display())
+        format!("{}: {}", self.item, self.store)
     }
 
     async fn check(&self) -> Vec<CheckLine> {
         let line = |topic: &str, result| CheckLine { subject: format!("{}: {topic}", self.item), result };
-        let (listed, images, oddities) = match images(&self.store) {
+        let found = match &self.store {
+            Store::Folder(folder) => images(folder).map(|(listed, images, others)| {
+                let unreadable = listed.unreadable(&images);
+                (images, others, unreadable)
+            }),
+            Store::Pool(rbd) => in_pool(rbd).await.map(|(images, others)| (images, others, Vec::new())),
+        };
+        let (images, oddities, unreadable) = match found {
             Ok(found) => found,
             Err(error) => return vec![line("images", Err(error.to_string()))],
         };
-        let mut said = format!("{} images in {}", images.len(), self.store.display());
+        let mut said = format!("{} images in {}", images.len(), self.store);
         if !oddities.is_empty() {
             said = format!("{said}; no images, left out: {}", few(&oddities));
         }
         let mut lines = vec![line("images", Ok(said))];
-        let unreadable = listed.unreadable(&images);
         if !unreadable.is_empty() {
             let why = format!("{}\n  hint: let the agent's user read them", few(&unreadable));
             lines.push(line("rights", Err(why)));
@@ -97,31 +127,50 @@ impl Source for Glance {
     }
 
     async fn items(&self) -> Result<Vec<ItemId>, SourceError> {
-        let (_, images, _) = images(&self.store)?;
+        let images = match &self.store {
+            Store::Folder(folder) => images(folder)?.1,
+            Store::Pool(rbd) => in_pool(rbd).await?.0,
+        };
         Ok(images.iter().map(|name| ItemId::new(ItemKind::Glance, name)).collect())
     }
 
     async fn capture(&self, item: &ItemId, context: &CaptureContext) -> Result<Capture, SourceError> {
         let captured = context.clock.capture_time();
-        let path = folder::file_of(&self.store, item)?;
-        // Asked before the file is looked at: what is active then is complete now.
+        // Asked before the image is looked at: what is active then is complete now.
         let row = self.row(item.name()).await?;
-        let content = FileContent::open(&path)?;
-        let is_quiet = context.frozen || is_quiet(&path, SystemTime::now());
+        let (content, tracking, is_quiet): (Arc<dyn ReadAt>, Option<Box<dyn ChangeTracking>>, _) =
+            match &self.store {
+                Store::Folder(folder) => {
+                    let path = folder::file_of(folder, item)?;
+                    let is_quiet = context.frozen || is_quiet(&path, SystemTime::now());
+                    (Arc::new(FileContent::open(&path)?), None, is_quiet)
+                }
+                // Glance makes its snapshot when the last byte is there.
+                Store::Pool(rbd) => {
+                    let (content, tracking) = rbd::standing(rbd, crate::plain_name(item)?, SNAPSHOT).await?;
+                    let is_whole = tracking.is_some();
+                    (content, tracking, is_whole)
+                }
+            };
         let consistency = class(row.as_ref(), content.size_bytes(), is_quiet);
         Ok(Capture {
             item: item.clone(),
             kind: ItemKind::Glance,
             captured,
             consistency,
-            content: Content::Volume(Arc::new(content)),
+            content: Content::Volume(content),
             still: consistency > Consistency::Fuzzy && is_quiet,
             ancestor: None,
             details: row.map(Row::into_details).unwrap_or_default(),
-            tracking: None,
+            tracking,
             guard: None,
         })
     }
+}
+
+/// The image ids of a pool, and what else is in it.
+async fn in_pool(rbd: &Rbd) -> Result<(Vec<String>, Vec<String>), SourceError> {
+    Ok(rbd::list(rbd).await?.into_iter().partition(|name| is_image_id(name)))
 }
 
 /// The store's files, the image ids among them, and what is neither, in words.

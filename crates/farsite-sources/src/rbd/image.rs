@@ -31,7 +31,17 @@ pub(crate) struct Image {
 
 #[derive(Deserialize)]
 struct Listed {
+    id: u64,
     name: String,
+}
+
+/// An image, or one of its snapshots.
+#[derive(Debug, Deserialize)]
+pub(crate) struct ListedImage {
+    pub(crate) image: String,
+    pub(crate) snapshot: Option<String>,
+    #[serde(rename = "size")]
+    pub(crate) size_bytes: u64,
 }
 
 /// What an image took since the snapshot before, up to one of its own or up to now.
@@ -50,6 +60,17 @@ struct Usage {
 }
 
 impl Pool {
+    /// As a child takes them.
+    pub(super) fn as_arguments(&self) -> [PathBuf; 4] {
+        let rbd = &self.rbd;
+        [
+            self.conf().to_owned(),
+            rbd.user.clone().unwrap_or_default().into(),
+            rbd.pool.clone().into(),
+            rbd.namespace.clone().unwrap_or_default().into(),
+        ]
+    }
+
     fn conf(&self) -> &Path {
         self.rbd.conf.as_deref().unwrap_or(Path::new(CONF))
     }
@@ -62,6 +83,14 @@ impl Pool {
             .map_err(|error| SourceError::new(what, format!("what rbd says makes no sense: {error}")))?;
         names.sort();
         Ok(names)
+    }
+
+    /// All its images, and the snapshots of each.
+    pub(crate) fn images_with_snapshots(&self) -> Result<Vec<ListedImage>, SourceError> {
+        let what = format!("listing the images of {self} with their sizes");
+        let said = self.rbd(&what, &["ls", "--long", "--format", "json"], &[])?;
+        serde_json::from_str(&said)
+            .map_err(|error| SourceError::new(what, format!("what rbd says makes no sense: {error}")))
     }
 
     /// Of all its images, for each the oldest snapshot first and the present last.
@@ -106,16 +135,10 @@ impl fmt::Display for Pool {
 }
 
 impl Image {
-    /// As the reading child takes them.
+    /// As a child takes them.
     pub(super) fn as_arguments(&self) -> [PathBuf; 5] {
-        let rbd = &self.pool.rbd;
-        [
-            self.pool.conf().to_owned(),
-            rbd.user.clone().unwrap_or_default().into(),
-            rbd.pool.clone().into(),
-            rbd.namespace.clone().unwrap_or_default().into(),
-            self.name.clone().into(),
-        ]
+        let [conf, user, pool, namespace] = self.pool.as_arguments();
+        [conf, user, pool, namespace, self.name.clone().into()]
     }
 
     pub(crate) fn add_snapshot(&self, name: &str) -> Result<(), SourceError> {
@@ -134,11 +157,19 @@ impl Image {
 
     /// The names of its snapshots.
     pub(crate) fn snapshots(&self) -> Result<Vec<String>, SourceError> {
+        Ok(self.listed()?.into_iter().map(|snapshot| snapshot.name).collect())
+    }
+
+    /// The pool's own number of a snapshot, if there is one of this name.
+    pub(crate) fn snapshot_id(&self, name: &str) -> Result<Option<u64>, SourceError> {
+        Ok(self.listed()?.into_iter().find(|snapshot| snapshot.name == name).map(|snapshot| snapshot.id))
+    }
+
+    fn listed(&self) -> Result<Vec<Listed>, SourceError> {
         let what = format!("listing the snapshots of {self}");
         let said = self.pool.rbd(&what, &["snap", "ls", "--format", "json"], &[("--image", &self.name)])?;
-        let listed: Vec<Listed> = serde_json::from_str(&said)
-            .map_err(|error| SourceError::new(what, format!("what rbd says makes no sense: {error}")))?;
-        Ok(listed.into_iter().map(|snapshot| snapshot.name).collect())
+        serde_json::from_str(&said)
+            .map_err(|error| SourceError::new(what, format!("what rbd says makes no sense: {error}")))
     }
 }
 

@@ -5,25 +5,31 @@
 //! What must hold: a snapshot carries the owner's name, and only such are removed; one that a killed run left behind is
 //! removed by the next run that comes to its end.
 
+mod child;
 mod image;
+mod instant;
 mod reader;
+mod snapshots;
+mod standing;
+mod trash;
+mod writer;
 
-use std::collections::BTreeMap;
-use std::io;
-use std::ops::Range;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
-use farsite_model::content::ReadAt;
 use farsite_model::policy::Rbd;
-use farsite_model::{Consistency, ItemId, ItemKind};
+use farsite_model::{CaptureTime, Consistency, ItemId, ItemKind};
 
-use crate::tracking::{ChangeTracking, Changed};
 use crate::volume::blocking;
 use crate::{Capture, CaptureContext, Content, KeptSpace, SourceError, random};
 use image::{Image, Pool, Used};
-use reader::{Reader, SnapshotContent};
+pub(crate) use instant::{Ready, prepare};
+use snapshots::Snapshots;
+pub(crate) use standing::standing;
+pub use trash::sweep;
+pub use writer::{Found, ImageName, OpenImage, Snapshot, Writer};
 
 /// Longest time that one `rbd` command may take: a removal waits for the image's owner.
 const LIMIT: Duration = Duration::from_mins(5);
@@ -32,11 +38,39 @@ fn pool(rbd: &Rbd) -> Pool {
     Pool { rbd: rbd.clone(), limit: LIMIT }
 }
 
-/// The names of a pool's images. Those that Cinder has given up and cannot delete yet are nobody's volumes.
+/// A pool in words.
+pub(crate) fn shown(rbd: &Rbd) -> impl fmt::Display {
+    pool(rbd)
+}
+
+/// One image of a pool.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct PoolImage {
+    pub size_bytes: u64,
+    pub snapshots: BTreeSet<String>,
+}
+
+/// A pool's images, our hidden ones left out.
+pub async fn images(rbd: &Rbd) -> Result<BTreeMap<String, PoolImage>, SourceError> {
+    let pool = pool(rbd);
+    let listed = blocking(move || pool.images_with_snapshots()).await?;
+    let mut images: BTreeMap<String, PoolImage> = BTreeMap::new();
+    for one in listed.into_iter().filter(|one| !one.image.starts_with('.')) {
+        let image = images.entry(one.image).or_default();
+        match one.snapshot {
+            Some(snapshot) => drop(image.snapshots.insert(snapshot)),
+            None => image.size_bytes = one.size_bytes,
+        }
+    }
+    Ok(images)
+}
+
+/// The names of a pool's images. Those that Cinder has given up and cannot delete yet are nobody's volumes, and neither are our
+/// own hidden ones.
 pub(crate) async fn list(rbd: &Rbd) -> Result<Vec<String>, SourceError> {
     let pool = pool(rbd);
     let mut names = blocking(move || pool.images()).await?;
-    names.retain(|name| !name.ends_with(".deleted"));
+    names.retain(|name| !name.ends_with(".deleted") && !name.starts_with('.'));
     Ok(names)
 }
 
@@ -48,31 +82,19 @@ pub(crate) async fn capture(
     context: &CaptureContext,
 ) -> Result<Capture, SourceError> {
     let image = Image { pool: pool(rbd), name: name.to_owned() };
-    let fail = |error: io::Error| SourceError::new(format!("reading {image}"), error);
-    let reader = Arc::new(Reader::start(&image, &context.scratch).await?);
-    let token = format!("{:016x}", u64::from_be_bytes(random::bytes().map_err(fail)?));
-    let prefix = prefix(context);
     let captured = context.clock.capture_time();
-    let tracking = Snapshots {
-        image: image.clone(),
-        name: format!("{prefix}{token}"),
-        prefix,
-        token,
-        reader: Mutex::new(Some(reader.clone())),
-        is_kept: AtomicBool::new(false),
-    };
-    let content = blocking(move || {
-        // Dropped on failure, which removes the snapshot.
-        let tracking = tracking;
-        tracking.image.add_snapshot(&tracking.name)?;
-        let content = SnapshotContent::open(reader, tracking.name.clone()).map_err(|error| {
-            SourceError::new(format!("reading {}", tracking.image), error).hint(
-                "reading needs Ceph's module for the system's Python (Debian: `apt install python3-rbd`)",
-            )
-        })?;
-        Ok((content, tracking))
-    });
-    let (content, tracking) = content.await?;
+    let snapshot = Snapshots::new(&image, &prefix(context), &token()?);
+    let snapshot = blocking(move || snapshot.make()).await?;
+    captured_from(snapshot, captured, item).await
+}
+
+/// Reads an image at a snapshot that is made already.
+async fn captured_from(
+    snapshot: Snapshots,
+    captured: CaptureTime,
+    item: &ItemId,
+) -> Result<Capture, SourceError> {
+    let (content, tracking) = snapshot.open().await?;
     Ok(Capture {
         item: item.clone(),
         kind: ItemKind::Cinder,
@@ -87,12 +109,22 @@ pub(crate) async fn capture(
     })
 }
 
+/// Names one capture's snapshot.
+fn token() -> Result<String, SourceError> {
+    let random = random::bytes().map_err(|error| SourceError::new("naming a snapshot", error))?;
+    Ok(format!("{:016x}", u64::from_be_bytes(random)))
+}
+
 /// What was written since our snapshots of some images, which these hold the old state of.
 pub(crate) async fn kept(
     rbd: &Rbd,
     images: Vec<String>,
     context: &CaptureContext,
 ) -> Result<Vec<KeptSpace>, SourceError> {
+    // What Cinder deleted and only we still hold takes room as well.
+    if let Err(error) = trash::sweep(rbd, &context.owner, trash::GRACE).await {
+        tracing::warn!("{error}");
+    }
     let (pool, prefix) = (pool(rbd), prefix(context));
     let used = blocking(move || pool.usage()).await?;
     let space = |name: &String| {
@@ -110,24 +142,34 @@ pub(crate) async fn kept(
     Ok(images.iter().filter_map(space).collect())
 }
 
-/// The item is gone for good: our snapshots go from its image, if that is still there.
+/// The item is gone for good: our snapshots go from its image, or from what Cinder has made of that.
 pub(crate) async fn forget(rbd: &Rbd, name: &str, context: &CaptureContext) {
     let image = Image { pool: pool(rbd), name: name.to_owned() };
     let prefix = prefix(context);
     let forgotten = blocking(move || {
-        if image.pool.images()?.contains(&image.name) {
+        let is_there = image.pool.images()?.contains(&image.name);
+        if is_there {
             remove_others(&image, &prefix, &[])?;
         }
-        Ok(())
+        Ok(is_there)
     });
-    if let Err(error) = forgotten.await {
+    let done = match forgotten.await {
+        Ok(true) => Ok(()),
+        Ok(false) => trash::sweep(rbd, &context.owner, trash::GRACE).await.map(drop),
+        Err(error) => Err(error),
+    };
+    if let Err(error) = done {
         tracing::warn!("{error}");
     }
 }
 
 /// How the snapshots of one group at one host begin: all others are somebody else's.
 fn prefix(context: &CaptureContext) -> String {
-    format!("farsite-{}-", context.owner)
+    prefix_of(&context.owner)
+}
+
+fn prefix_of(owner: &str) -> String {
+    format!("farsite-{owner}-")
 }
 
 fn remove_others(image: &Image, prefix: &str, but: &[String]) -> Result<(), SourceError> {
@@ -137,97 +179,4 @@ fn remove_others(image: &Image, prefix: &str, but: &[String]) -> Result<(), Sour
         }
     }
     Ok(())
-}
-
-/// The tracking of one capture.
-struct Snapshots {
-    image: Image,
-    prefix: String,
-    token: String,
-    /// Of this capture's snapshot.
-    name: String,
-    reader: Mutex<Option<Arc<Reader>>>,
-    is_kept: AtomicBool,
-}
-
-impl Snapshots {
-    fn reader(&self) -> io::Result<Arc<Reader>> {
-        let reader = self.reader.lock().expect("no holder of this lock panics").clone();
-        reader.ok_or_else(|| io::Error::other("nothing is read of it any more"))
-    }
-
-    /// Only what can be ours is put into a request.
-    fn name_of(&self, token: &str) -> Option<String> {
-        let is_ours = token.len() == 16 && token.bytes().all(|byte| byte.is_ascii_hexdigit());
-        is_ours.then(|| format!("{}{token}", self.prefix))
-    }
-}
-
-impl ChangeTracking for Snapshots {
-    fn kind(&self) -> &'static str {
-        "rbd diff"
-    }
-
-    fn changed_since(&self, token: &str) -> io::Result<Option<Vec<Range<u64>>>> {
-        let Some(before) = self.name_of(token) else { return Ok(None) };
-        let mut ranges: Vec<Range<u64>> = Vec::new();
-        let mut changed = Changed::default();
-        // Objects answer in whatever order they please; within memory's bounds that is put right.
-        let told = self.reader()?.differing(&self.name, &before, &mut |range| {
-            ranges.push(range);
-            if ranges.len() >= EXTENTS_AT_ONCE {
-                changed = joined(std::mem::take(&mut changed), &mut ranges);
-            }
-        })?;
-        Ok(told.map(|()| joined(changed, &mut ranges).into_ranges()))
-    }
-
-    fn version(&self, token: &str) -> Option<Arc<dyn ReadAt>> {
-        let content = SnapshotContent::open(self.reader().ok()?, self.name_of(token)?).ok()?;
-        Some(Arc::new(content))
-    }
-
-    fn token(&self) -> Option<&str> {
-        Some(&self.token)
-    }
-
-    fn keep(&self) -> io::Result<String> {
-        self.reader.lock().expect("no holder of this lock panics").take();
-        self.is_kept.store(true, Ordering::Release);
-        Ok(self.token.clone())
-    }
-
-    fn forget_others(&self, tokens: &[String]) {
-        if let Err(error) = remove_others(&self.image, &self.prefix, tokens) {
-            tracing::warn!("an old snapshot stays, and a later run removes it: {error}");
-        }
-    }
-}
-
-const EXTENTS_AT_ONCE: usize = 1 << 17;
-
-/// All of both, in order.
-fn joined(changed: Changed, more: &mut Vec<Range<u64>>) -> Changed {
-    more.extend(changed.into_ranges());
-    more.sort_unstable_by_key(|range| range.start);
-    let mut all = Changed::default();
-    more.drain(..).for_each(|range| all.add(range));
-    all
-}
-
-impl Drop for Snapshots {
-    fn drop(&mut self) {
-        if *self.is_kept.get_mut() {
-            return;
-        }
-        match self.image.snapshots() {
-            Ok(there) if there.contains(&self.name) => {
-                if let Err(error) = self.image.remove_snapshot(&self.name) {
-                    tracing::warn!("the snapshot stays, and a later run removes it: {error}");
-                }
-            }
-            Ok(_) => {}
-            Err(error) => tracing::warn!("a snapshot may stay, and a later run removes it: {error}"),
-        }
-    }
 }

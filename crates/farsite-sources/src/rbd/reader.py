@@ -1,4 +1,5 @@
 # Reads one RBD image for Farsite: requests come as lines, answers go out as a line and bytes. It changes nothing.
+# SNAP is a snapshot's name, or - for the image as it is now.
 #   size SNAP           -> ok BYTES
 #   read SNAP OFF LEN   -> ok LEN, then LEN bytes
 #   data SNAP OFF LEN   -> OFF LEN 1 (data) or 0 (none) a line, then ok
@@ -21,7 +22,7 @@ images = {}
 
 def image(snap):
     if snap not in images:
-        images[snap] = rbd.Image(ioctx, name, snapshot=snap, read_only=True)
+        images[snap] = rbd.Image(ioctx, name, snapshot=None if snap == "-" else snap, read_only=True)
     return images[snap]
 
 

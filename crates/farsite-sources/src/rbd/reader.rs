@@ -1,111 +1,39 @@
-//! The bytes of an RBD image's snapshots, read at any offset through Ceph's own library. A place and a snapshot come in;
-//! [`ReadAt`] and extents go out. There is no kernel driver or QEMU module in between: a small program of Python, whose
-//! module for RBD comes with every `ceph-common`, answers one request after another.
+//! The bytes of an RBD image and its snapshots, read at any offset through Ceph's own library. A place and a snapshot come in;
+//! [`ReadAt`] and extents go out.
 //!
-//! What must hold: the child outlives neither its readers nor this process; an answer that is out of step is an error; none
-//! is waited for past its limit; memory does not grow with the image.
+//! What must hold: memory does not grow with the image.
 
-use std::fs::File;
-use std::io::{self, BufRead, BufReader, Read, Write};
+use std::io::{self, BufRead, Read};
 use std::ops::Range;
-use std::os::fd::OwnedFd;
-use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
-use std::process::Stdio;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
 
 use farsite_model::content::ReadAt;
-use tokio::process::Child;
 
+use super::child::{Answer, Child, odd};
 use super::image::Image;
-use crate::guards::RemovedFolder;
-use crate::{SourceError, commands};
+use crate::SourceError;
 
 const PROGRAM: &str = include_str!("reader.py");
-/// Pythons that may have Ceph's module: it is built for the system's own.
-const PYTHONS: [&str; 2] = ["/usr/bin/python3", "/usr/libexec/platform-python"];
+/// The image as it is now, in place of a snapshot's name.
+pub(super) const NOW: &str = "-";
 /// One request for data is no longer.
 const READ_BYTES: usize = 4 << 20;
 /// Data and holes are asked of so much at once.
 const TOLD_BYTES: u64 = 4 << 30;
-/// The longest that one answer may take; a difference of a large image is told bit by bit, each within this.
-const ANSWER: Duration = Duration::from_mins(5);
 /// A line of an answer is no longer.
 const LINE_BYTES: u64 = 4096;
 
 /// The child that reads one image.
-pub(crate) struct Reader {
-    talk: Mutex<Talk>,
-    _child: Child,
-    _folder: RemovedFolder,
-    log: PathBuf,
-}
-
-struct Talk {
-    to: UnixStream,
-    from: BufReader<UnixStream>,
-    /// An answer was not read to its end: nothing after it can be told apart.
-    is_broken: bool,
-}
-
-/// An answer that is no good.
-enum Answer {
-    Gone,
-    Failed(io::Error),
-}
-
-impl From<io::Error> for Answer {
-    fn from(error: io::Error) -> Self {
-        Self::Failed(error)
-    }
-}
-
-impl Answer {
-    fn into_error(self) -> io::Error {
-        match self {
-            Self::Gone => io::Error::new(io::ErrorKind::NotFound, "the snapshot is gone"),
-            Self::Failed(error) => error,
-        }
-    }
-}
+pub(crate) struct Reader(Child);
 
 impl Reader {
-    pub(crate) async fn start(image: &Image, scratch: &Path) -> Result<Self, SourceError> {
-        let what = format!("reading {image}");
-        let fail = |error: io::Error| SourceError::new(&what, error);
-        let python = PYTHONS.iter().map(Path::new).find(|python| python.is_file());
-        let python = python.ok_or_else(|| {
-            SourceError::new(&what, "the system has no Python").hint("install python3 and python3-rbd")
-        })?;
-        let folder = RemovedFolder::create(scratch, "rbd")?;
-        let log = folder.path().join("log");
-        let (ours, theirs) = UnixStream::pair().map_err(fail)?;
-        for end in [&ours, &theirs] {
-            end.set_nonblocking(false).map_err(fail)?;
-        }
-        ours.set_read_timeout(Some(ANSWER)).map_err(fail)?;
-        ours.set_write_timeout(Some(ANSWER)).map_err(fail)?;
-        let mut command = commands::tied(python);
-        // Neither this user's modules nor those of the folder it happens to stand in.
-        command.args(["-I", "-c", PROGRAM]).args(image.as_arguments());
-        command.stdin(Stdio::from(OwnedFd::from(theirs.try_clone().map_err(fail)?)));
-        command.stdout(Stdio::from(OwnedFd::from(theirs)));
-        command.stderr(File::create(&log).map_err(fail)?);
-        let child = commands::spawn(&what, command).await?;
-        let from = BufReader::new(ours.try_clone().map_err(fail)?);
-        let talk = Mutex::new(Talk { to: ours, from, is_broken: false });
-        Ok(Self { talk, _child: child, _folder: folder, log })
-    }
-
-    /// What the child said before it ended.
-    pub(crate) fn said(&self) -> String {
-        commands::shown(&std::fs::read_to_string(&self.log).unwrap_or_default())
+    pub(crate) async fn start(image: &Image) -> Result<Self, SourceError> {
+        Ok(Self(Child::start(&format!("reading {image}"), PROGRAM, &image.as_arguments()).await?))
     }
 
     pub(crate) fn size_bytes(&self, snapshot: &str) -> io::Result<u64> {
         let mut size = None;
-        self.ask(&format!("size {snapshot}"), |_, words| {
+        self.ask(&format!("size {snapshot}"), &mut |_, _| (), |_, words| {
             size = words.parse().ok();
             Ok(())
         })
@@ -115,7 +43,7 @@ impl Reader {
 
     fn read(&self, snapshot: &str, buffer: &mut [u8], offset: u64) -> io::Result<()> {
         let request = format!("read {snapshot} {offset} {}", buffer.len());
-        self.ask(&request, |talk, words| {
+        self.ask(&request, &mut |_, _| (), |talk, words| {
             if words.parse() != Ok(buffer.len()) {
                 return Err(odd("fewer bytes than were asked for"));
             }
@@ -134,68 +62,42 @@ impl Reader {
         match self.extents(&format!("diff {snapshot} {from}"), &mut |range, _| each(range)) {
             Ok(()) => Ok(Some(())),
             Err(Answer::Gone) => Ok(None),
-            Err(Answer::Failed(error)) => Err(error),
+            Err(no) => Err(no.into_error()),
         }
     }
 
     fn extents(&self, request: &str, each: &mut dyn FnMut(Range<u64>, bool)) -> Result<(), Answer> {
-        self.ask_with(request, each, |_, _| Ok(()))
-    }
-
-    fn ask(
-        &self,
-        request: &str,
-        good: impl FnOnce(&mut BufReader<UnixStream>, &str) -> io::Result<()>,
-    ) -> Result<(), Answer> {
-        self.ask_with(request, &mut |_, _| (), good)
+        self.ask(request, each, |_, _| Ok(()))
     }
 
     /// One request and its answer: lines of extents, then how it ended, then what `good` reads.
-    fn ask_with(
+    fn ask(
         &self,
         request: &str,
         each: &mut dyn FnMut(Range<u64>, bool),
-        good: impl FnOnce(&mut BufReader<UnixStream>, &str) -> io::Result<()>,
+        good: impl FnOnce(&mut dyn BufRead, &str) -> io::Result<()>,
     ) -> Result<(), Answer> {
-        let mut talk = self.talk.lock().expect("no holder of this lock panics");
-        if talk.is_broken {
-            return Err(odd(&format!("the child that reads it has failed{}", self.said())).into());
-        }
-        talk.is_broken = true;
-        let Talk { to, from, .. } = &mut *talk;
-        to.write_all(format!("{request}\n").as_bytes()).map_err(|error| self.ended(error))?;
-        let answer = loop {
-            let mut line = String::new();
-            let read =
-                from.by_ref().take(LINE_BYTES).read_line(&mut line).map_err(|error| self.ended(error))?;
-            if read == 0 || !line.ends_with('\n') {
-                return Err(self.ended(io::ErrorKind::UnexpectedEof.into()).into());
-            }
-            let line = line.trim_end();
-            let (first, rest) = line.split_once(' ').unwrap_or((line, ""));
-            match first {
-                "ok" => break good(from, rest).map_err(Answer::Failed),
-                "gone" => break Err(Answer::Gone),
-                "error" => break Err(Answer::Failed(io::Error::other(format!("Ceph says: {rest}")))),
-                _ => {
-                    let (range, is_data) =
-                        extent(line).ok_or_else(|| odd("an extent that makes no sense"))?;
-                    each(range, is_data);
+        self.0.ask(&[request.as_bytes(), b"\n"], |from| {
+            loop {
+                let mut line = String::new();
+                let read = from.by_ref().take(LINE_BYTES).read_line(&mut line)?;
+                if read == 0 || !line.ends_with('\n') {
+                    return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
+                }
+                let line = line.trim_end();
+                let (first, rest) = line.split_once(' ').unwrap_or((line, ""));
+                match first {
+                    "ok" => return good(from, rest).map_err(Answer::Broken),
+                    "gone" => return Err(Answer::Gone),
+                    "error" => return Err(Answer::refused(rest)),
+                    _ => {
+                        let (range, is_data) =
+                            extent(line).ok_or_else(|| odd("an extent that makes no sense"))?;
+                        each(range, is_data);
+                    }
                 }
             }
-        };
-        // Bytes that were not all read leave it broken; that it was refused does not.
-        let is_in_step =
-            !matches!(&answer, Err(Answer::Failed(error)) if error.kind() != io::ErrorKind::Other);
-        talk.is_broken = !is_in_step;
-        answer
-    }
-
-    fn ended(&self, error: io::Error) -> io::Error {
-        io::Error::new(
-            error.kind(),
-            format!("the child that reads it gave no answer: {error}{}", self.said()),
-        )
+        })
     }
 }
 
@@ -204,10 +106,6 @@ fn extent(line: &str) -> Option<(Range<u64>, bool)> {
     let (start, length) = (words.next()?.ok()?, words.next()?.ok()?);
     let exists = words.next()?.ok()? == 1;
     Some((start..start.checked_add(length)?, exists))
-}
-
-fn odd(why: &str) -> io::Error {
-    io::Error::new(io::ErrorKind::InvalidData, why)
 }
 
 /// One snapshot's bytes.

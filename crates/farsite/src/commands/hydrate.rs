@@ -70,7 +70,7 @@ pub async fn run(args: Args, context: &Context) -> Ended {
     });
     let (mut all, mut worst) = (Vec::new(), DONE);
     for group in groups {
-        let hydrated = hydrate::hydrate_group(&config, &store, &reader, &group, &place(), &guard).await;
+        let hydrated = hydrate::hydrate_group(&config, &store, &reader, &group, &place(), None, &guard).await;
         if context.cancel.is_cancelled() {
             return Err(Failure::interrupted(
                 "interrupted; a copy that was being changed is known to be half-way, and the next run puts it right",

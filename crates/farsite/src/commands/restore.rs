@@ -17,6 +17,7 @@ use farsite_store::read::ReadStats;
 use jiff::Timestamp;
 
 use super::points::Named;
+use super::restore_image;
 use crate::commands::Ended;
 use crate::context::Context;
 use crate::failure::{DONE, Failure};
@@ -30,7 +31,8 @@ pub struct Args {
     pub point: String,
     /// An item of it as `farsite points show` names it: `cinder/volume-1`, `mariadb/main`, or the name alone.
     pub item: String,
-    /// A file, a folder (for files and databases) or a block device.
+    /// A file, a folder (for files and databases), a block device, or a new image of a Ceph pool:
+    /// `rbd:POOL/IMAGE`, or `rbd:POOL/NAMESPACE/IMAGE`, with `@/path/of/ceph.conf` behind it where that is another one.
     #[arg(long, value_name = "DEST")]
     pub to: PathBuf,
     /// For a database with a shipped log: replay it up to this time (ISO 8601, `2h ago`).
@@ -74,6 +76,15 @@ pub async fn run(args: Args, context: &Context) -> Ended {
     if until.is_some() && item.log.is_none() {
         return Err(Failure::usage(format!("{} has no shipped log, so --at cannot be met", item.id))
             .hint("leave --at away, and choose the point by a time instead"));
+    }
+    if let Some(image) = restore_image::destination(&args.to)? {
+        if args.in_place || args.force || item.log.is_some() || item.directory.is_some() {
+            return Err(Failure::usage(format!("{image} can only be a new image of a volume or an image"))
+                .hint("leave --force and --in-place away, or give a file or folder"));
+        }
+        let reader = connect::reader(&config, &site, &store).await?;
+        context.pins.hold(&config, &store, found.ledger.group(), &[point.id()]).await;
+        return restore_image::run(context, &reader, point.id(), item, &image).await;
     }
     let to = std::path::absolute(&args.to)
         .map_err(Failure::io(format!("making {} absolute", args.to.display())))?;

@@ -1,0 +1,118 @@
+//! Items of a point that become images of a Ceph pool: put there, given back, looked at. `restore_items` asks for it where a
+//! place is a pool.
+
+use std::sync::Arc;
+
+use farsite_model::ItemKind;
+use farsite_model::content::ReadAt;
+use farsite_model::policy::Rbd;
+use farsite_replicate::pool::{self, Came};
+use farsite_runbook::action::{ActionContext, ActionError};
+use farsite_sources::rbd::{ImageName, Writer};
+use farsite_store::manifest::ManifestItem;
+use tokio::sync::Mutex;
+
+use crate::aside::root_of;
+use crate::compare;
+use crate::group_run::{GroupRun, failed, guard};
+
+/// Connections that wait for the next item.
+#[derive(Default)]
+pub(super) struct Connections(Mutex<Vec<(Rbd, Arc<Writer>)>>);
+
+impl Connections {
+    async fn take(&self, rbd: &Rbd) -> Result<Arc<Writer>, String> {
+        let mut free = self.0.lock().await;
+        if let Some(at) = free.iter().position(|(to, _)| to == rbd) {
+            return Ok(free.swap_remove(at).1);
+        }
+        drop(free);
+        Writer::start(rbd).await.map(Arc::new).map_err(|error| error.to_string())
+    }
+
+    async fn give_back(&self, rbd: &Rbd, writer: Arc<Writer>) {
+        self.0.lock().await.push((rbd.clone(), writer));
+    }
+}
+
+/// How one item came to be in its place; `None`: the very same contents stood there.
+pub(super) async fn restore(
+    run: &GroupRun,
+    context: &ActionContext,
+    connections: &Connections,
+    item: &ManifestItem,
+    image: &ImageName,
+) -> Result<Option<Came>, ActionError> {
+    let fail = |e: String| failed(context, format!("{}: {e}", item.id));
+    context.lease.check()?;
+    let writer = connections.take(&image.rbd).await.map_err(fail)?;
+    let (reader, root) = (&run.standby.reader, root_of(item));
+    let came = if is_same(run, &writer, item, image).await.map_err(fail)? {
+        None
+    } else {
+        let (name, guard) = (&image.name, guard(context));
+        let came = pool::restore(&writer, name, reader, item, run.promotion, &root, &guard, &run.stats).await;
+        Some(came.map_err(|e| fail(e.to_string()))?)
+    };
+    connections.give_back(&image.rbd, writer).await;
+    Ok(came)
+}
+
+/// Costs a read of the image, and saves a fetch of the item and a second copy of it.
+async fn is_same(
+    run: &GroupRun,
+    writer: &Arc<Writer>,
+    item: &ManifestItem,
+    image: &ImageName,
+) -> Result<bool, String> {
+    let opened = tokio::task::block_in_place(|| match writer.look(&image.name)? {
+        Some(found) if found.size_bytes != item.data.size_bytes => Ok(None),
+        // Its own work it knows by its mark.
+        Some(found) if pool::Mark::of(&found).is_some_and(|mark| mark.is_of(run.promotion)) => Ok(None),
+        Some(_) => writer.open_to_read(&image.name).map(Some),
+        None => Ok::<_, std::io::Error>(None),
+    });
+    let Some(content) = opened.map_err(|error| error.to_string())? else { return Ok(false) };
+    let content: Arc<dyn ReadAt> = Arc::new(content);
+    let compared = compare::content(&run.standby.reader, item, content, &image.to_string()).await;
+    compared.map(|difference| difference.is_none()).map_err(|error| error.to_string())
+}
+
+/// Gives a pool back: names of what the promotion had made, where it is now.
+pub(super) async fn give_back(
+    run: &GroupRun,
+    context: &ActionContext,
+    kind: ItemKind,
+    rbd: &Rbd,
+) -> Result<Vec<String>, ActionError> {
+    let fail = |e: String| failed(context, format!("giving back the pool {}: {e}", rbd.pool));
+    let writer = Arc::new(Writer::start(rbd).await.map_err(|e| fail(e.to_string()))?);
+    let given =
+        tokio::task::block_in_place(|| pool::give_back(&writer, kind, run.promotion, &guard(context)));
+    let given = given.map_err(|e| fail(e.to_string()))?;
+    Ok(given.kept.into_iter().map(|name| format!("{}/{name}", rbd.pool)).collect())
+}
+
+/// An image as it is now.
+pub(super) async fn opened(image: &ImageName) -> Result<Arc<dyn ReadAt>, String> {
+    let writer = Arc::new(Writer::start(&image.rbd).await.map_err(|error| error.to_string())?);
+    let opened = tokio::task::block_in_place(|| writer.open_to_read(&image.name));
+    Ok(Arc::new(opened.map_err(|error| error.to_string())?))
+}
+
+/// What stands in a pool now: images with the names of these items, and hydrated copies that are just what the point holds.
+pub(super) async fn standing(rbd: &Rbd, items: &[&ManifestItem]) -> Result<(u64, u64), String> {
+    let writer = Arc::new(Writer::start(rbd).await.map_err(|error| error.to_string())?);
+    let counted = tokio::task::block_in_place(|| {
+        let names = writer.names()?;
+        let (mut standing, mut hydrated) = (0, 0);
+        for item in items {
+            standing += u64::from(names.iter().any(|name| name == item.id.name()));
+            let found = writer.look(&pool::hydrated_name(item.id.name()))?;
+            let mark = found.and_then(|found| pool::Mark::of(&found));
+            hydrated += u64::from(mark.is_some_and(|mark| mark.says_it_holds(&item.data)));
+        }
+        Ok::<_, std::io::Error>((standing, hydrated))
+    });
+    counted.map_err(|error| error.to_string())
+}
