@@ -142,9 +142,8 @@ impl Targets {
         let sockets = sockets(promotion, group);
         let mut rewrite = places.and_then(|p| p.rewrite.clone()).unwrap_or_default();
         // Images that have another path here lie in the drill's own folder.
-        if let Some(real) = places.and_then(|p| p.glance.as_ref()) {
-            let (real, drilled) =
-                (real.path.display().to_string(), root.join("glance").display().to_string());
+        if let Some(real) = places.and_then(|p| p.glance.as_ref()?.path.as_ref()) {
+            let (real, drilled) = (real.display().to_string(), root.join("glance").display().to_string());
             for new in rewrite.paths.values_mut() {
                 if let Some(below) = new.strip_prefix(&real) {
                     *new = format!("{drilled}{below}");

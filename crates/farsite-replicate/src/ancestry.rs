@@ -49,7 +49,7 @@ pub(crate) fn find(
         // A cloud tells of all ancestors, and in a first run none has a point yet; a person means something.
         match by_person {
             Some(meant) if meant == said => {
-                tracing::warn!(item = %item, "it is said to be made from {said}, {why}")
+                tracing::warn!(item = %item, "it is said to be made from {said}, {why}");
             }
             _ => tracing::debug!(item = %item, "it was made from {said}, {why}"),
         }

@@ -90,7 +90,7 @@ pub fn drill(root: &Path, words: &[&str]) -> Result<(), Failure> {
 
 fn start(root: &Path, site: &Site, data: &Data) -> Result<(), Failure> {
     programs::ensure(&root.join("xtask"), &[Program { name: "ip", package: "iproute2" }])?;
-    let tools = install::ensure(root)?;
+    let tools = install::ensure(root, false)?;
     setup::make_folders(site)?;
     let fail = |what: &str, e: std::io::Error| Failure::new(format!("{what}: {e}"), "was it restored?");
     // The services look for these at their own places.
