@@ -95,11 +95,9 @@ pub async fn coverage(
     let mut entries = Vec::new();
     for policy in policies.iter().filter(|policy| policy.site == *site) {
         for item in &policy.items {
-            let covers = match covers(config, policy, item, cloud, client, &mut notes).await? {
-                Some(covers) => covers,
-                None => continue,
-            };
-            entries.push(Entry::new(policy.group.clone(), item, covers));
+            if let Some(covers) = covers(config, policy, item, cloud, client, &mut notes).await? {
+                entries.push(Entry::new(policy.group.clone(), item, covers));
+            }
         }
     }
     let mut comparison = Comparison::new(entries, backends, projects);
@@ -107,7 +105,9 @@ pub async fn coverage(
         for hidden in [false, true] {
             let mut pages = client.images(hidden);
             while let Some(page) = pages.next().await? {
-                page.iter().for_each(|image| comparison.image(image));
+                for image in &page {
+                    comparison.image(image);
+                }
             }
         }
     }
@@ -119,7 +119,9 @@ pub async fn coverage(
             types.into_iter().filter(|kind| kind.encryption.is_some()).map(|kind| kind.name).collect();
         let mut pages = client.volumes(&Wanted::default()).await?;
         while let Some(page) = pages.next().await? {
-            page.iter().for_each(|volume| comparison.volume(volume));
+            for volume in &page {
+                comparison.volume(volume);
+            }
         }
     }
     let compared = comparison.end();
