@@ -92,13 +92,10 @@ pub(super) struct Taken {
 
 /// Opens an image of ours, made where there is none. `None`: another process has it.
 fn take(writer: &Arc<Writer>, name: &str, item: &ManifestItem) -> io::Result<Option<Taken>> {
-    let stood = match writer.look(name)? {
-        Some(_) => true,
-        None => {
-            writer.create(name, item.data.size_bytes)?;
-            false
-        }
-    };
+    let stood = writer.look(name)?.is_some();
+    if !stood {
+        writer.create(name, item.data.size_bytes)?;
+    }
     let Some(image) = writer.open(name, PATIENCE)? else { return Ok(None) };
     let taken = Taken::of(writer, name, &item.id, image, stood)?;
     // A promotion waits for it.

@@ -139,7 +139,7 @@ async fn write(
         image.forget_wanted()?;
         let known = known(&mut image, &mark, &item.id)?.or_else(|| {
             // Empty and all holes: known, so nothing of it is read.
-            (!stood).then(|| MapRoot { size_bytes: 0, block_bytes: item.data.block_bytes, root: None })
+            (!stood).then_some(MapRoot { size_bytes: 0, block_bytes: item.data.block_bytes, root: None })
         });
         mark.restored.clone_from(&restored);
         mark.write(&image)?;
