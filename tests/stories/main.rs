@@ -2,6 +2,7 @@
 
 mod ancestry;
 mod anomaly;
+mod coverage;
 mod frozen_driver;
 mod full_disk;
 mod invariants;

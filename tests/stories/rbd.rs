@@ -23,7 +23,7 @@ impl Site {
         let ceph = Ceph::start(&sites.path("ceph"));
         let conf = ceph.conf.display();
         sites.policy(&format!(
-            "  - cinder: {{ rbd: {{ pool: volumes, conf: {conf}, user: admin }}, select: {{ names: ['volume-*'] }} }}\n"
+            "  - cinder: {{ rbd: {{ pool: volumes, conf: {conf}, user: admin }}, select: {{ files: ['volume-*'] }} }}\n"
         ));
         Self { sites, ceph }
     }

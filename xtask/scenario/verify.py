@@ -169,6 +169,40 @@ if guests["t"] <= recovered_to:
     lost += [line["t"] for line in of("count") if line["count"] > second][:1]
     checked["writes of the guests"] = second
 
+# One of each kind through the client that people type, as a user of the lost site; it needs seconds for each call.
+person = next((line for line in of("tenant") if line["t"] <= recovered_to), None)
+if person is not None:
+    as_person = {
+        "OS_AUTH_URL": os.environ["AUTH_URL"],
+        "OS_REGION_NAME": os.environ["REGION"],
+        "OS_USERNAME": person["name"],
+        "OS_PASSWORD": person["password"],
+        "OS_PROJECT_NAME": person["name"],
+        "OS_USER_DOMAIN_ID": "default",
+        "OS_PROJECT_DOMAIN_ID": "default",
+        "OS_IDENTITY_API_VERSION": "3",
+    }
+    commands = {
+        name: subprocess.Popen(
+            [os.path.join(os.path.dirname(sys.executable), "openstack"), *name.split(), "-f", "json"],
+            env=os.environ | as_person,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for name in ("token issue", "project list --my-projects", "image list", "volume list", "volume snapshot list")
+    }
+    for name, command in commands.items():
+        out, err = command.communicate(timeout=90)
+        if command.returncode != 0:
+            wrong.append(f"openstack {name}: {err.strip()[-300:]}")
+        elif name == "image list":
+            mine = {line["id"] for line in of("image") if line["owner"] == person["name"] and line["id"] not in touched}
+            missing = {line["id"] for line in of("image") if line["id"] in mine and line["t"] <= recovered_to}
+            missing -= {image["ID"] for image in json.loads(out)}
+            wrong += [f"openstack image list does not show {image}" for image in missing]
+    checked["openstack commands"] = len(commands)
+
 # The site works: a new volume of an old image, and a snapshot of it.
 old = next((image for image in images.values() if image.status == "active"), None)
 if old is not None:

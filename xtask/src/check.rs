@@ -46,16 +46,21 @@ pub fn ci(root: &Path, advisories: Advisories) -> Result<(), Failure> {
 
 /// Licences, sources and duplicates of dependencies, and what is known against them.
 pub fn deny(root: &Path, advisories: Advisories) -> Result<(), Failure> {
-    ensure_cargo_tool("cargo-deny")?;
+    let program = crate::deny::ensure(root)?;
+    let deny = |args: &[&str]| {
+        let mut command = Command::new(&program);
+        command.args(args).current_dir(root);
+        command
+    };
     match advisories {
         Advisories::Fetched => run(
-            cargo(root, &["deny", "check"]),
+            deny(&["check"]),
             minutes(10),
             "if only the advisory database could not be fetched: `cargo xtask ci --offline` leaves it out",
         )?,
         Advisories::LeftOut => {
             run(
-                cargo(root, &["deny", "check", "bans", "licenses", "sources"]),
+                deny(&["check", "bans", "licenses", "sources"]),
                 minutes(10),
                 "deny.toml says what may come in and why",
             )?;

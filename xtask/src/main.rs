@@ -5,6 +5,7 @@
 mod bench;
 mod check;
 mod demos;
+mod deny;
 mod failure;
 mod fuzz;
 mod lab;

@@ -73,11 +73,16 @@ pub fn ensure_cargo_tool(name: &str) -> Result<(), Failure> {
     ensure_cargo_program(name, name)
 }
 
-/// Builds a program from source when it is not there.
-pub fn ensure_cargo_program(name: &str, package: &str) -> Result<(), Failure> {
+/// Whether a program, or a subcommand of cargo, is there.
+pub fn is_installed(name: &str) -> bool {
     let mut folders = search_path();
     folders.extend(cargo_bin());
-    if is_in(&folders, name) {
+    is_in(&folders, name)
+}
+
+/// Builds a program from source when it is not there.
+pub fn ensure_cargo_program(name: &str, package: &str) -> Result<(), Failure> {
+    if is_installed(name) {
         return Ok(());
     }
     eprintln!("{name} is missing: building it with `cargo install`, which takes some minutes once");

@@ -6,6 +6,7 @@ mod compression;
 mod file;
 mod hooks;
 mod items;
+mod select;
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -18,8 +19,9 @@ pub use compression::Compression;
 pub use hooks::{GroupHooks, Hook, ItemHooks};
 pub use items::{
     Checksums, ChecksumsInMariadb, Cinder, Databases, DiskFormat, Files, Glance, Item, Log, Mariadb, Qmp,
-    Rbd, Select, Sqlite, Volume,
+    Rbd, Sqlite, Volume,
 };
+pub use select::{Select, is_like};
 
 use crate::quantity::{ByteSize, Rate, Span};
 use crate::schedule::Schedule;
@@ -106,12 +108,6 @@ impl Policy {
             match item {
                 Item::Cinder(cinder) if cinder.path.is_none() && cinder.rbd.is_none() => {
                     missing.push(format!("{} cannot be captured yet without `path:` or `rbd:`", item.id()));
-                }
-                Item::Cinder(cinder) if cinder.select.as_ref().is_some_and(|s| !s.metadata.is_empty()) => {
-                    missing.push(format!(
-                        "{} cannot be captured yet: selection by metadata needs Cinder's API",
-                        item.id()
-                    ));
                 }
                 Item::Mariadb(mariadb) if mariadb.databases != Databases::All => {
                     missing.push(format!(

@@ -61,7 +61,7 @@ fn relative_paths_start_at_the_file() {
     assert_eq!(config.runbooks_dir(), PathBuf::from("/etc/farsite/books"));
     let places = config.places.values().next().unwrap();
     assert_eq!(places.mariadb.as_ref().unwrap().datadir, PathBuf::from("/etc/farsite/db"));
-    assert_eq!(places.glance.as_ref().unwrap().path, PathBuf::from("/etc/farsite/images"));
+    assert_eq!(places.glance.as_ref().unwrap().path, Some(PathBuf::from("/etc/farsite/images")));
 }
 
 #[test]

@@ -212,6 +212,19 @@ fn items_must_be_told_apart_and_say_where_they_are() {
 }
 
 #[test]
+fn the_keys_of_encrypted_volumes_are_items_of_the_same_policy() {
+    let files = "- files: { paths: [/etc/keystone] }";
+    let keys = |keys: &str| format!("{files}\n  - cinder: {{ path: /c, encryption-keys: [{keys}] }}");
+    assert_says(
+        &wrong(files, &keys("files/keystnoe")),
+        "11:5",
+        &["no item of this policy", "files/keystone"],
+    );
+    assert_says(&wrong(files, &keys("cinder/main")), "11:5", &["keys lie in no volumes"]);
+    Policy::parse("p.yaml", &GOOD.replace(files, &keys("files/keystone"))).unwrap();
+}
+
+#[test]
 fn a_secret_in_a_policy_is_refused_and_not_repeated() {
     for to in ["mysqld.sock, password: hunter2 }", "mysqld.sock, backup-args: [--password=hunter2] }"] {
         let error = Policy::parse("p.yaml", &GOOD.replace("mysqld.sock }", to)).unwrap_err();

@@ -35,6 +35,13 @@ impl AuthUrl {
     pub fn is_tls(&self) -> bool {
         self.tls
     }
+    /// Where version 3 of the API begins. An address may name it, another version, or none.
+    pub fn identity_v3(&self) -> String {
+        let text = self.to_string();
+        let text = text.trim_end_matches('/');
+        let unversioned = text.strip_suffix("/v3").or_else(|| text.strip_suffix("/v2.0")).unwrap_or(text);
+        format!("{unversioned}/v3")
+    }
 }
 
 impl FromStr for AuthUrl {
@@ -106,6 +113,18 @@ mod tests {
         ] {
             let url: AuthUrl = text.parse().unwrap();
             assert_eq!((url.to_string().as_str(), url.host(), url.port()), (shown, host, port));
+        }
+    }
+
+    #[test]
+    fn version_3_is_asked_whatever_the_address_names() {
+        for (text, v3) in [
+            ("http://keystone:5000", "http://keystone:5000/v3"),
+            ("http://keystone:5000/v3/", "http://keystone:5000/v3"),
+            ("http://keystone:5000/v2.0", "http://keystone:5000/v3"),
+            ("http://keystone/identity", "http://keystone:80/identity/v3"),
+        ] {
+            assert_eq!(text.parse::<AuthUrl>().unwrap().identity_v3(), v3);
         }
     }
 

@@ -1,11 +1,34 @@
-//! clouds.yaml to what exists at a site. The file that every OpenStack client reads comes in; the clouds it names
-//! go out, with what is needed to find and reach them and never with what opens them: user names, passwords and
-//! tokens are not read into memory, and no error quotes a line of the file.
+//! clouds.yaml to what exists at a site. The file that every OpenStack client reads comes in; what Keystone, Glance and Cinder
+//! tell goes out as records, a page at a time: images, volumes, snapshots, pools, types, and what a volume was made from.
+//!
+//! What must hold: nothing is ever changed at a cloud; a listing is whole or an error; passwords and tokens are read when a
+//! token is asked for and shown nowhere, and no error quotes a line of the file.
 
 mod auth_url;
+mod catalog;
+mod client;
 mod clouds;
+mod credentials;
+mod error;
+mod files;
+mod listings;
+mod made_from;
+mod paging;
 mod probe;
+pub mod records;
+mod selection;
+mod site;
+mod volumes;
 
 pub use auth_url::{AuthUrl, InvalidAuthUrl};
-pub use clouds::{Cloud, Clouds, CloudsError};
+pub use catalog::{Service, Token};
+pub use client::{Client, Limits};
+pub use clouds::{Cloud, Clouds, CloudsError, ENVVARS, Interface};
+pub use credentials::Credentials;
+pub use error::AskError;
+pub use made_from::MadeFrom;
+pub use paging::Pages;
 pub use probe::{ProbeError, Reached, probe};
+pub use selection::holds;
+pub use site::SiteCloud;
+pub use volumes::Wanted;

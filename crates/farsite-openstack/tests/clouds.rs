@@ -194,3 +194,49 @@ async fn a_probe_ends_at_its_limit() {
     assert!(error.to_string().contains("within 300 ms"), "{error}");
     assert!(started.elapsed() < Duration::from_secs(3));
 }
+
+#[test]
+fn secrets_are_read_out_of_secure_yaml_and_profiles_out_of_clouds_public_yaml() {
+    let folder = tempfile::tempdir().unwrap();
+    let write = |name: &str, text: &str| std::fs::write(folder.path().join(name), text).unwrap();
+    write(
+        "clouds.yaml",
+        "clouds: { north: { profile: vendor, region_name: One, auth: { username: u, project_name: dr } } }\n",
+    );
+    write("secure.yaml", "clouds: { north: { auth: { password: 0123 } } }\n");
+    write(
+        "clouds-public.yaml",
+        "public-clouds: { vendor: { interface: internalURL, auth: { auth_url: 'https://vendor.example.org' } } }\n",
+    );
+    let clouds = Clouds::read(&folder.path().join("clouds.yaml")).unwrap();
+    let cloud = clouds.find("north").unwrap();
+    assert_eq!(cloud.auth_url.host(), "vendor.example.org");
+    assert_eq!((cloud.region.as_deref(), cloud.interface.as_str()), (Some("One"), "internal"));
+    assert!(clouds.credentials("north").is_ok());
+    // What opens it is read anew each time.
+    write("secure.yaml", "clouds: {}\n");
+    let error = clouds.credentials("north").unwrap_err().to_string();
+    assert!(error.contains("no `password`"), "{error}");
+}
+
+#[test]
+fn variables_describe_the_cloud_envvars_and_no_other() {
+    let root = tempfile::tempdir().unwrap();
+    let environment = |name: &str| {
+        let value = match name {
+            "OS_AUTH_URL" => "http://keystone:5000/v3",
+            "OS_USERNAME" => "farsite",
+            "OS_PASSWORD" => "hunter2",
+            "OS_PROJECT_NAME" => "dr",
+            "OS_REGION_NAME" => "One",
+            _ => return None,
+        };
+        Some(value.to_owned())
+    };
+    let clouds = Clouds::load_with(&environment, root.path(), root.path()).unwrap();
+    let cloud = clouds.find("envvars").unwrap();
+    assert_eq!((cloud.region.as_deref(), cloud.project.as_deref()), (Some("One"), Some("dr")));
+    let credentials = clouds.credentials_with("envvars", &environment).unwrap();
+    assert!(!format!("{credentials:?} {clouds:?}").contains("hunter2"));
+    assert!(clouds.find("north").is_err(), "one site's variables never stand for another site");
+}

@@ -25,6 +25,12 @@ pub(crate) struct Stamp {
     /// The place held the very same contents: it was left as it was.
     pub kept: bool,
     pub done: bool,
+    /// It was hydrated, and proved untouched when it was taken: block by block what came out of the store authenticated.
+    #[serde(default)]
+    pub hydrated: bool,
+    /// It is what the point holds, and not what the service has recorded of it: it was so at its source already.
+    #[serde(default)]
+    pub odd: bool,
 }
 
 /// The list of one kind of items, of one promotion.
@@ -127,9 +133,18 @@ impl Stamps {
                 aside: aside.to_owned(),
                 kept: false,
                 done: false,
+                hydrated: false,
+                odd: false,
             },
             // Another version than before (a point that was chosen later), or another attempt.
-            Some(stamp) => Stamp { root: root.to_owned(), kept: false, done: false, ..stamp.clone() },
+            Some(stamp) => Stamp {
+                root: root.to_owned(),
+                kept: false,
+                done: false,
+                hydrated: false,
+                odd: false,
+                ..stamp.clone()
+            },
         };
         if self.get(place) != Some(&stamp) {
             self.note(place, Some(stamp.clone()))?;
@@ -154,6 +169,8 @@ impl Stamps {
             aside: aside.to_owned(),
             kept: true,
             done: true,
+            hydrated: false,
+            odd: false,
         };
         self.note(place, Some(stamp))
     }
@@ -163,6 +180,31 @@ impl Stamps {
             Some(stamp) => self.note(place, Some(Stamp { done: true, ..stamp })),
             None => Ok(()),
         }
+    }
+
+    /// The same of what a hydrated copy became.
+    pub(crate) fn done_hydrated(&mut self, place: &Path) -> io::Result<()> {
+        match self.get(place).cloned() {
+            Some(stamp) => self.note(place, Some(Stamp { done: true, hydrated: true, ..stamp })),
+            None => Ok(()),
+        }
+    }
+
+    /// Not what its service has recorded of it.
+    pub(crate) fn mark_odd(&mut self, place: &Path) -> io::Result<()> {
+        match self.get(place).cloned() {
+            Some(stamp) if !stamp.odd => self.note(place, Some(Stamp { odd: true, ..stamp })),
+            _ => Ok(()),
+        }
+    }
+
+    /// The places of all such.
+    pub(crate) fn odd(&self) -> impl Iterator<Item = &Path> {
+        self.list.iter().filter(|(_, stamp)| stamp.odd).map(|(place, _)| place.as_path())
+    }
+
+    pub(crate) fn was_hydrated(&self, place: &Path, root: &str) -> bool {
+        self.get(place).is_some_and(|s| s.done && s.hydrated && s.root == root)
     }
 
     pub(crate) fn is_done(&self, place: &Path, root: &str) -> bool {
@@ -281,7 +323,16 @@ mod tests {
             let mut stamps = open(dir.path());
             if killed_behind == 0 {
                 let (item, root) = ("glance/image".to_owned(), "r".to_owned());
-                let stamp = Stamp { item, root, existed: true, aside, kept: false, done: false };
+                let stamp = Stamp {
+                    item,
+                    root,
+                    existed: true,
+                    aside,
+                    kept: false,
+                    done: false,
+                    hydrated: false,
+                    odd: false,
+                };
                 stamps.note(&place, Some(stamp)).unwrap();
             } else {
                 stamps.make_room(&place, "glance/image", "r", &aside).unwrap();

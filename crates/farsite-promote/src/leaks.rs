@@ -9,16 +9,23 @@ use std::path::{Path, PathBuf};
 /// A place with more entries than this is compared at its upper levels only.
 const ENTRIES: usize = 200_000;
 
+/// Where hydrated copies wait beside their places.
+const HYDRATED: &str = ".farsite-hydrated";
+
 /// What stands in the real places: size and time of change of every entry.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Listing(BTreeMap<PathBuf, (u64, i64, i64)>);
 
 impl Listing {
-    /// Lists folders and files; a place that does not exist is an empty one.
+    /// Lists folders and files; a place that does not exist is an empty one. What the standby's agent keeps hydrated changes
+    /// with every point and is left out.
     pub fn of(places: &[PathBuf]) -> Self {
         let mut found = BTreeMap::new();
         let mut waiting: std::collections::VecDeque<PathBuf> = places.iter().cloned().collect();
         while let Some(path) = waiting.pop_front() {
+            if path.file_name().is_some_and(|name| name == HYDRATED) {
+                continue;
+            }
             let Ok(metadata) = fs::symlink_metadata(&path) else { continue };
             found.insert(path.clone(), (metadata.len(), metadata.mtime(), metadata.mtime_nsec()));
             if found.len() < ENTRIES

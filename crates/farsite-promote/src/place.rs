@@ -140,6 +140,16 @@ impl Targets {
         let root = drill_folder(config, promotion);
         let places = config.places.get(group);
         let sockets = sockets(promotion, group);
+        let mut rewrite = places.and_then(|p| p.rewrite.clone()).unwrap_or_default();
+        // Images that have another path here lie in the drill's own folder.
+        if let Some(real) = places.and_then(|p| p.glance.as_ref()?.path.as_ref()) {
+            let (real, drilled) = (real.display().to_string(), root.join("glance").display().to_string());
+            for new in rewrite.paths.values_mut() {
+                if let Some(below) = new.strip_prefix(&real) {
+                    *new = format!("{drilled}{below}");
+                }
+            }
+        }
         Self {
             group: group.clone(),
             promotion,
@@ -156,7 +166,7 @@ impl Targets {
             cinder: Some(Storage::Folder(root.join("cinder"))),
             volume: Some(root.join("volume")),
             files: Some(root.join("files")),
-            rewrite: places.and_then(|p| p.rewrite.clone()).unwrap_or_default(),
+            rewrite,
             variables: places.map(|p| p.variables.clone()).unwrap_or_default(),
             drill: Some(root),
             sockets,

@@ -11,6 +11,9 @@ use rusqlite::{Connection, OpenFlags, TransactionBehavior};
 
 /// The table of notes.
 const TABLE: &str = "farsite_promotion";
+/// MariaDB's number and state of a deadlock.
+const DEADLOCK: &str = "1213 (40001)";
+const DEADLOCK_TRIES: u32 = 5;
 /// How long a statement waits for somebody else's lock on an SQLite file.
 const BUSY: Duration = Duration::from_secs(10);
 
@@ -155,7 +158,14 @@ impl Database {
                     ),
                 ];
                 statements.extend(rewrite.statements.iter().cloned());
-                instance.execute(&statements).await.map_err(|e| e.to_string())
+                let mut tries = 0;
+                loop {
+                    match instance.execute(&statements).await.map_err(|e| e.to_string()) {
+                        // Another step's transaction was chosen to go first; nothing of this one was kept.
+                        Err(why) if why.contains(DEADLOCK) && tries < DEADLOCK_TRIES => tries += 1,
+                        ended => return ended,
+                    }
+                }
             }
             Self::Sqlite(path) => {
                 let (path, term) = (path.clone(), rewrite.term);

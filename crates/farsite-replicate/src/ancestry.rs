@@ -27,7 +27,7 @@ pub(crate) struct Ancestor {
     pub(crate) map: LocalMap,
 }
 
-/// Looks for what `item` was made from: what its source or a person says first, then what it looks like.
+/// Looks for what `item` was made from: what a person or its source says first, then what it looks like.
 pub(crate) fn find(
     group: &Group,
     basis: &Basis,
@@ -40,11 +40,19 @@ pub(crate) fn find(
         let map = basis.local_map(group, id, |i| Some(&i.data), id)?;
         (map.map().block_bytes == block_bytes).then_some(map)
     };
-    if let Some(said) = said.or_else(|| group.policy.ancestors.get(item)) {
+    let by_person = group.policy.ancestors.get(item);
+    for said in [by_person, said].into_iter().flatten() {
         if let Some(map) = map_of(said) {
             return Some(Ancestor { item: said.clone(), map });
         }
-        tracing::warn!(item = %item, "it is said to be made from {said}, which no pinned point holds with blocks of this size");
+        let why = "which no pinned point holds with blocks of this size";
+        // A cloud tells of all ancestors, and in a first run none has a point yet; a person means something.
+        match by_person {
+            Some(meant) if meant == said => {
+                tracing::warn!(item = %item, "it is said to be made from {said}, {why}");
+            }
+            _ => tracing::debug!(item = %item, "it was made from {said}, {why}"),
+        }
     }
     let samples = match samples(content, block_bytes, &Printer::new(&group.secret)) {
         Ok(samples) if samples.len() >= LEAST_HITS => samples,

@@ -12,6 +12,7 @@ use farsite_model::clock::Clock;
 use farsite_model::config::Config;
 use farsite_model::policy::Policy;
 use farsite_model::{ItemId, SiteName};
+use farsite_openstack::SiteCloud;
 use farsite_store::Store;
 use farsite_store::backend::race;
 use farsite_store::hex::Hex;
@@ -37,6 +38,8 @@ pub struct Group {
     pub signer: Arc<Signer>,
     pub secret: BlockSecret,
     pub clock: Arc<dyn Clock>,
+    /// The cloud of the site, for what its sources ask it.
+    pub cloud: Arc<SiteCloud>,
     pub record: Arc<Record>,
     /// The shippers of its databases' logs, which go on between runs; whoever makes a run holds them.
     pub logs: tokio::sync::Mutex<Logs>,
@@ -79,6 +82,7 @@ impl Group {
             signer,
             secret,
             clock,
+            cloud: Arc::new(SiteCloud::of(config, &policy.site)),
             record,
             logs: tokio::sync::Mutex::default(),
             folder,

@@ -14,6 +14,7 @@ use farsite_model::SiteName;
 use farsite_model::clock::Clock;
 use farsite_model::config::Config;
 use farsite_model::policy::{DiskFormat, Item, Policy};
+use farsite_openstack::SiteCloud;
 use farsite_store::StoreError;
 use farsite_store::ingest::RunStats;
 use farsite_store::ledger::Ledger;
@@ -158,7 +159,10 @@ impl Opening {
     async fn bound_kept(&self) {
         let home = Home::of(&self.config, &self.policy);
         match Record::open(&self.config.state_dir()) {
-            Ok(record) => kept::bound(&self.policy, &home, self.clock.clone(), &record).await,
+            Ok(record) => {
+                let cloud = Arc::new(SiteCloud::of(&self.config, &self.policy.site));
+                kept::bound(&self.policy, &home, &cloud, self.clock.clone(), &record).await;
+            }
             Err(error) => tracing::warn!(group = %self.policy.group, "{error}"),
         }
     }

@@ -8,6 +8,7 @@ use farsite_model::clock::Clock;
 use farsite_model::policy::Policy;
 use farsite_model::quantity::ByteSize;
 use farsite_model::status::KeptVersions;
+use farsite_openstack::SiteCloud;
 use farsite_sources::{CaptureContext, KeptSpace, Source};
 use jiff::{SignedDuration, Timestamp};
 
@@ -21,7 +22,13 @@ const FRESH: SignedDuration = SignedDuration::from_mins(10);
 const LIMIT: Duration = Duration::from_mins(5);
 
 /// Measures what a group keeps for all its standbys, and lets go of what is too much.
-pub(crate) async fn bound(policy: &Policy, home: &Home, clock: Arc<dyn Clock>, record: &Record) {
+pub(crate) async fn bound(
+    policy: &Policy,
+    home: &Home,
+    cloud: &Arc<SiteCloud>,
+    clock: Arc<dyn Clock>,
+    record: &Record,
+) {
     let before = record.kept(policy.group.as_str()).ok().flatten();
     let is_fresh = before.is_some_and(|kept| {
         let age = Timestamp::now().duration_since(kept.measured);
@@ -43,7 +50,7 @@ pub(crate) async fn bound(policy: &Policy, home: &Home, clock: Arc<dyn Clock>, r
         if item.kind().is_database() || item.on().is_some_and(|host| host != host_name()) {
             continue;
         }
-        let Ok(source) = farsite_sources::source(item) else { continue };
+        let Ok(source) = farsite_sources::source(item, cloud) else { continue };
         let source: Arc<dyn Source> = Arc::from(source);
         match tokio::time::timeout(LIMIT, source.kept(&context)).await {
             Ok(Ok(kept)) => all.extend(kept.into_iter().map(|kept| (kept, source.clone()))),

@@ -10,6 +10,7 @@ mod anomaly;
 mod basis;
 pub mod capture;
 pub mod connect;
+pub mod coverage;
 pub mod databases;
 mod frozen;
 pub mod group;

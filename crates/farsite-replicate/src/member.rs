@@ -12,6 +12,7 @@ use std::time::Instant;
 use farsite_model::clock::Clock;
 use farsite_model::policy::Item;
 use farsite_model::{CaptureTime, Epoch, ItemId};
+use farsite_openstack::SiteCloud;
 use farsite_sources::{CaptureContext, LogPosition};
 use farsite_store::StoreError;
 use farsite_store::ingest::{IngestOptions, Press, RunWriter};
@@ -175,7 +176,8 @@ async fn attempt(begin: Begin, run_id: &mut String) -> Result<RunReport, Replica
         kept: group.home().kept(),
         owner: group.home().owner(),
     };
-    let mut part = Part { intake, logs: &mut logs, epoch, context, begun: BTreeMap::new() };
+    let cloud = group.cloud.clone();
+    let mut part = Part { intake, logs: &mut logs, epoch, context, cloud, begun: BTreeMap::new() };
     let _ = ready.send(());
 
     let mut outcome = EntryOutcome::default();
@@ -307,6 +309,7 @@ struct Part<'g> {
     logs: &'g mut Logs,
     epoch: Epoch,
     context: CaptureContext,
+    cloud: Arc<SiteCloud>,
     begun: BTreeMap<ItemId, Begun>,
 }
 
@@ -317,7 +320,7 @@ impl Part<'_> {
         match step {
             Step::Listed(item, listed) => {
                 for gone in self.intake.listed(&item, &listed, outcome) {
-                    if let Ok(source) = farsite_sources::source(&item) {
+                    if let Ok(source) = farsite_sources::source(&item, &self.cloud) {
                         source.forget(&gone, &self.context).await;
                     }
                 }

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use farsite_model::policy::{Item, Policy};
 use farsite_model::{ItemId, SiteName};
+use farsite_openstack::SiteCloud;
 use farsite_sources::{Capture, CaptureContext, LogPosition, Source};
 use farsite_store::ingest::Press;
 use tokio::sync::{mpsc, oneshot};
@@ -224,7 +225,7 @@ impl Round {
         if let Err(error) = frozen::thaw_left_over(&leader).await {
             return self.fail(&error.to_string());
         }
-        kept::bound(&self.policy, &leader.home(), leader.clock.clone(), &leader.record).await;
+        kept::bound(&self.policy, &leader.home(), &leader.cloud, leader.clock.clone(), &leader.record).await;
         let scratch = leader.folder.join("scratch");
         if let Err(error) = fresh_folder(&scratch) {
             return self.fail(&error.to_string());
@@ -268,7 +269,7 @@ impl Round {
             self.stage(&format!("the log of {}", item.id()));
             self.database(&Arc::new((*item).clone()), leader, context).await;
         }
-        let mut held = self.instants(&logged, &others, context).await;
+        let mut held = self.instants(&logged, &others, leader, context).await;
         for item in dumped.into_iter().chain(others) {
             if self.leader().is_none() {
                 break;
@@ -293,12 +294,13 @@ impl Round {
         &mut self,
         logged: &[&Item],
         others: &[&Item],
+        leader: &Group,
         context: &CaptureContext,
     ) -> BTreeMap<ItemId, Box<dyn Source>> {
         let mut offered = Vec::new();
         // An entry with hooks of its own is held only while they have frozen it.
         for item in others.iter().filter(|item| item.hooks().before_capture.is_empty() && is_here(item)) {
-            let Ok(source) = farsite_sources::source(item) else { continue };
+            let Ok(source) = farsite_sources::source(item, &leader.cloud) else { continue };
             if tokio::time::timeout(context.timeout, source.prepare()).await == Ok(true) {
                 offered.push((item.id(), source));
             }
@@ -374,7 +376,7 @@ impl Round {
         leader: &Group,
         context: &CaptureContext,
     ) {
-        let listed = listed(item, held, context).await;
+        let listed = listed(item, held, &leader.cloud, context).await;
         let (source, listed) = match listed {
             Ok((source, ids)) => {
                 let from = source.describe();
@@ -519,6 +521,7 @@ async fn instant_of(source: &dyn Source, context: &CaptureContext) -> Option<Box
 async fn listed(
     item: &Item,
     held: Option<Box<dyn Source>>,
+    cloud: &Arc<SiteCloud>,
     context: &CaptureContext,
 ) -> Result<(Box<dyn Source>, BTreeSet<ItemId>), String> {
     if let Some(host) = item.on().filter(|_| !is_here(item)) {
@@ -526,7 +529,7 @@ async fn listed(
     }
     let source = match held {
         Some(held) => held,
-        None => farsite_sources::source(item).map_err(|error| error.to_string())?,
+        None => farsite_sources::source(item, cloud).map_err(|error| error.to_string())?,
     };
     match tokio::time::timeout(context.timeout, source.items()).await {
         Ok(Ok(ids)) => Ok((source, ids.into_iter().collect())),

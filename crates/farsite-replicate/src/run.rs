@@ -77,7 +77,7 @@ pub struct Planned {
 pub async fn dry_run(group: &Group) -> Vec<Planned> {
     let mut planned = Vec::new();
     for item in &group.policy.items {
-        let items = match farsite_sources::source(item) {
+        let items = match farsite_sources::source(item, &group.cloud) {
             Ok(source) => match tokio::time::timeout(Duration::from_mins(1), source.items()).await {
                 Ok(items) => items.map_err(|error| error.to_string()),
                 Err(_) => Err("could not be listed within 60s".to_owned()),

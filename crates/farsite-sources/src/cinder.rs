@@ -1,18 +1,22 @@
 //! Cinder's volumes: a folder of a file back end (NFS and the like) or a Ceph pool comes in; each regular file or image in
-//! it is one item, named as that is. What must hold: a place that cannot be read, or a selection that names alone cannot
-//! answer, is an error and never a shorter list.
+//! it is one item, named as that is. What must hold: a place that cannot be read, or a selection that is not answered, is an
+//! error and never a shorter list.
+
+mod chosen;
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
-use farsite_model::policy::{self, DiskFormat, Item, Qmp, Rbd, Select};
+use farsite_model::policy::{self, DiskFormat, Item, Qmp, Rbd};
 use farsite_model::{CaptureTime, ItemId, ItemKind};
+use farsite_openstack::{MadeFrom, SiteCloud};
 
 use crate::volume::{self, blocking};
 use crate::{Capture, CaptureContext, CheckLine, KeptSpace, Source, SourceError};
 use crate::{kept, qcow2, rbd, share};
+use chosen::{Chooser, Chosen};
 
 /// A `cinder` entry.
 pub(crate) struct Cinder {
@@ -21,39 +25,38 @@ pub(crate) struct Cinder {
     format: DiskFormat,
     qmp: Option<Qmp>,
     rbd: Option<Rbd>,
-    select: Option<Select>,
+    chooser: Chooser,
+    cloud: Arc<SiteCloud>,
+    /// What was selected when all its volumes were about to be held.
+    prepared: tokio::sync::Mutex<Option<Chosen>>,
     /// A pool whose images are open, from the preparation on.
     ready: Mutex<Option<rbd::Ready>>,
 }
 
 impl Cinder {
-    pub(crate) fn new(item: &Item, cinder: &policy::Cinder) -> Self {
+    pub(crate) fn new(item: &Item, cinder: &policy::Cinder, cloud: &Arc<SiteCloud>) -> Self {
         Self {
             item: item.clone(),
             path: cinder.path.clone(),
             format: cinder.format,
             qmp: cinder.qmp.clone(),
             rbd: cinder.rbd.clone(),
-            select: cinder.select.clone(),
+            chooser: Chooser::new(item.id(), cinder, cloud.clone()),
+            cloud: cloud.clone(),
+            prepared: tokio::sync::Mutex::default(),
             ready: Mutex::new(None),
         }
     }
 
     async fn ready(&self, pool: &Rbd) -> Result<Option<rbd::Ready>, SourceError> {
-        rbd::prepare(pool, self.images(pool).await?).await
+        rbd::prepare(pool, self.found().await?.volumes).await
     }
 
-    /// Where the volumes are, when names alone can answer what is asked for.
+    /// Where the volumes are.
     fn place(&self) -> Result<Place<'_>, SourceError> {
         let fail = |why: &str, hint: &str| {
             Err(SourceError::new(format!("listing the volumes of {}", self.item.id()), why).hint(hint))
         };
-        if self.select.as_ref().is_some_and(|select| !select.metadata.is_empty()) {
-            return fail(
-                "`select.metadata` needs Cinder's API, which is not asked yet: no volume is captured",
-                "select by `ids`, or leave `select` out to protect every volume in the folder",
-            );
-        }
         match (&self.path, &self.rbd) {
             (_, Some(rbd)) => Ok(Place::Pool(rbd)),
             (Some(path), None) => Ok(Place::Folder(path)),
@@ -64,12 +67,34 @@ impl Cinder {
         }
     }
 
-    /// The selected images of a pool.
-    async fn images(&self, pool: &Rbd) -> Result<Vec<String>, SourceError> {
-        let mut names = rbd::list(pool).await?;
-        names.retain(|name| self.select.as_ref().is_none_or(|select| selects(select, name)));
-        Ok(names)
+    /// The names of the selected files or images, and what was skipped and should be known.
+    async fn found(&self) -> Result<Found, SourceError> {
+        let chosen = self.chooser.choose().await?;
+        let all = match self.place()? {
+            Place::Folder(folder) => listed(folder).await?,
+            Place::Pool(pool) => Found { volumes: rbd::list(pool).await?, odd: Vec::new() },
+        };
+        Ok(Found { volumes: self.chooser.pick(&chosen, all.volumes).await?, odd: all.odd })
     }
+}
+
+/// What the cloud says that a volume was made from: the nearest that is here too, else its image.
+async fn made_from(cloud: &SiteCloud, folder: Option<&Path>, name: &str) -> Option<ItemId> {
+    let is_here = |file: &str| folder.is_none_or(|folder| folder.join(file).exists());
+    let (id, ending) = chosen::disk_of(name)?;
+    let chain = cloud.made_from(id).await;
+    let mut items: Vec<(bool, ItemId)> = chain
+        .iter()
+        .map(|made_from| match made_from {
+            MadeFrom::Volume(id) => {
+                let file = chosen::file_of(id, ending);
+                (is_here(&file), ItemId::new(ItemKind::Cinder, &file))
+            }
+            MadeFrom::Image(id) => (true, ItemId::new(ItemKind::Glance, id)),
+        })
+        .collect();
+    let at = items.iter().position(|(is_here, _)| *is_here).unwrap_or(0);
+    (!items.is_empty()).then(|| items.swap_remove(at).1)
 }
 
 enum Place<'a> {
@@ -85,7 +110,7 @@ struct Found {
     odd: Vec<String>,
 }
 
-fn list(folder: &Path, select: Option<&Select>) -> Result<Found, SourceError> {
+fn list(folder: &Path) -> Result<Found, SourceError> {
     let fail = |error: std::io::Error| {
         SourceError::new(format!("listing the volumes in {}", folder.display()), error)
             .hint("is its file system mounted, and may the agent's user read it?")
@@ -104,11 +129,7 @@ fn list(folder: &Path, select: Option<&Select>) -> Result<Found, SourceError> {
             kind => kind.map_err(fail)?,
         };
         match name.to_str() {
-            Some(name) if kind.is_file() => {
-                if select.is_none_or(|select| selects(select, name)) {
-                    found.volumes.push(name.to_owned());
-                }
-            }
+            Some(name) if kind.is_file() => found.volumes.push(name.to_owned()),
             Some(name) if kind.is_symlink() => found.odd.push(format!("{name} is a symbolic link")),
             Some(_) => {}
             None => found.odd.push(format!("{} is not UTF-8", name.to_string_lossy())),
@@ -118,37 +139,20 @@ fn list(folder: &Path, select: Option<&Select>) -> Result<Found, SourceError> {
     Ok(found)
 }
 
-/// The items in a folder.
-async fn listed(folder: &Path, select: Option<&Select>) -> Result<Vec<ItemId>, SourceError> {
-    let (owned, select) = (folder.to_owned(), select.cloned());
-    let found = blocking(move || list(&owned, select.as_ref())).await?;
-    for odd in &found.odd {
+/// What is in a folder.
+async fn listed(folder: &Path) -> Result<Found, SourceError> {
+    let owned = folder.to_owned();
+    blocking(move || list(&owned)).await
+}
+
+fn warn(folder: &Path, odd: &[String]) {
+    for odd in odd {
         tracing::warn!(folder = %folder.display(), "{odd}, and is not protected");
     }
-    Ok(found.volumes.iter().map(|name| ItemId::new(ItemKind::Cinder, name)).collect())
 }
 
-/// Everything that is given must hold: one of the ids, and one of the names.
-fn selects(select: &Select, file: &str) -> bool {
-    let by_id = select.ids.is_empty() || select.ids.iter().any(|id| is_volume(file, id));
-    let by_name = select.names.is_empty() || select.names.iter().any(|name| fits(name, file));
-    by_id && by_name
-}
-
-/// A name with `*` for any characters.
-fn fits(pattern: &str, name: &str) -> bool {
-    match pattern.split_once('*') {
-        None => pattern == name,
-        Some((start, rest)) => name.strip_prefix(start).is_some_and(|name| {
-            name.char_indices().map(|(at, _)| &name[at..]).chain([""]).any(|end| fits(rest, end))
-        }),
-    }
-}
-
-/// Cinder names a volume's file `volume-ID`, some back ends with an ending behind it.
-fn is_volume(file: &str, id: &str) -> bool {
-    let rest = file.strip_prefix("volume-").unwrap_or(file).strip_prefix(id);
-    rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+fn items_of(files: &[String]) -> Vec<ItemId> {
+    files.iter().map(|name| ItemId::new(ItemKind::Cinder, name)).collect()
 }
 
 #[async_trait]
@@ -166,43 +170,34 @@ impl Source for Cinder {
         let mut say = |topic: &str, result: Result<String, String>| {
             lines.push(CheckLine { subject: format!("{}: {topic}", self.item.id()), result });
         };
-        let folder = match self.place() {
-            Ok(Place::Folder(folder)) => folder.to_owned(),
-            Ok(Place::Pool(pool)) => {
-                match self.images(pool).await {
-                    Ok(names) => {
-                        say("volumes", Ok(format!("{} volumes in the pool {}", names.len(), pool.pool)));
-                        say(
-                            "consistency",
-                            Ok("snapshots of the pool: captures are crash consistent".to_owned()),
-                        );
-                    }
-                    Err(error) => say("volumes", Err(error.to_string())),
-                }
-                return lines;
-            }
+        let place = match self.place() {
+            Ok(place) => place,
             Err(error) => {
                 say("selection", Err(error.to_string()));
                 return lines;
             }
         };
-        let (path, select) = (folder.clone(), self.select.clone());
-        match blocking(move || list(&path, select.as_ref())).await {
-            Err(error) => say("volumes", Err(error.to_string())),
-            Ok(found) => {
-                for id in self.select.iter().flat_map(|select| &select.ids) {
-                    if !found.volumes.iter().any(|file| is_volume(file, id)) {
-                        let why = format!("no file in {} is volume {id}", folder.display());
-                        say("selection", Err(format!("{why}\n  hint: look at the id and at the back end")));
-                    }
-                }
-                for odd in found.odd {
-                    say(
-                        "volumes",
-                        Err(format!("{odd}, and is not protected\n  hint: replace it by a plain file")),
-                    );
-                }
-                say("volumes", Ok(format!("{} volumes in {}", found.volumes.len(), folder.display())));
+        let found = match self.found().await {
+            Ok(found) => found,
+            Err(error) => {
+                say("volumes", Err(error.to_string()));
+                return lines;
+            }
+        };
+        for why in self.chooser.in_vain(&found.volumes).await {
+            say("selection", Err(why));
+        }
+        for odd in &found.odd {
+            say("volumes", Err(format!("{odd}, and is not protected\n  hint: replace it by a plain file")));
+        }
+        let count = found.volumes.len();
+        match place {
+            Place::Pool(pool) => {
+                say("volumes", Ok(format!("{count} volumes in the pool {}", pool.pool)));
+                say("consistency", Ok("snapshots of the pool: captures are crash consistent".to_owned()));
+            }
+            Place::Folder(folder) => {
+                say("volumes", Ok(format!("{count} volumes in {}", folder.display())));
                 if let Some(first) = found.volumes.first() {
                     let (path, item, format) = (folder.join(first), self.item.clone(), self.format);
                     let qmp = self.qmp.clone();
@@ -216,35 +211,42 @@ impl Source for Cinder {
     }
 
     async fn items(&self) -> Result<Vec<ItemId>, SourceError> {
-        let folder = match self.place()? {
-            Place::Folder(folder) => folder.to_owned(),
-            Place::Pool(pool) => {
-                let names = self.images(pool).await?;
-                return Ok(names.iter().map(|name| ItemId::new(ItemKind::Cinder, name)).collect());
-            }
-        };
-        listed(&folder, self.select.as_ref()).await
+        let found = self.found().await?;
+        if let Some(folder) = &self.path {
+            warn(folder, &found.odd);
+        }
+        Ok(items_of(&found.volumes))
     }
 
     async fn capture(&self, item: &ItemId, context: &CaptureContext) -> Result<Capture, SourceError> {
         let name = crate::plain_name(item)?;
-        let path = match self.place()? {
-            Place::Folder(folder) => folder.join(name),
-            Place::Pool(pool) => return rbd::capture(pool, name, item, context).await,
-        };
-        match self.format {
-            DiskFormat::Raw => volume::capture(&path, item, ItemKind::Cinder, context).await,
-            DiskFormat::Qcow2 => {
-                qcow2::capture(&path, self.qmp.as_ref(), item, ItemKind::Cinder, context).await
+        // Asked before anything is frozen.
+        let made_from = made_from(&self.cloud, self.path.as_deref(), name).await;
+        let kind = ItemKind::Cinder;
+        let mut capture = match (self.place()?, self.format) {
+            (Place::Pool(pool), _) => rbd::capture(pool, name, item, context).await,
+            (Place::Folder(folder), DiskFormat::Raw) => {
+                volume::capture(&folder.join(name), item, kind, context).await
             }
-        }
+            (Place::Folder(folder), DiskFormat::Qcow2) => {
+                qcow2::capture(&folder.join(name), self.qmp.as_ref(), item, kind, context).await
+            }
+        }?;
+        capture.ancestor = capture.ancestor.or(made_from);
+        Ok(capture)
     }
 
     async fn prepare(&self) -> bool {
         match self.place() {
             Ok(Place::Folder(folder)) if self.format == DiskFormat::Raw => {
                 let folder = folder.to_owned();
-                blocking(move || Ok(share::prepare(&folder))).await.unwrap_or(false)
+                if !blocking(move || Ok(share::prepare(&folder))).await.unwrap_or(false) {
+                    return false;
+                }
+                // A cloud is not waited for while commits are; what is wrong with it is said when the items are listed.
+                let Ok(chosen) = self.chooser.choose().await else { return false };
+                *self.prepared.lock().await = Some(chosen);
+                true
             }
             Ok(Place::Pool(pool)) => match self.ready(pool).await {
                 Ok(ready) => {
@@ -275,9 +277,20 @@ impl Source for Cinder {
         if self.format != DiskFormat::Raw || !share::is_subvolume(folder) {
             return Ok(None);
         }
+        let chosen = match self.prepared.lock().await.take() {
+            Some(chosen) => chosen,
+            None => self.chooser.choose().await?,
+        };
         let captured = context.clock.capture_time();
         let snapshot = share::take(folder).await?;
-        Ok(Some(Box::new(Held { live: folder.to_owned(), select: self.select.clone(), captured, snapshot })))
+        Ok(Some(Box::new(Held {
+            live: folder.to_owned(),
+            cloud: self.cloud.clone(),
+            chooser: self.chooser.clone(),
+            chosen,
+            captured,
+            snapshot,
+        })))
     }
 
     async fn kept(&self, context: &CaptureContext) -> Result<Vec<KeptSpace>, SourceError> {
@@ -287,7 +300,7 @@ impl Source for Cinder {
                 let volumes = items.into_iter().map(|item| (item.clone(), folder.join(item.name())));
                 volume::kept_in(volumes.collect(), context).await
             }
-            Place::Pool(pool) => rbd::kept(pool, self.images(pool).await?, context).await,
+            Place::Pool(pool) => rbd::kept(pool, self.found().await?.volumes, context).await,
         }
     }
 
@@ -310,7 +323,10 @@ impl Source for Cinder {
 /// A folder of volumes at one instant.
 struct Held {
     live: PathBuf,
-    select: Option<Select>,
+    cloud: Arc<SiteCloud>,
+    chooser: Chooser,
+    /// What was selected just before that instant.
+    chosen: Chosen,
     captured: CaptureTime,
     snapshot: share::Snapshot,
 }
@@ -326,13 +342,18 @@ impl Source for Held {
     }
 
     async fn items(&self) -> Result<Vec<ItemId>, SourceError> {
-        listed(self.snapshot.path(), self.select.as_ref()).await
+        let found = listed(self.snapshot.path()).await?;
+        warn(&self.live, &found.odd);
+        Ok(items_of(&self.chooser.pick(&self.chosen, found.volumes).await?))
     }
 
     async fn capture(&self, item: &ItemId, context: &CaptureContext) -> Result<Capture, SourceError> {
         let name = crate::plain_name(item)?;
         let (frozen, live) = (self.snapshot.path().join(name), self.live.join(name));
-        volume::captured_from(&frozen, &live, self.captured, item, ItemKind::Cinder, context).await
+        let made_from = made_from(&self.cloud, Some(self.snapshot.path()), name).await;
+        let kind = ItemKind::Cinder;
+        let capture = volume::captured_from(&frozen, &live, self.captured, item, kind, context).await?;
+        Ok(Capture { ancestor: made_from, ..capture })
     }
 }
 
@@ -343,7 +364,7 @@ mod tests {
 
     fn source(path: &Path, select: serde_json::Value) -> Box<dyn Source> {
         let entry = serde_json::json!({"cinder": {"path": path, "select": select}});
-        crate::source(&serde_json::from_value(entry).unwrap()).unwrap()
+        crate::tests::source(&serde_json::from_value(entry).unwrap()).unwrap()
     }
 
     async fn names(source: &dyn Source) -> Vec<String> {
@@ -368,9 +389,9 @@ mod tests {
         let some = source(dir.path(), serde_json::json!({"ids": ["a", "zz"]}));
         assert_eq!(names(&*some).await, ["volume-a", "volume-a.qcow2"]);
         assert!(some.check().await.iter().any(|l| l.result.as_ref().is_err_and(|e| e.contains("zz"))));
-        let alike = source(dir.path(), serde_json::json!({"names": ["vol*-a*"]}));
+        let alike = source(dir.path(), serde_json::json!({"files": ["vol*-a*"]}));
         assert_eq!(names(&*alike).await, ["volume-a", "volume-a.qcow2"]);
-        let named = source(dir.path(), serde_json::json!({"names": ["volume-b"]}));
+        let named = source(dir.path(), serde_json::json!({"files": ["volume-b"]}));
         assert_eq!(names(&*named).await, ["volume-b"]);
     }
 
@@ -380,7 +401,7 @@ mod tests {
         assert!(source(&dir.path().join("gone"), serde_json::Value::Null).items().await.is_err());
         let by_metadata = source(dir.path(), serde_json::json!({"metadata": {"tier": "gold"}}));
         let error = by_metadata.items().await.unwrap_err().to_string();
-        assert!(error.contains("select.metadata"), "{error}");
+        assert!(error.contains("no `cloud:`"), "{error}");
         assert!(by_metadata.check().await[0].result.is_err());
     }
 

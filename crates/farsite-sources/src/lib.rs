@@ -36,17 +36,18 @@ use farsite_model::clock::Clock;
 use farsite_model::content::ReadAt;
 use farsite_model::policy::Item;
 use farsite_model::{CaptureTime, Consistency, ItemId, ItemKind};
+use farsite_openstack::SiteCloud;
 use serde::{Deserialize, Serialize};
 
 pub use log_position::LogPosition;
 
-/// The source of one entry of a policy. Nothing is opened or asked yet.
-pub fn source(item: &Item) -> Result<Box<dyn Source>, SourceError> {
+/// The source of one entry of a policy, at a site with this cloud. Nothing is opened or asked yet.
+pub fn source(item: &Item, cloud: &Arc<SiteCloud>) -> Result<Box<dyn Source>, SourceError> {
     Ok(match item {
         Item::Mariadb(mariadb) => Box::new(mariadb::Database::new(item, mariadb)),
         Item::Sqlite(sqlite) => Box::new(sqlite::Sqlite::new(item, sqlite)),
         Item::Glance(glance) => Box::new(glance::Glance::new(item, glance)),
-        Item::Cinder(cinder) => Box::new(cinder::Cinder::new(item, cinder)),
+        Item::Cinder(cinder) => Box::new(cinder::Cinder::new(item, cinder, cloud)),
         Item::Files(files) => Box::new(files::Files::new(item, files)?),
         Item::Volume(volume) => Box::new(volume::Volume::new(item, volume)),
     })

@@ -203,7 +203,7 @@ mod tests {
 
     fn source(path: &Path) -> Box<dyn Source> {
         let entry = serde_json::json!({"sqlite": {"path": path}});
-        crate::source(&serde_json::from_value(entry).unwrap()).unwrap()
+        crate::tests::source(&serde_json::from_value(entry).unwrap()).unwrap()
     }
 
     fn restore(capture: &Capture, to: &Path) {

@@ -5,9 +5,18 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use farsite_model::clock::SystemClock;
+use farsite_model::config::Site;
 use farsite_model::policy::{Item, Policy};
 
-use crate::CaptureContext;
+use farsite_openstack::{Limits, SiteCloud};
+
+use crate::{CaptureContext, Source, SourceError};
+
+/// The source of an entry at a site without a cloud.
+pub(crate) fn source(item: &Item) -> Result<Box<dyn Source>, SourceError> {
+    let site = "north".parse().unwrap();
+    crate::source(item, &Arc::new(SiteCloud::new(&site, Site::default(), Limits::default())))
+}
 
 /// `glance: { store: /x }` as a policy holds it.
 pub(crate) fn item(entry: &str) -> Item {

@@ -231,7 +231,7 @@ mod tests {
         let path = dir.path().join("disk.raw");
         std::fs::write(&path, vec![3; 5000]).unwrap();
         let item = entry(serde_json::json!({"volume": {"path": path}}));
-        let source = crate::source(&item).unwrap();
+        let source = crate::tests::source(&item).unwrap();
         let ids = source.items().await.unwrap();
         assert_eq!(ids, [ItemId::parse("volume/disk.raw")]);
         let mut context = context(&dir.path().join("scratch"));
@@ -252,13 +252,20 @@ mod tests {
         let path = dir.path().join("disk.raw");
         std::fs::write(&path, b"x").unwrap();
         let plain = entry(serde_json::json!({"volume": {"path": path, "consistency": "crash"}}));
-        let lines = crate::source(&plain).unwrap().check().await;
+        let lines = crate::tests::source(&plain).unwrap().check().await;
         assert_eq!(lines[1].result.is_ok(), has_reflinks(&path), "{lines:?}");
         let hooked = serde_json::json!({"volume": {"path": path, "consistency": "crash",
             "hooks": {"before-capture": ["true"], "after-capture": ["true"]}}});
-        assert!(crate::source(&entry(hooked)).unwrap().check().await.iter().all(|line| line.result.is_ok()));
+        assert!(
+            crate::tests::source(&entry(hooked))
+                .unwrap()
+                .check()
+                .await
+                .iter()
+                .all(|line| line.result.is_ok())
+        );
         let missing = entry(serde_json::json!({"volume": {"path": dir.path().join("gone")}}));
-        let lines = crate::source(&missing).unwrap().check().await;
+        let lines = crate::tests::source(&missing).unwrap().check().await;
         assert!(lines[0].result.as_ref().unwrap_err().contains("gone"));
     }
 }

@@ -38,7 +38,7 @@ async fn heavy_images_are_compared_with_glances_own_table_in_mariadb() {
     let checksums = json!({"mariadb": {"socket": server.socket(), "user": "root"}});
     let item: Item =
         serde_json::from_value(json!({"glance": {"store": images, "checksums": checksums}})).unwrap();
-    let source = farsite_sources::source(&item).unwrap();
+    let source = farsite_sources::source(&item, &no_cloud()).unwrap();
 
     let lines = source.check().await;
     let wrong: Vec<_> = lines.iter().filter_map(|line| line.result.clone().err()).collect();
@@ -51,4 +51,10 @@ async fn heavy_images_are_compared_with_glances_own_table_in_mariadb() {
     assert_eq!(details, [("disk_format", "qcow2"), ("sha512", "beef"), ("status", "active")]);
     let deleted = source.capture(&ids[1], &context(dir.path())).await.unwrap();
     assert_eq!(deleted.consistency, Consistency::Crash, "Glance does not vouch for it any more");
+}
+
+/// A site whose cloud cannot be asked.
+fn no_cloud() -> std::sync::Arc<farsite_openstack::SiteCloud> {
+    let (site, about) = ("north".parse().unwrap(), farsite_model::config::Site::default());
+    std::sync::Arc::new(farsite_openstack::SiteCloud::new(&site, about, farsite_openstack::Limits::default()))
 }

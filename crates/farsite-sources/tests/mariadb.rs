@@ -179,7 +179,7 @@ async fn heavy_a_purged_log_is_a_gap_and_a_log_that_is_off_is_named() {
         "{lines:?}"
     );
     let entry = serde_json::json!({"mariadb": {"socket": unlogged.socket(), "user": "weak"}});
-    let weak = farsite_sources::source(&serde_json::from_value(entry).unwrap()).unwrap();
+    let weak = farsite_sources::source(&serde_json::from_value(entry).unwrap(), &no_cloud()).unwrap();
     assert!(wrong(&weak.check().await).iter().any(|line| line.contains("lacks RELOAD")));
 }
 
@@ -192,7 +192,7 @@ async fn heavy_a_server_without_a_log_is_captured_and_put_into_service() {
     );
     let item = server.item("none");
     assert!(farsite_sources::logged(&item).is_none());
-    let source = farsite_sources::source(&item).unwrap();
+    let source = farsite_sources::source(&item, &no_cloud()).unwrap();
     let ids = source.items().await.unwrap();
     let context = context(dir.path());
     let capture = source.capture(&ids[0], &context).await.unwrap();
@@ -236,4 +236,10 @@ async fn heavy_a_server_without_a_log_is_captured_and_put_into_service() {
 
 fn free_port() -> u16 {
     std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+/// A site whose cloud cannot be asked.
+fn no_cloud() -> std::sync::Arc<farsite_openstack::SiteCloud> {
+    let (site, about) = ("north".parse().unwrap(), farsite_model::config::Site::default());
+    std::sync::Arc::new(farsite_openstack::SiteCloud::new(&site, about, farsite_openstack::Limits::default()))
 }

@@ -82,7 +82,7 @@ async fn captures_within_one_process_share_its_monitor_and_those_of_one_image_wa
     let entry =
         serde_json::json!({"cinder": {"path": volumes, "format": "qcow2", "qmp": {"socket": monitor}}});
     let source: Arc<dyn Source> =
-        Arc::from(farsite_sources::source(&serde_json::from_value(entry).unwrap()).unwrap());
+        Arc::from(farsite_sources::source(&serde_json::from_value(entry).unwrap(), &no_cloud()).unwrap());
     let [a, b] = ["a", "b"].map(|name| ItemId::new(ItemKind::Cinder, name));
     let [one, two] = ["one", "two"].map(|owner| context(dir.path(), owner));
     let first = source.capture(&a, &one).await.unwrap();
@@ -116,4 +116,10 @@ async fn captures_within_one_process_share_its_monitor_and_those_of_one_image_wa
     }
     assert!(!ask("query-named-block-nodes").contains("farsite-"));
     assert_eq!(std::fs::read_dir(&volumes).unwrap().count(), 2, "a folder stays");
+}
+
+/// A site whose cloud cannot be asked.
+fn no_cloud() -> std::sync::Arc<farsite_openstack::SiteCloud> {
+    let (site, about) = ("north".parse().unwrap(), farsite_model::config::Site::default());
+    std::sync::Arc::new(farsite_openstack::SiteCloud::new(&site, about, farsite_openstack::Limits::default()))
 }

@@ -4,6 +4,7 @@ pub mod accept;
 pub mod agent;
 pub mod check;
 pub mod completions;
+pub mod coverage;
 pub mod docs;
 pub mod drill;
 pub mod failover;
@@ -86,6 +87,7 @@ async fn quick(command: Command, context: &Context) -> Ended {
     match command {
         Command::Init(args) => init::run(args, context).await,
         Command::Check(args) => check::run(args, context).await,
+        Command::Coverage(args) => coverage::run(args, context).await,
         Command::Status(args) => status::run(args, context).await,
         Command::Points(action) => points::run(action, context).await,
         Command::Restore(args) => restore::run(args, context).await,

@@ -4,6 +4,7 @@ use std::fmt;
 
 use farsite_model::ids::ShortIdError;
 use farsite_model::yaml::YamlError;
+use farsite_openstack::AskError;
 use farsite_promote::PromoteError;
 use farsite_replicate::ReplicateError;
 use farsite_store::StoreError;
@@ -107,6 +108,16 @@ impl From<StoreError> for Failure {
             other => other.to_string(),
         };
         Self { code, text }
+    }
+}
+impl From<AskError> for Failure {
+    fn from(error: AskError) -> Self {
+        match error {
+            AskError::Clouds(_) | AskError::NoCloud { .. } | AskError::Certificates { .. } => {
+                Self::usage(error.to_string())
+            }
+            other => Self::failed(other.to_string()),
+        }
     }
 }
 impl From<ReplicateError> for Failure {

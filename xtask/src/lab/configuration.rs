@@ -68,6 +68,7 @@ fn values(site: &Site, venv: &Path, ceph: bool) -> Result<Vec<(&'static str, Str
         ("run", path(site.run())),
         ("log", path(site.log())),
         ("mounts", path(site.mounts())),
+        ("mariadb_server", site.mariadb_server()),
         ("venv", path(venv.to_path_buf())),
         ("admin_password", site.password("admin")),
         ("service_password", site.password("service")),

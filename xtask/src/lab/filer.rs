@@ -15,9 +15,23 @@ use crate::failure::Failure;
 const POOL_BYTES: u64 = 20 << 30;
 const LIMIT: Duration = Duration::from_mins(1);
 
+/// A folder that is there already in the share's place.
+pub fn mount_share(site: &Site, tools: &Tools, folder: &Path) -> Result<(), Failure> {
+    let share = site.share_mount();
+    setup::make_folder(&share)?;
+    if is_mounted(&share) {
+        return Ok(());
+    }
+    call(site, tools, &["mount", "--bind", &folder.display().to_string(), &share.display().to_string()])
+}
+
 /// Makes the filer unless it is there, and mounts what is not mounted.
 pub fn mount(site: &Site, tools: &Tools) -> Result<(), Failure> {
     let (pool, share) = (site.pool(), site.share_mount());
+    // A share that was mounted otherwise is what somebody wanted.
+    if is_mounted(&share) && !is_mounted(&pool) {
+        return Ok(());
+    }
     let export = pool.join("export");
     for folder in [&pool, &share] {
         setup::make_folder(folder)?;

@@ -6,6 +6,7 @@ mod answers;
 mod arguments;
 mod ceph;
 mod configuration;
+mod drill;
 mod ending;
 mod filer;
 mod install;
@@ -44,6 +45,7 @@ usage: cargo xtask lab COMMAND [--folder FOLDER]
   status [SITE [SERVICE…]] [--json]
                               what runs, answers, since when, memory; with a site an error unless all of it answers
   smoke SITE                  makes a project, credentials, an image, volumes and a snapshot, and looks at them; JSON
+  drill COMMAND …             south's services on data that a drill restored, in a network of their own
 
 SITE is north or south. FOLDER is target/lab where none is named.
 ";
@@ -57,6 +59,9 @@ pub fn lab(root: &Path, words: &[&str]) -> Result<(), Failure> {
     if matches!(words, ["help" | "-h" | "--help"]) {
         print!("{USAGE}");
         return Ok(());
+    }
+    if let ["drill", rest @ ..] = words {
+        return drill::drill(root, rest);
     }
     let here = std::env::current_dir().unwrap_or_else(|_| root.to_path_buf());
     let arguments = arguments::parse(words, &root.join("target/lab"), &here)?;

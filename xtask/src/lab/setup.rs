@@ -27,6 +27,7 @@ const SEED: &str = include_str!("../../lab/seed.py");
 pub fn make_folders(site: &Site) -> Result<(), Failure> {
     let folders = [
         "etc",
+        "tmp",
         "log/rabbitmq",
         "run",
         "home",
@@ -68,11 +69,13 @@ pub fn mariadb_data(site: &Site, tools: &Tools) -> Result<(), Failure> {
     let accounts = script(site, "accounts.sql", &accounts(&site.password("db")))?;
     let accounts = format!("--extra-file={}", accounts.display());
     // root without a password, through the socket, and only for the machine's root: nobody through the network.
+    let temporary = format!("--tmpdir={}", site.below("tmp").display());
     let words = [
         "mariadb-install-db",
         "--no-defaults",
         "--user=root",
         &datadir,
+        &temporary,
         "--skip-test-db",
         "--auth-root-authentication-method=socket",
         "--auth-root-socket-user=root",
@@ -97,6 +100,18 @@ fn accounts(password: &str) -> String {
     });
     // The server that reads this begins without its tables of rights.
     format!("FLUSH PRIVILEGES;\n{}", statements.concat())
+}
+
+/// Its databases are those of a site that was set up once.
+pub fn mark_as_done(site: &Site) -> Result<(), Failure> {
+    [SCHEMAS_DONE, SEEDED].iter().try_for_each(|mark| {
+        fs::write(site.below(mark), "").map_err(|error| {
+            Failure::new(
+                format!("{}: {error}", site.below(mark).display()),
+                "see whether the disk is full (df -h)",
+            )
+        })
+    })
 }
 
 pub fn has_schemas(site: &Site) -> bool {

@@ -38,6 +38,8 @@ pub struct Site {
     pub number: u8,
     /// The folder that holds both sites.
     lab: PathBuf,
+    /// Where a database that somebody else runs answers, in place of the site's own.
+    database: Option<PathBuf>,
 }
 
 pub const NAMES: [&str; 2] = ["north", "south"];
@@ -46,7 +48,21 @@ impl Site {
     /// The site of that name, or `None` where there is no such site. `lab` is absolute.
     pub fn named(name: &str, lab: &Path) -> Option<Self> {
         let index = NAMES.iter().position(|known| *known == name)?;
-        Some(Self { name: NAMES[index], number: index as u8 + 1, lab: lab.to_path_buf() })
+        Some(Self { name: NAMES[index], number: index as u8 + 1, lab: lab.to_path_buf(), database: None })
+    }
+
+    /// The same site on a database that answers at this socket.
+    pub fn on_database(mut self, socket: &Path) -> Self {
+        self.database = Some(socket.to_path_buf());
+        self
+    }
+
+    /// The database as HAProxy's configuration names it.
+    pub fn mariadb_server(&self) -> String {
+        match &self.database {
+            Some(socket) => format!("unix@{}", socket.display()),
+            None => format!("{}:{}", self.address(), MARIADB.behind),
+        }
     }
 
     pub fn both(lab: &Path) -> Vec<Self> {

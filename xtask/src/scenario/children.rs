@@ -3,7 +3,8 @@
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
 use crate::failure::Failure;
 use crate::step;
@@ -40,6 +41,13 @@ impl Running {
         std::fs::read_to_string(&self.log).unwrap_or_default()
     }
 
+    /// `STOP` or `CONT`, for instance.
+    pub fn signal(&self, name: &str) -> Result<(), Failure> {
+        let mut kill = Command::new("kill");
+        kill.arg(format!("-{name}")).arg(self.child.id().to_string());
+        step::run(kill, Duration::from_secs(5), "has it ended?")
+    }
+
     pub fn kill(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
@@ -74,4 +82,25 @@ pub fn output(mut command: Command, limit: Duration, next: &str) -> Result<(Opti
         .output()
         .map_err(|e| Failure::new(format!("`{line}` could not be started: {e}"), next))?;
     Ok((ended.status.code(), String::from_utf8_lossy(&ended.stdout).into_owned()))
+}
+
+/// Looks every half second until it is so; an error when the process ends, or the time.
+pub fn wait_for(
+    process: &mut Running,
+    is_there: impl Fn(&Running) -> bool,
+    limit: Duration,
+    what: &str,
+) -> Result<(), Failure> {
+    let deadline = Instant::now() + limit;
+    while !is_there(process) {
+        process.lives()?;
+        if Instant::now() > deadline {
+            return Err(Failure::new(
+                format!("{what} did not come in {} s; the log's end:\n{}", limit.as_secs(), process.said()),
+                "with --keep everything is left to look at",
+            ));
+        }
+        sleep(Duration::from_millis(500));
+    }
+    Ok(())
 }

@@ -4,20 +4,26 @@ mod children;
 mod disaster;
 mod sites;
 mod soak;
+mod traps;
+mod world;
 
 use std::path::{Path, PathBuf};
 
 use crate::failure::Failure;
 
 pub const USAGE: &str = "\
-usage: cargo xtask scenario disaster [OPTIONS]
+usage: cargo xtask scenario disaster|traps [OPTIONS]
        cargo xtask soak disaster [--seeds N] [OPTIONS]
 
 Two sites of the lab, clients at north, replication to south; north is destroyed at a random moment, south is promoted, and asked
 with the real clients for everything that north had acknowledged.
 
+`traps` prepares north with everything that is known to go wrong silently (an image without bytes, an overlay called raw, a volume
+without its record, operations under way and more), and looks at what became of each at south.
+
   --seed N         what the clients do, and when disaster strikes (1)
   --every SECONDS  between two recovery points (60)
+  --drill          a drill before, beside both living sites, which must not change them
   --release        farsite as it is released; a debug build otherwise
   --seeds N        of a soak: 1 to N (20), those that have passed before left out
   --keep           leave both sites, the store and the keys as they are in the end
@@ -30,6 +36,7 @@ pub struct Options {
     pub seeds: u64,
     pub every_s: u64,
     pub release: bool,
+    pub drill: bool,
     pub keep: bool,
     pub folder: PathBuf,
 }
@@ -37,7 +44,8 @@ pub struct Options {
 pub fn scenario(root: &Path, words: &[&str]) -> Result<(), Failure> {
     match words {
         ["disaster", rest @ ..] => disaster::disaster(root, &parse(root, rest)?),
-        _ => Err(Failure::usage("which scenario? there is `disaster`".to_owned(), USAGE)),
+        ["traps", rest @ ..] => traps::traps(root, &parse(root, rest)?),
+        _ => Err(Failure::usage("which scenario? there are `disaster` and `traps`".to_owned(), USAGE)),
     }
 }
 
@@ -57,6 +65,7 @@ fn parse(root: &Path, words: &[&str]) -> Result<Options, Failure> {
         seeds: 20,
         every_s: 60,
         release: false,
+        drill: false,
         keep: false,
         folder: root.join("target/scenario"),
     };
@@ -66,6 +75,7 @@ fn parse(root: &Path, words: &[&str]) -> Result<Options, Failure> {
         let mut value = || words.next().ok_or_else(|| wrong(format!("`{word}` needs a value")));
         match *word {
             "--release" => options.release = true,
+            "--drill" => options.drill = true,
             "--keep" => options.keep = true,
             "--seed" => options.seed = number(value()?)?,
             "--seeds" => options.seeds = number(value()?)?,

@@ -17,11 +17,14 @@ pub struct Sites {
     pub south: Site,
     farsite: PathBuf,
     xtask: PathBuf,
+    /// The lab's Python, and where the scenario's scripts are.
+    pub python: PathBuf,
+    pub scripts: PathBuf,
     folder: PathBuf,
 }
 
 impl Sites {
-    pub fn new(folder: &Path, farsite: &Path, xtask: &Path) -> Result<Self, Failure> {
+    pub fn new(root: &Path, folder: &Path, farsite: &Path, xtask: &Path) -> Result<Self, Failure> {
         let lab = folder.join("lab");
         let named = |name: &str| {
             Site::named(name, &lab).ok_or_else(|| Failure::new(format!("no site {name}"), "see `lab status`"))
@@ -31,6 +34,8 @@ impl Sites {
             south: named("south")?,
             farsite: farsite.to_owned(),
             xtask: xtask.to_owned(),
+            python: crate::lab::environment(root).join("bin/python"),
+            scripts: root.join("xtask/scenario"),
             folder: folder.to_owned(),
         })
     }
@@ -129,6 +134,8 @@ retention: {{ last: 24 }}
         let lab =
             |words: &str| format!("{} lab {words} --folder {}", self.xtask.display(), south.lab().display());
         let (db, service) = (self.secret("db"), self.secret("service"));
+        let drill = format!("{} lab drill", self.xtask.display());
+        let drill_folder = "--folder {{ place.folder }}/lab";
         format!(
             "
 places:
@@ -161,6 +168,10 @@ places:
       service_stop: \"{stop_services}\"
       service_status: \"{status}\"
       service_url: \"{url}\"
+      drill_service_start: \"{drill_start}\"
+      drill_service_status: \"{drill} status {drill_folder}\"
+      drill_service_stop: \"{drill} stop {drill_folder}\"
+      drill_service_check: \"{drill} run {drill_folder} {check}\"
 ",
             data = south.below("mariadb").display(),
             socket = south.mariadb_socket().display(),
@@ -186,6 +197,20 @@ places:
             status = lab("status south keystone glance cinder-api cinder-scheduler cinder-volume"),
             url = south.url(site::KEYSTONE, "/v3"),
             etc = south.etc().display(),
+            drill = drill,
+            drill_folder = drill_folder,
+            drill_start = format_args!(
+                "{drill} start {drill_folder} --socket {{{{ place.mariadb.socket }}}} --images {{{{ place.glance }}}} --share {{{{ place.cinder }}}} --keys {{{{ place.files }}}}{}/keystone",
+                north.etc().display()
+            ),
+            check = format_args!(
+                "env AUTH_URL={} REGION={} ADMIN_PASSWORD={} {} {}",
+                south.url(site::KEYSTONE, "/v3"),
+                south.region(),
+                north.password("admin"),
+                self.python.display(),
+                self.scripts.join("drill_check.py").display()
+            ),
             keystone = north.etc().join("keystone").display(),
             new_keystone = south.etc().join("keystone").display(),
         )

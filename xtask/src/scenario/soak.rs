@@ -42,6 +42,9 @@ pub fn soak(root: &Path, seeds: u64, options: &Options) -> Result<(), Failure> {
         if options.release {
             one.arg("--release");
         }
+        if options.drill {
+            one.arg("--drill");
+        }
         let output = one.stdin(Stdio::null()).stderr(said).output().map_err(fail)?;
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
         fs::File::options()

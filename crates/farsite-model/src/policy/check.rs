@@ -163,6 +163,32 @@ fn check_items(source: Source<'_>, items: &At<Vec<At<Item>>>) -> Result<(), Yaml
         }
         check_item(source, item)?;
     }
+    for item in items.iter() {
+        check_keys(source, item, &seen)?;
+    }
+    Ok(())
+}
+
+/// The items that hold a volume's keys are in the same group: a key that is recovered to another moment may be no key.
+fn check_keys(
+    source: Source<'_>,
+    item: &At<Item>,
+    items: &BTreeMap<(ItemKind, String), usize>,
+) -> Result<(), YamlError> {
+    let Item::Cinder(cinder) = &item.value else { return Ok(()) };
+    let ids: Vec<String> = items.keys().map(|(kind, name)| format!("{kind}/{name}")).collect();
+    for key in &cinder.encryption_keys {
+        let hint = "name a database or files of this policy: `mariadb/main`, `files/barbican`";
+        if !ids.contains(key) {
+            let near = crate::nearest::did_you_mean(key, ids.iter().map(String::as_str));
+            let message = format!("`encryption-keys` names {key}, which is no item of this policy{near}");
+            return Err(source.error(item, message, Some(hint.to_owned())));
+        }
+        if key.starts_with("cinder/") || key.starts_with("glance/") {
+            let message = format!("`encryption-keys` names {key}, and keys lie in no volumes or images");
+            return Err(source.error(item, message, Some(hint.to_owned())));
+        }
+    }
     Ok(())
 }
 

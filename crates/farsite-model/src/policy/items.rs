@@ -1,12 +1,12 @@
 //! What a policy protects: one variant for each kind of item.
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use schemars::JsonSchema;
 use serde::de::{SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+use super::Select;
 use super::hooks::ItemHooks;
 use crate::quantity::ByteSize;
 use crate::secret::SecretRef;
@@ -131,7 +131,12 @@ item!(
         rbd: Option<Rbd>,
         /// Which volumes; all where it is not given.
         #[serde(default, skip_serializing_if = "Option::is_none")]
-        select: Option<Select>,
+        select: Option<Box<Select>>,
+        /// Items of this policy that hold the keys of encrypted volumes, such as `mariadb/main` with Barbican's database and
+        /// `files/barbican` with the key that opens that, or the file with Cinder's `fixed_key`. `farsite coverage` counts an
+        /// encrypted volume as unprotected without it.
+        #[serde(default, deserialize_with = "crate::env::deserialize", skip_serializing_if = "Vec::is_empty")]
+        encryption_keys: Vec<String>,
     }
 );
 
@@ -257,25 +262,6 @@ pub struct ChecksumsInMariadb {
 
 fn glance_database() -> String {
     "glance".to_owned()
-}
-
-/// Which volumes are meant: those for which everything that is given holds.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, rename_all = "kebab-case")]
-pub struct Select {
-    /// Metadata that a volume must have.
-    #[serde(
-        default,
-        deserialize_with = "crate::env::deserialize",
-        skip_serializing_if = "BTreeMap::is_empty"
-    )]
-    pub metadata: BTreeMap<String, String>,
-    /// Ids, of which a volume must have one.
-    #[serde(default, deserialize_with = "crate::env::deserialize", skip_serializing_if = "Vec::is_empty")]
-    pub ids: Vec<String>,
-    /// Names, of which a volume must have one; `*` stands for any characters.
-    #[serde(default, deserialize_with = "crate::env::deserialize", skip_serializing_if = "Vec::is_empty")]
-    pub names: Vec<String>,
 }
 
 /// `all`, or a list of names.

@@ -2,15 +2,17 @@
 //! service starts. What must hold: all rows are put right in one transaction with its note, or none; everything that was not
 //! as it should be is listed.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use farsite_model::ItemKind;
 use farsite_runbook::action::{Action, ActionContext, ActionError, Done, Outcome};
 use farsite_sources::rbd;
 use serde_json::Value;
 
 use super::{Held, no_parameters};
+use crate::aside::Stamps;
 use crate::group_run::{GroupRun, failed};
 use crate::place::Storage;
 use crate::reconcile::volumes::{Here, Rows};
@@ -65,7 +67,17 @@ async fn of_images(run: &GroupRun, database: &Database) -> Result<Plan, String> 
             (sizes.collect(), images::IN_POOL)
         }
     };
-    Ok(images::plan(&rows, &there, scheme))
+    // Of an image in a pool its own marks tell what it is; there is no list beside it.
+    let odd = match storage {
+        Storage::Folder(folder) => Stamps::open(folder, ItemKind::Glance, run.promotion)
+            .map_err(|error| format!("reading what was restored in {}: {error}", folder.display()))?
+            .odd()
+            .filter_map(|place| place.file_name())
+            .map(|name| name.to_string_lossy().into_owned())
+            .collect(),
+        Storage::Pool(_) => BTreeSet::new(),
+    };
+    Ok(images::plan(&rows, &there, scheme, &odd))
 }
 
 async fn of_volumes(run: &GroupRun, database: &Database) -> Result<Plan, String> {

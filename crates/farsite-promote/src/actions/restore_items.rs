@@ -76,7 +76,7 @@ async fn parts(
 }
 
 /// The folder that the list of an item's places lies in.
-fn folder_of(item: &ManifestItem, place: &Path) -> PathBuf {
+pub(super) fn folder_of(item: &ManifestItem, place: &Path) -> PathBuf {
     match item.kind {
         ItemKind::Files => place.to_owned(),
         _ => place.parent().unwrap_or(place).to_owned(),
@@ -187,7 +187,10 @@ impl RestoreItems {
         context.lease.check()?;
         if !is_device(&place) {
             self.with_list(run, context, lists, item, |list| {
-                parts.iter().try_for_each(|part| list.done(part))
+                let is_proved = known.is_some();
+                parts
+                    .iter()
+                    .try_for_each(|part| if is_proved { list.done_hydrated(part) } else { list.done(part) })
             })
             .await?;
         }

@@ -29,8 +29,14 @@ impl Row {
 pub(crate) const IN_FOLDER: &str = "file://";
 pub(crate) const IN_POOL: &str = "rbd://";
 
-/// `files`: what lies in the store's folder or pool, with sizes in bytes; `scheme`: how the locations begin of what does.
-pub(crate) fn plan(rows: &[Row], files: &BTreeMap<String, u64>, scheme: &str) -> Plan {
+/// `files`: what lies in the store's folder or pool, with sizes in bytes; `scheme`: how the locations begin of what does; `odd`: those
+/// of them that are not what their row says by its hash.
+pub(crate) fn plan(
+    rows: &[Row],
+    files: &BTreeMap<String, u64>,
+    scheme: &str,
+    odd: &BTreeSet<String>,
+) -> Plan {
     let mut plan = Plan { looked: rows.len(), ..Plan::default() };
     let mut known = BTreeSet::new();
     for row in rows.iter().filter(|row| is_id(&row.id)) {
@@ -54,6 +60,9 @@ pub(crate) fn plan(rows: &[Row], files: &BTreeMap<String, u64>, scheme: &str) ->
                     (None, _) => "it has no data here".to_owned(),
                     (Some(is), Some(should)) if *is != should => {
                         format!("it has {is} bytes here and should have {should}")
+                    }
+                    _ if odd.contains(&row.id) => {
+                        "its bytes are not those that Glance has recorded".to_owned()
                     }
                     _ => continue,
                 };
@@ -89,29 +98,45 @@ mod tests {
     #[test]
     fn an_active_image_with_its_bytes_is_left_alone() {
         let files = BTreeMap::from([(A.to_owned(), 5)]);
-        let plan = plan(&[row(A, "active", 5)], &files, IN_FOLDER);
+        let plan = plan(&[row(A, "active", 5)], &files, IN_FOLDER, &BTreeSet::new());
         assert_eq!((plan.statements.len(), plan.lines.len(), plan.looked), (0, 0, 1));
     }
 
     #[test]
     fn an_active_image_without_its_bytes_is_not_served() {
         for files in [BTreeMap::new(), BTreeMap::from([(A.to_owned(), 4)])] {
-            let plan = plan(&[row(A, "active", 5)], &files, IN_FOLDER);
+            let plan = plan(&[row(A, "active", 5)], &files, IN_FOLDER, &BTreeSet::new());
             assert!(plan.statements[0].contains("'deactivated'"), "{plan:?}");
             assert!(plan.lines[0].0.contains(A), "{plan:?}");
         }
     }
 
     #[test]
+    fn an_image_whose_bytes_are_not_the_recorded_ones_is_not_served() {
+        let (files, odd) = (BTreeMap::from([(A.to_owned(), 5)]), BTreeSet::from([A.to_owned()]));
+        let plan = plan(&[row(A, "active", 5)], &files, IN_FOLDER, &odd);
+        assert!(
+            plan.statements[0].contains("'deactivated'") && plan.lines[0].1.contains("recorded"),
+            "{plan:?}"
+        );
+    }
+
+    #[test]
     fn an_upload_that_was_under_way_does_not_stay_so_for_ever() {
-        let plan = plan(&[row(A, "saving", 0), row(B, "queued", 0)], &BTreeMap::new(), IN_FOLDER);
+        let plan =
+            plan(&[row(A, "saving", 0), row(B, "queued", 0)], &BTreeMap::new(), IN_FOLDER, &BTreeSet::new());
         assert_eq!(plan.statements.len(), 1, "{plan:?}");
         assert!(plan.statements[0].contains("'killed'") && plan.statements[0].contains(A));
     }
 
     #[test]
     fn data_without_a_row_is_told_and_kept() {
-        let plan = plan(&[], &BTreeMap::from([(A.to_owned(), 5), ("lost+found".to_owned(), 1)]), IN_FOLDER);
+        let plan = plan(
+            &[],
+            &BTreeMap::from([(A.to_owned(), 5), ("lost+found".to_owned(), 1)]),
+            IN_FOLDER,
+            &BTreeSet::new(),
+        );
         assert_eq!((plan.statements.len(), plan.lines.len()), (0, 1));
         assert!(plan.lines[0].1.contains("kept"));
     }

@@ -30,8 +30,14 @@ pub async fn prepare(
         if !there.iter().any(|column| column.starts_with(&format!("{name}."))) {
             continue;
         }
-        let sql = format!("SELECT {} FROM {name}.{}", releases.column, releases.table);
-        let revision = first(&database.query(&sql).await?).unwrap_or("none").to_owned();
+        let (column, table) = (&releases.column, &releases.table);
+        let revision = if there.contains(&format!("{name}.{table}.{column}")) {
+            first(&database.query(&format!("SELECT {column} FROM {name}.{table}")).await?)
+                .unwrap_or("none")
+                .to_owned()
+        } else {
+            "without a revision".to_owned()
+        };
         if !releases.known.contains(&revision) {
             prepared.unknown.push(format!("{name} {revision}"));
         }

@@ -18,7 +18,7 @@ fn keys(dir: &Path) -> PathBuf {
 
 fn source(paths: &[&Path]) -> Box<dyn Source> {
     let list: Vec<String> = paths.iter().map(|path| path.display().to_string()).collect();
-    crate::source(&item(&format!("files: {{ name: keys, paths: [{}] }}", list.join(", ")))).unwrap()
+    crate::tests::source(&item(&format!("files: {{ name: keys, paths: [{}] }}", list.join(", ")))).unwrap()
 }
 
 async fn captured(source: &dyn Source, context: &CaptureContext) -> Capture {

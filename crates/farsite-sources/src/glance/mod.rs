@@ -240,7 +240,7 @@ mod tests {
     }
 
     fn source(dir: &Path, more: &str) -> Box<dyn Source> {
-        crate::source(&item(&format!("glance: {{ store: {}/images{more} }}", dir.display()))).unwrap()
+        crate::tests::source(&item(&format!("glance: {{ store: {}/images{more} }}", dir.display()))).unwrap()
     }
 
     fn with_catalog(dir: &Path, rows: &[(&str, &str, u64)]) -> Box<dyn Source> {

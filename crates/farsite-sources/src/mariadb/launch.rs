@@ -15,6 +15,8 @@ use crate::{SourceError, commands};
 /// Settings in `backup-my.cnf` without which a server cannot read the files.
 const FILE_SETTINGS: [&str; 4] =
     ["innodb_page_size", "innodb_data_file_path", "innodb_undo_tablespaces", "innodb_checksum_algorithm"];
+/// Where a server keeps temporary tables, below its data.
+const TEMPORARY: &str = ".farsite-tmp";
 /// Arguments that say what is to be done about the binary log.
 const LOG_ARGUMENTS: [&str; 4] = ["--log-bin", "--log_bin", "--skip-log-bin", "--disable-log-bin"];
 
@@ -38,6 +40,9 @@ impl Instance {
             format!("--pid-file={}", text(&self.datadir.join("farsite.pid"))?),
             format!("--log-error={}", text(log)?),
             format!("--init-file={}", text(init)?),
+            // At its start a server removes every temporary table in its folder for them: another server's too.
+            format!("--tmpdir={}", text(&self.datadir.join(TEMPORARY))?),
+            format!("--ignore-db-dirs={TEMPORARY}"),
             // Replication that the source had set up must not start here.
             "--skip-slave-start".to_owned(),
             // Replayed rows may be larger than a client's default lets pass.
@@ -93,6 +98,9 @@ impl Instance {
             fs::create_dir_all(folder)?;
             give(folder)?;
         }
+        let temporary = self.datadir.join(TEMPORARY);
+        fs::create_dir_all(&temporary)?;
+        give(&temporary)?;
         if let Some(folder) = log.parent() {
             fs::create_dir_all(folder)?;
         }

@@ -1,5 +1,5 @@
 //! The server process of one data directory: found, asked to end, ended. A data directory comes in; a process goes out
-//! only when its own command line says that it is a MariaDB server of exactly that directory. What must hold: no other
+//! only when it is a MariaDB server of exactly that directory, by its own command line or by where it works. What must hold: no other
 //! process is ever signalled, whatever a pid file says and however pids are reused.
 
 use std::os::fd::OwnedFd;
@@ -36,19 +36,22 @@ pub(super) fn find(datadir: &Path) -> Option<ServerProcess> {
     })
 }
 
-/// Whether a process's command line is that of a server of this directory. A dead one's is empty.
+/// Whether a process is a server of this directory: by what its command line says, or because it works there, as a server does
+/// whose directory stands in an option file. A dead one's command line is empty.
 fn serves(pid: i32, datadir: &Path) -> bool {
     let Ok(line) = std::fs::read(format!("/proc/{pid}/cmdline")) else { return false };
     let mut arguments = line.split(|byte| *byte == 0);
     let program = PathBuf::from(std::ffi::OsStr::from_bytes(arguments.next().unwrap_or_default()));
     let is_server = program.file_name().is_some_and(|name| SERVER_PROGRAMS.iter().any(|s| name == *s));
+    let works_there = || std::fs::read_link(format!("/proc/{pid}/cwd")).is_ok_and(|folder| folder == datadir);
     is_server
-        && arguments.any(|argument| {
-            argument.strip_prefix(b"--datadir=").is_some_and(|path| {
-                let path = Path::new(std::ffi::OsStr::from_bytes(path));
-                std::fs::canonicalize(path).is_ok_and(|path| path == datadir)
-            })
-        })
+        && (works_there()
+            || arguments.any(|argument| {
+                argument.strip_prefix(b"--datadir=").is_some_and(|path| {
+                    let path = Path::new(std::ffi::OsStr::from_bytes(path));
+                    std::fs::canonicalize(path).is_ok_and(|path| path == datadir)
+                })
+            }))
 }
 
 impl ServerProcess {
@@ -128,6 +131,13 @@ mod tests {
         real.0.wait().unwrap();
         assert!(found.signal(Signal::KILL).is_ok(), "a second time does no harm");
         assert!(find(&ours).is_none());
+        // Its directory may stand in an option file: then it is where the server works.
+        let unnamed = Ended(Command::new(&server).args(sleep).current_dir(&other).spawn().unwrap());
+        let begun = Instant::now();
+        while find(&other).is_none() {
+            assert!(begun.elapsed() < Duration::from_secs(10), "it works there and is not found");
+        }
+        drop(unnamed);
         assert!(decoy.0.try_wait().unwrap().is_none(), "the other one still runs");
     }
 }

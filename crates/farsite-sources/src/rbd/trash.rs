@@ -109,7 +109,7 @@ mod tests {
 
     #[test]
     fn only_what_nobody_but_us_holds_is_removed_and_only_after_a_while() {
-        let (prefix, grace, later) = ("farsite-o-", Duration::from_secs(60), 1060.0);
+        let (prefix, grace, later) = ("farsite-o-", Duration::from_mins(1), 1060.0);
         let fate = |image: &Trashed, now| fate(image, prefix, now, grace);
         let ours = Some("farsite-o-1");
         let alone = image("volume-1", 0.0, &[ours]);

@@ -1,12 +1,15 @@
 //! `farsite check`: what would fail, before it does. It changes nothing but probe objects of its own at the stores.
 
+mod clouds;
 mod host;
 mod store;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use farsite_model::config::Config;
-use farsite_model::policy::Policy;
+use farsite_model::policy::{Item, Policy};
+use farsite_openstack::SiteCloud;
 use farsite_sources::CheckLine;
 use serde::Serialize;
 
@@ -71,19 +74,21 @@ pub async fn run(args: Args, context: &Context) -> Ended {
     let progress = Progress::new();
     let mut lines = Lines::default();
     host::configuration(&config, &mut lines);
+    clouds::look(&config, &mut lines).await;
     let policies = policies(&config, &mut lines);
     runbooks(&config, &mut lines);
     for site in config.stores.keys() {
         progress.says(format!("looking at the store at {site}"));
         store::look(&config, site, &mut lines).await;
     }
+    let cloud = Arc::new(SiteCloud::of(&config, &config.site));
     for policy in &policies {
         if args.no_sources || policy.site != config.site {
             continue;
         }
         for item in &policy.items {
             progress.says(format!("looking at {}", item.id()));
-            source(policy, item, &mut lines).await;
+            source(policy, item, &cloud, &mut lines).await;
         }
     }
     progress.clear();
@@ -142,14 +147,14 @@ fn runbooks(config: &Config, lines: &mut Lines) {
     }
 }
 
-async fn source(policy: &Policy, item: &farsite_model::policy::Item, lines: &mut Lines) {
+async fn source(policy: &Policy, item: &Item, cloud: &Arc<SiteCloud>, lines: &mut Lines) {
     let area = format!("policy {}", policy.group);
     let id = item.id().to_string();
     if let Some(host) = item.on().filter(|host| *host != farsite_replicate::capture::host_name()) {
         lines.warn(&area, &id, format!("is read on host {host}, not on this one: not looked at"));
         return;
     }
-    let source = match farsite_sources::source(item) {
+    let source = match farsite_sources::source(item, cloud) {
         Ok(source) => source,
         Err(error) => return lines.wrong(&area, &id, error.to_string()),
     };

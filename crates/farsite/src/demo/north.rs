@@ -49,6 +49,7 @@ impl North {
             "cinder/volumes",
             "keystone/fernet-keys",
             "keystone/credential-keys",
+            "tmp",
             "policies",
         ] {
             let path = site.join(folder);
@@ -70,6 +71,7 @@ impl North {
             Command::new(program("mariadb-install-db").ok_or_else(|| missing("mariadb-install-db"))?);
         install
             .args(["--no-defaults", "--auth-root-authentication-method=normal", "--skip-test-db"])
+            .arg(format!("--tmpdir={}", self.site.join("tmp").display()))
             .arg(format!("--datadir={}", datadir.display()));
         if as_root() {
             install.arg("--user=root");
@@ -94,6 +96,8 @@ impl North {
             .args(["--binlog-format=ROW", "--sync-binlog=1", "--innodb-flush-log-at-trx-commit=1"])
             .args(["--innodb-buffer-pool-size=32M", "--innodb-log-file-size=8M", "--performance-schema=OFF"])
             .arg(format!("--datadir={}", datadir.display()))
+            // Another server's temporary tables are not this one's to remove.
+            .arg(format!("--tmpdir={}", self.site.join("tmp").display()))
             .arg(format!("--socket={}", self.kind.place(&self.site).display()))
             .arg(format!("--pid-file={}", self.site.join("mysql.pid").display()));
         if as_root() {

@@ -48,7 +48,7 @@ impl Disk for Pool<'_> {
     fn item(&self) -> Item {
         let conf = self.ceph.conf.display();
         let entry = format!(
-            "cinder: {{ rbd: {{ pool: {POOL}, conf: {conf}, user: admin }}, select: {{ names: [{IMAGE}] }} }}"
+            "cinder: {{ rbd: {{ pool: {POOL}, conf: {conf}, user: admin }}, select: {{ files: [{IMAGE}] }} }}"
         );
         Item { entry, id: format!("cinder/{IMAGE}") }
     }

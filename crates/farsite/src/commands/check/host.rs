@@ -1,7 +1,6 @@
-//! What `check` looks at on this host: the configuration, its folders, its clouds.
+//! What `check` looks at on this host: the configuration, its folders.
 
 use farsite_model::config::Config;
-use farsite_openstack::Clouds;
 
 use super::Lines;
 
@@ -23,36 +22,10 @@ pub fn configuration(config: &Config, lines: &mut Lines) {
             "none is configured; `farsite init` creates one and writes the lines",
         );
     }
-    clouds(config, lines);
 }
 
 /// Makes a file in the folder, or in the nearest one that exists, and removes it again.
 fn writable(folder: &std::path::Path) -> std::io::Result<()> {
     let there = folder.ancestors().find(|path| path.exists()).unwrap_or(folder);
     tempfile::Builder::new().prefix(".farsite-check").tempfile_in(there).map(drop)
-}
-
-fn clouds(config: &Config, lines: &mut Lines) {
-    let named: Vec<(&str, &str)> = config
-        .sites
-        .iter()
-        .filter_map(|(site, about)| Some((site.as_str(), about.cloud.as_deref()?)))
-        .collect();
-    if named.is_empty() {
-        return;
-    }
-    let clouds = match Clouds::load() {
-        Ok(clouds) => clouds,
-        Err(error) => return lines.warn("configuration", "clouds.yaml", error.to_string()),
-    };
-    for (site, name) in named {
-        match clouds.find(name) {
-            Ok(cloud) => lines.ok(
-                "configuration",
-                site,
-                format!("is cloud {} in {}", cloud.name, clouds.file().display()),
-            ),
-            Err(error) => lines.wrong("configuration", site, error.to_string()),
-        }
-    }
 }

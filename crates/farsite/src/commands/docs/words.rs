@@ -26,7 +26,7 @@ column, when it runs next, and what is allowed but hardly meant. `farsite policy
 `retention` is applied by `farsite store gc`, which cron runs at the standby; a copy of the policy must lie there.
 
 **Read, and not acted on yet:** `drill` (the agent starts no drill; let cron run `farsite drill run`),
-`alerts` (nobody is told; use exit code 3 of `farsite status`, or the metrics). **Not there yet:** `select.metadata` of `cinder`, a `cinder` entry without `path` or `rbd`,
+`alerts` (nobody is told; use exit code 3 of `farsite status`, or the metrics). **Not there yet:** a `cinder` entry without `path` or `rbd`,
 and `databases:` other than `all` are accepted by `policy check` and refused by `farsite check` and by the run.
 ";
 

@@ -1,0 +1,143 @@
+"""Prepares a living site with everything that is known to go wrong silently at a failover, and writes down what must have become of
+each thing at the standby, as JSON. Then it says "ready", and stays.
+
+Environment: OS_CLIENT_CONFIG_FILE and OS_CLOUD (the site's admin), SITE_FOLDER, SHARE_FOLDER, SOCKET (of MariaDB),
+EXPECTED (the file).
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import threading
+import time
+import uuid
+
+import openstack
+
+SHARE, IMAGES = os.environ["SHARE_FOLDER"], f"{os.environ['SITE_FOLDER']}/glance/images"
+cloud = openstack.connect()
+MIB = 1 << 20
+expected = []
+
+
+def expect(kind, id, why, listed=True, **what):
+    expected.append({"kind": kind, "id": id, "why": why, "listed": listed} | what)
+
+
+def sql(statement):
+    subprocess.run(["mariadb", "--no-defaults", "--socket", os.environ["SOCKET"], "-e", statement], check=True)
+
+
+def until(get, status, limit=60):
+    deadline = time.monotonic() + limit
+    while (thing := get()).status != status:
+        if time.monotonic() > deadline:
+            raise SystemExit(f"{thing.name} is {thing.status} and not {status}")
+        time.sleep(0.2)
+
+
+def image(name):
+    return cloud.image.create_image(
+        name=name, data=os.urandom(MIB), disk_format="raw", container_format="bare", validate_checksum=False
+    )
+
+
+def volume(name):
+    made = cloud.block_storage.create_volume(name=name, size=1)
+    until(lambda: cloud.block_storage.get_volume(made.id), "available")
+    return made
+
+
+def snapshot(of):
+    made = cloud.block_storage.create_snapshot(volume_id=of.id, name=f"of-{of.name}")
+    until(lambda: cloud.block_storage.get_snapshot(made.id), "available")
+    return made
+
+
+def path(of):
+    return f"{SHARE}/volume-{of.id}"
+
+
+def write(file, form, pattern, offset):
+    subprocess.run(["qemu-io", "-f", form, "-c", f"write -q -P {pattern} {offset} 64k", file], check=True)
+
+
+good = image("good")
+expect("image", good.id, "nothing is wrong with it", listed=False, status="active")
+gone = image("without-bytes")
+os.remove(f"{IMAGES}/{gone.id}")
+expect("image", gone.id, "active, and its bytes are gone", status="deactivated")
+short = image("cut")
+os.truncate(f"{IMAGES}/{short.id}", MIB - 1)
+expect("image", short.id, "active, and cut", status="deactivated")
+queued = cloud.image.create_image(name="queued", disk_format="raw", container_format="bare", allow_duplicates=True)
+expect("image", queued.id, "nobody has sent its bytes yet", listed=False, status="queued")
+
+
+class Slow:
+    """An upload that does not end."""
+
+    def __iter__(self):
+        # uwsgi gives up a body of which nothing has come for four seconds.
+        for _ in range(600):
+            yield os.urandom(64 << 10)
+            time.sleep(1)
+
+
+saving = cloud.image.create_image(name="saving", disk_format="raw", container_format="bare", allow_duplicates=True)
+headers = {"Content-Type": "application/octet-stream"}
+upload = {"data": iter(Slow()), "headers": headers, "raise_exc": False}
+threading.Thread(target=lambda: cloud.image.put(f"/images/{saving.id}/file", **upload), daemon=True).start()
+until(lambda: cloud.image.get_image(saving.id), "saving")
+expect("image", saving.id, "its upload was under way", status="killed")
+
+whole = volume("whole")
+write(path(whole), "raw", "0xa1", 0)
+kept = snapshot(whole)
+write(f"{path(whole)}.{kept.id}", "qcow2", "0xb2", 65536)
+expect("volume", whole.id, "a whole chain", listed=False, status="available", format="qcow2")
+expect("snapshot", kept.id, "in a whole chain", listed=False, status="available")
+
+blind = volume("without-record")
+snapshot(blind)
+os.remove(f"{path(blind)}.info")
+expect("volume", blind.id, "which of its files is the newest is not known", status="error")
+
+called_raw = volume("called-raw")
+snapshot(called_raw)
+sql(f"UPDATE cinder.volume_admin_metadata SET value = 'raw' WHERE volume_id = '{called_raw.id}' AND `key` = 'format'")
+expect("volume", called_raw.id, "an overlay whose row says raw", status="available", format="qcow2")
+
+older = volume("older-than-its-row")
+shutil.copy(path(older), f"{path(older)}-before")
+newer = snapshot(older)
+os.replace(f"{path(older)}-before", path(older))
+os.remove(f"{path(older)}.{newer.id}")
+os.remove(f"{path(older)}.info")
+expect("volume", older.id, "its row knows a snapshot that the share does not have", status="available", format="raw")
+expect("snapshot", newer.id, "newer than the share", status="error")
+
+lost = volume("without-file")
+os.remove(path(lost))
+expect("volume", lost.id, "it has no data", status="error")
+grown = volume("grown")
+os.truncate(path(grown), 2 << 30)
+expect("volume", grown.id, "larger than its row says", status="available", size=2)
+
+for status, to in (("creating", "error"), ("extending", "error_extending"), ("deleting", "error_deleting"), ("attaching", "available")):
+    made = volume(f"was-{status}")
+    sql(f"UPDATE cinder.volumes SET status = '{status}' WHERE id = '{made.id}'")
+    expect("volume", made.id, f"it was {status}", listed=to != "available", status=to)
+
+for kind, folder, name in (("image", IMAGES, "{}"), ("volume", SHARE, "volume-{}")):
+    stray = str(uuid.uuid4())
+    file = os.path.join(folder, name.format(stray))
+    with open(file, "wb") as out:
+        out.write(os.urandom(4096))
+    expect(kind, stray, "data without a row", file=os.path.basename(file))
+with open(os.environ["EXPECTED"], "w") as out:
+    json.dump(expected, out, indent=1)
+print("ready", flush=True)
+# The upload is under way as long as this is.
+time.sleep(600)

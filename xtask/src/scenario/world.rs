@@ -1,0 +1,134 @@
+//! Two sites of the lab with Farsite between them: what every scenario begins with and ends with.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Instant;
+
+use super::Options;
+use super::children::output;
+use super::sites::Sites;
+use crate::failure::Failure;
+use crate::lab;
+use crate::step::{minutes, run};
+
+pub struct World<'w> {
+    root: &'w Path,
+    pub sites: Sites,
+    pub folder: &'w Path,
+    begun: Instant,
+}
+
+impl<'w> World<'w> {
+    /// Builds Farsite; nothing is started yet.
+    pub fn build(root: &'w Path, options: &'w Options) -> Result<Self, Failure> {
+        let begun = Instant::now();
+        let farsite = farsite(root, options.release)?;
+        let xtask = std::env::current_exe()
+            .map_err(|e| Failure::new(format!("this program: {e}"), "build it again"))?;
+        let sites = Sites::new(root, &options.folder, &farsite, &xtask)?;
+        Ok(Self { root, sites, folder: &options.folder, begun })
+    }
+
+    /// Both sites up and set up, the scenario, and everything away again unless it is to be kept.
+    pub fn run(
+        &self,
+        options: &Options,
+        play: impl FnOnce(&Self) -> Result<String, Failure>,
+    ) -> Result<(), Failure> {
+        self.clear()?;
+        let result = self.begin(options).and_then(|()| play(self));
+        if options.keep {
+            let folder = self.folder.display();
+            self.say(&format!(
+                "everything is left in {folder}; `lab down --purge --folder {folder}/lab` ends it"
+            ));
+        } else {
+            self.clear()?;
+        }
+        println!("{}", result?);
+        Ok(())
+    }
+
+    fn begin(&self, options: &Options) -> Result<(), Failure> {
+        fs::create_dir_all(self.folder).map_err(|e| at(self.folder, &e))?;
+        self.lab(&["up"])?;
+        self.say("both sites are up");
+        self.sites.set_up(options.every_s)
+    }
+
+    pub fn say(&self, what: &str) {
+        eprintln!("[{:6.1} s] {what}", self.begun.elapsed().as_secs_f64());
+    }
+
+    pub fn lab(&self, words: &[&str]) -> Result<(), Failure> {
+        let folder = self.sites.north.lab().display().to_string();
+        let mut all = words.to_vec();
+        all.extend(["--folder", &folder]);
+        lab::lab(self.root, &all)
+    }
+
+    /// Nothing of an earlier run.
+    fn clear(&self) -> Result<(), Failure> {
+        if self.sites.north.lab().exists() {
+            // A promoted database is started by Farsite itself, and stopped with its site's processes.
+            self.lab(&["down", "--purge"])?;
+        }
+        match fs::remove_dir_all(self.folder) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(Failure::new(
+                format!("{} cannot be removed: {e}", self.folder.display()),
+                "what is in it?",
+            )),
+            _ => Ok(()),
+        }
+    }
+
+    /// South promoted at the level `application`; where the report is.
+    pub fn fail_over(&self, more: &[&str]) -> Result<PathBuf, Failure> {
+        let begun = Instant::now();
+        let mut words =
+            vec!["failover", "--site", "north", "--level", "application", "--assume-site-lost", "--yes"];
+        words.extend(["--reason", "the site was destroyed", "--on-failure", "stop", "--json"]);
+        words.extend(more);
+        let (code, said) = output(self.sites.command("operator", &words), minutes(5), "")?;
+        // 3: done, and a target was missed.
+        if !matches!(code, Some(0 | 3)) {
+            return Err(Failure::new(
+                format!("the failover ended with {code:?}:\n{said}"),
+                "with --keep everything is left to look at",
+            ));
+        }
+        self.say(&format!(
+            "south is promoted: `farsite failover` took {:.1} s",
+            begun.elapsed().as_secs_f64()
+        ));
+        let (_, text) =
+            output(self.sites.command("operator", &["promotion", "report", "--json"]), minutes(1), "")?;
+        let report = self.folder.join("report.json");
+        fs::write(&report, &text).map_err(|e| at(&report, &e))?;
+        Ok(report)
+    }
+
+    /// One of the scenario's scripts, in the lab's Python environment.
+    pub fn python(&self, script: &str, with: impl FnOnce(&mut Command)) -> Command {
+        let mut command = Command::new(&self.sites.python);
+        command.arg(self.sites.scripts.join(script)).env("PYTHONWARNINGS", "ignore");
+        with(&mut command);
+        command
+    }
+}
+
+fn farsite(root: &Path, release: bool) -> Result<PathBuf, Failure> {
+    let mut build = Command::new("cargo");
+    build.args(["build", "--package", "farsite"]).current_dir(root);
+    if release {
+        build.arg("--release");
+    }
+    run(build, minutes(60), "cargo says above what is wrong")?;
+    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from);
+    Ok(target.join(if release { "release" } else { "debug" }).join("farsite"))
+}
+
+pub fn at(path: &Path, error: &std::io::Error) -> Failure {
+    Failure::new(format!("{}: {error}", path.display()), "look at rights and free space there")
+}
