@@ -93,10 +93,10 @@ impl Child {
         command.stdin(Stdio::from(OwnedFd::from(theirs.try_clone().map_err(fail)?)));
         command.stdout(Stdio::from(OwnedFd::from(theirs)));
         command.stderr(log.try_clone().map_err(fail)?);
-        let process = commands::spawn(what, command).await?;
+        let child = commands::spawn(what, command).await?;
         let from = BufReader::new(ours.try_clone().map_err(fail)?);
         let talk = Mutex::new(Talk { to: ours, from, is_broken: false });
-        Ok(Self { talk, _process: process, log })
+        Ok(Self { talk, _process: child, log })
     }
 
     /// Sends a request, in pieces, and reads its answer. Blocks.

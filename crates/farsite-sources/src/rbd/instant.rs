@@ -59,7 +59,7 @@ impl Ready {
             tokio::task::spawn_blocking(move || drop(self));
             Ok(held)
         });
-        Ok(Box::new(Held { rbd, captured, snapshots: held.await? }))
+        Ok(Box::new(Held { rbd, captured, images: held.await? }))
     }
 }
 
@@ -67,7 +67,7 @@ impl Ready {
 struct Held {
     rbd: Rbd,
     captured: CaptureTime,
-    snapshots: BTreeMap<String, Mutex<Option<Snapshots>>>,
+    images: BTreeMap<String, Mutex<Option<Snapshots>>>,
 }
 
 #[async_trait]
@@ -81,15 +81,13 @@ impl Source for Held {
     }
 
     async fn items(&self) -> Result<Vec<ItemId>, SourceError> {
-        Ok(self.snapshots.keys().map(|name| ItemId::new(ItemKind::Cinder, name)).collect())
+        Ok(self.images.keys().map(|name| ItemId::new(ItemKind::Cinder, name)).collect())
     }
 
     async fn capture(&self, item: &ItemId, context: &CaptureContext) -> Result<Capture, SourceError> {
         let name = crate::plain_name(item)?;
-        let snapshot = self
-            .snapshots
-            .get(name)
-            .and_then(|held| held.lock().expect("no holder of this lock panics").take());
+        let snapshot =
+            self.images.get(name).and_then(|held| held.lock().expect("no holder of this lock panics").take());
         match snapshot {
             Some(snapshot) => captured_from(snapshot, self.captured, item).await,
             // It was captured once already.
