@@ -54,7 +54,7 @@ def sha256(path, size):
 
 def sha256_in_pool(image, size):
     command = ["rbd", "--conf", CEPH, "export", "--no-progress", image, "-"]
-    exported = subprocess.Popen(command, stdout=subprocess.PIPE, env=os.environ)
+    exported = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=os.environ)
     digest = hashlib.sha256(exported.stdout.read(size)).hexdigest()
     exported.stdout.close()
     exported.wait(timeout=60)

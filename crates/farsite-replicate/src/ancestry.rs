@@ -47,11 +47,10 @@ pub(crate) fn find(
         }
         let why = "which no pinned point holds with blocks of this size";
         // A cloud tells of all ancestors, and in a first run none has a point yet; a person means something.
-        match by_person {
-            Some(meant) if meant == said => {
-                tracing::warn!(item = %item, "it is said to be made from {said}, {why}");
-            }
-            _ => tracing::debug!(item = %item, "it was made from {said}, {why}"),
+        if by_person == Some(said) {
+            tracing::warn!(item = %item, "it is said to be made from {said}, {why}");
+        } else {
+            tracing::debug!(item = %item, "it was made from {said}, {why}");
         }
     }
     let samples = match samples(content, block_bytes, &Printer::new(&group.secret)) {

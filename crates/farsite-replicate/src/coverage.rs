@@ -95,10 +95,9 @@ pub async fn coverage(
     let mut entries = Vec::new();
     for policy in policies.iter().filter(|policy| policy.site == *site) {
         for item in &policy.items {
-            let Some(covers) = covers(config, policy, item, cloud, client, &mut notes).await? else {
-                continue;
-            };
-            entries.push(Entry::new(policy.group.clone(), item, covers));
+            if let Some(covers) = covers(config, policy, item, cloud, client, &mut notes).await? {
+                entries.push(Entry::new(policy.group.clone(), item, covers));
+            }
         }
     }
     let mut comparison = Comparison::new(entries, backends, projects);
