@@ -2,7 +2,7 @@
 //! the database that tells of them.
 
 use std::fs::{self, File};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -36,8 +36,10 @@ fn replicate(sites: &TwoSites) -> serde_json::Value {
 
 /// Writes a counter into the first disk and only then into the second, as a database does with its log and its data.
 fn writes(volumes: &Path, stop: &AtomicBool) {
-    let disks =
-        ["volume-a", "volume-b"].map(|name| File::options().write(true).open(volumes.join(name)).unwrap());
+    // As a hypervisor writes for a guest that flushes: what was acknowledged is on the disk.
+    let flushed = rustix::fs::OFlags::DSYNC.bits().cast_signed();
+    let open = |name| File::options().write(true).custom_flags(flushed).open(volumes.join(name)).unwrap();
+    let disks = ["volume-a", "volume-b"].map(open);
     let mut count = 0u64;
     while !stop.load(Ordering::Relaxed) {
         count += 1;

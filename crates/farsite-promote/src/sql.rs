@@ -262,10 +262,14 @@ pub(crate) fn first(rows: &[Vec<Option<String>>]) -> Option<&str> {
 }
 
 fn open(path: &std::path::Path, write: bool) -> Result<Connection, String> {
-    // Never creates a file: a database that is not there is an error, not an empty database.
-    let flags = if write { OpenFlags::SQLITE_OPEN_READ_WRITE } else { OpenFlags::SQLITE_OPEN_READ_ONLY };
-    let connection =
-        Connection::open_with_flags(path, flags).map_err(|e| format!("{}: {e}", path.display()))?;
+    // Never creates a file: a database that is not there is an error, not an empty database. To read as well it is opened for
+    // writing, where that may be: what a killed driver began can then be rolled back (SQLITE_READONLY_ROLLBACK otherwise).
+    let opened = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_WRITE);
+    let opened = match opened {
+        Err(_) if !write => Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY),
+        opened => opened,
+    };
+    let connection = opened.map_err(|e| format!("{}: {e}", path.display()))?;
     connection.busy_timeout(BUSY).map_err(|e| e.to_string())?;
     Ok(connection)
 }

@@ -214,7 +214,7 @@ pub struct Rbd {
     /// The RADOS namespace within it.
     #[serde(default, deserialize_with = "crate::env::deserialize", skip_serializing_if = "Option::is_none")]
     pub namespace: Option<String>,
-    /// The cluster's configuration file (`rbd_ceph_conf`, `rbd_store_ceph_conf`); /etc/ceph/ceph.conf where it is not given.
+    /// The cluster's configuration file (`rbd_ceph_conf` in cinder.conf, rbd_store_ceph_conf in glance-api.conf); /etc/ceph/ceph.conf where it is not given.
     #[serde(default, deserialize_with = "crate::env::deserialize", skip_serializing_if = "Option::is_none")]
     pub conf: Option<PathBuf>,
     /// The Ceph user without `client.` (`rbd_user`, `rbd_store_user`); its key stands in the keyring that the configuration names.

@@ -42,7 +42,8 @@ async fn has(database: &Database, schema: &str, table: &str) -> Result<bool, Str
 }
 
 async fn of_images(run: &GroupRun, database: &Database) -> Result<Plan, String> {
-    if !has(database, "glance", "images").await? {
+    // Of OpenStack's making.
+    if !has(database, "glance", "images").await? || !has(database, "glance", "alembic_version").await? {
         return Ok(Plan::default());
     }
     let rows: Vec<images::Row> =
@@ -81,7 +82,7 @@ async fn of_images(run: &GroupRun, database: &Database) -> Result<Plan, String> 
 }
 
 async fn of_volumes(run: &GroupRun, database: &Database) -> Result<Plan, String> {
-    if !has(database, "cinder", "volumes").await? {
+    if !has(database, "cinder", "volumes").await? || !has(database, "cinder", "alembic_version").await? {
         return Ok(Plan::default());
     }
     let rows = Rows {

@@ -24,7 +24,7 @@ pub async fn prepare(
     names: &BTreeMap<&'static str, Vec<(String, String)>>,
 ) -> Result<Prepared, String> {
     let table = table()?;
-    let there = columns(database).await?;
+    let mut there = columns(database).await?;
     let mut prepared = Prepared::default();
     for (name, releases) in &table.releases {
         if !there.iter().any(|column| column.starts_with(&format!("{name}."))) {
@@ -36,7 +36,10 @@ pub async fn prepare(
                 .unwrap_or("none")
                 .to_owned()
         } else {
-            "without a revision".to_owned()
+            // Not of OpenStack's making: what its columns mean is not known.
+            prepared.unknown.push(format!("{name}, which has no {table}, is left as it is"));
+            there.retain(|column| !column.starts_with(&format!("{name}.")));
+            continue;
         };
         if !releases.known.contains(&revision) {
             prepared.unknown.push(format!("{name} {revision}"));
