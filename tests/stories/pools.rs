@@ -53,7 +53,7 @@ impl Cloud {
         }
         let rbd = |pool: &str| format!("rbd: {{ pool: {pool}, conf: {}, user: admin }}", ceph.conf.display());
         sites.policy(&format!(
-            "  - cinder: {{ {}, select: {{ names: ['volume-*'] }} }}\n  - glance: {{ {} }}\n",
+            "  - cinder: {{ {}, select: {{ files: ['volume-*'] }} }}\n  - glance: {{ {} }}\n",
             rbd("volumes"),
             rbd("images")
         ));
