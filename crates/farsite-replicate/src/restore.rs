@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use farsite_model::PointId;
 use farsite_model::content::{ReadAt, TreeEntry, WriteAt};
@@ -16,6 +17,8 @@ use crate::ReplicateError;
 use crate::tree::TreeTarget;
 use crate::unfinished::{Unfinished, sync_folder};
 
+/// A write that takes longer hangs with its disk.
+const STOPS_WITHIN: Duration = Duration::from_secs(10);
 /// A directory of more than this is not believed.
 const DIRECTORY_LIMIT_BYTES: u64 = 256 << 20;
 
@@ -237,7 +240,14 @@ pub(crate) async fn over_standing<T: ReadAt + WriteAt + 'static>(
     guard: &Guard,
     stats: &ReadStats,
 ) -> Result<(), ReplicateError> {
-    Ok(reader.restore_over(&item.data, Guarded::new(copy, guard), known, stats).await?)
+    let held_before = Arc::strong_count(&copy);
+    let result = reader.restore_over(&item.data, Guarded::new(copy.clone(), guard), known, stats).await;
+    // A block that was under way when it stopped is still being written: nobody shall find the copy free before that ends.
+    let begun = std::time::Instant::now();
+    while result.is_err() && Arc::strong_count(&copy) > held_before && begun.elapsed() < STOPS_WITHIN {
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    Ok(result?)
 }
 
 /// The files of a tree item.
