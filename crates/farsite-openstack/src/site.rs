@@ -1,6 +1,7 @@
 //! The cloud of one site, as farsite.yaml names it. Nothing is read or asked before the first question; what is held then (a
 //! token, what volumes were made from) serves the later ones.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use farsite_model::SiteName;
@@ -9,7 +10,7 @@ use tokio::sync::{Mutex, OnceCell};
 
 use crate::client::Limits;
 use crate::made_from::Origins;
-use crate::{AskError, Client, Clouds, MadeFrom};
+use crate::{AskError, Client, Clouds, MadeFrom, Wanted};
 
 /// The longest that a capture waits to hear what its volume was made from. It saves bytes, and nothing depends on it.
 const ORIGIN_LIMIT: Duration = Duration::from_secs(30);
@@ -54,6 +55,19 @@ impl SiteCloud {
                 Client::new(cloud, self.about.region.clone(), self.limits, move || clouds.credentials(&name))
             })
             .await
+    }
+
+    /// What the images or files of all volumes are named after that Cinder has now. `None`: the site names no cloud.
+    pub async fn living_volumes(&self) -> Result<Option<BTreeSet<String>>, AskError> {
+        if self.name().is_none() {
+            return Ok(None);
+        }
+        let mut pages = self.client().await?.volumes(&Wanted::default()).await?;
+        let mut living = BTreeSet::new();
+        while let Some(page) = pages.next().await? {
+            living.extend(page.iter().map(|volume| volume.stored_as().to_owned()));
+        }
+        Ok(Some(living))
     }
 
     /// What the volume was made from whose file or image is named after `stored_as`, the nearest first. Nothing when the cloud

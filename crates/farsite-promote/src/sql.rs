@@ -130,6 +130,24 @@ impl Database {
         }
     }
 
+    /// The same, unless their note is there already, by this or by another driver of the promotion. Whether it was done now.
+    pub async fn rewrite_once(&self, rewrite: &Rewrite) -> Result<bool, String> {
+        if self.is_rewritten(rewrite).await? {
+            return Ok(false);
+        }
+        match self.rewrite(rewrite).await {
+            Ok(()) => Ok(true),
+            // Another driver may have been quicker: then it is done.
+            Err(why) => {
+                if self.is_rewritten(rewrite).await? {
+                    Ok(false)
+                } else {
+                    Err(why)
+                }
+            }
+        }
+    }
+
     /// Runs the statements and writes their note, or neither.
     pub async fn rewrite(&self, rewrite: &Rewrite) -> Result<(), String> {
         match self {
@@ -271,6 +289,10 @@ fn open(path: &std::path::Path, write: bool) -> Result<Connection, String> {
     };
     let connection = opened.map_err(|e| format!("{}: {e}", path.display()))?;
     connection.busy_timeout(BUSY).map_err(|e| e.to_string())?;
+    if !write {
+        // A question changes nothing, whatever it says.
+        connection.pragma_update(None, "query_only", true).map_err(|e| e.to_string())?;
+    }
     Ok(connection)
 }
 
@@ -345,6 +367,13 @@ mod tests {
         let error = database.rewrite(&rewrite(2, "older")).await.unwrap_err();
         assert!(error.contains("a newer promotion"), "{error}");
         assert_eq!(first(&database.query("SELECT n FROM t").await.unwrap()), Some("2"));
+    }
+
+    #[tokio::test]
+    async fn a_question_changes_nothing_whatever_it_says() {
+        let (_dir, database) = world();
+        assert!(database.query("UPDATE t SET n = 7").await.is_err());
+        assert_eq!(first(&database.query("SELECT n FROM t").await.unwrap()), Some("1"));
     }
 
     #[tokio::test]

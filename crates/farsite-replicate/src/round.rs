@@ -332,11 +332,20 @@ impl Round {
         for (id, source) in offered {
             let left =
                 if commits.is_empty() { context.timeout } else { HOLD_LIMIT.saturating_sub(begun.elapsed()) };
-            match tokio::time::timeout(left, source.instant(context)).await {
+            // By itself: what it has begun when the time is over is ended there, and commits do not wait for that.
+            let context = context.clone();
+            let taking = tokio::spawn(async move { source.instant(&context).await });
+            let ended = taking.abort_handle();
+            let taken = tokio::time::timeout(left, taking).await.map(|joined| match joined {
+                Ok(taken) => taken.map_err(|error| error.to_string()),
+                Err(stopped) => Err(stopped.to_string()),
+            });
+            match taken {
                 Ok(Ok(Some(instant))) => drop(held.insert(id, instant)),
                 Ok(Ok(None)) => {}
                 Ok(Err(why)) => tracing::warn!(item = %id, "not all of it is of one moment: {why}"),
                 Err(_) => {
+                    ended.abort();
                     tracing::warn!(item = %id, "not all of it is of one moment: its storage took too long");
                 }
             }

@@ -300,7 +300,7 @@ impl Source for Cinder {
                 let volumes = items.into_iter().map(|item| (item.clone(), folder.join(item.name())));
                 volume::kept_in(volumes.collect(), context).await
             }
-            Place::Pool(pool) => rbd::kept(pool, self.found().await?.volumes, context).await,
+            Place::Pool(pool) => rbd::kept(pool, self.found().await?.volumes, context, &self.cloud).await,
         }
     }
 
@@ -314,7 +314,7 @@ impl Source for Cinder {
                     qcow2::forget(&path, self.qmp.as_ref(), item, context).await;
                 }
             }
-            Ok(Place::Pool(pool)) => rbd::forget(pool, name, context).await,
+            Ok(Place::Pool(pool)) => rbd::forget(pool, name, context, &self.cloud).await,
             Err(_) => {}
         }
     }

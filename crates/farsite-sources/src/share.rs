@@ -3,14 +3,14 @@
 //! of one moment, which no copying of one after the other gives. What must hold: no snapshot outlives its capture; what a
 //! killed process left behind is removed by the next one.
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
-
-use tokio::process::Command;
 
 use crate::{SourceError, commands, snapshot};
 
@@ -21,6 +21,13 @@ const SUBVOLUME_INODE: u64 = 256;
 const BTRFS: i64 = 0x9123_683E;
 /// One command on a file system that does much else.
 const LIMIT: Duration = Duration::from_mins(1);
+
+/// Snapshots of this process that something still reads.
+static LIVE: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
+
+fn live() -> MutexGuard<'static, BTreeSet<PathBuf>> {
+    LIVE.lock().expect("no holder of this lock panics")
+}
 
 /// A read-only snapshot of a folder; it goes with this.
 #[derive(Debug)]
@@ -52,9 +59,10 @@ pub(crate) async fn take(folder: &Path) -> Result<Snapshot, SourceError> {
     let (own, _) = snapshot::names(PREFIX)
         .ok_or_else(|| SourceError::new(what(), "/proc does not tell who this process is"))?;
     let path = folder.join(format!("{own}{}", NUMBER.fetch_add(1, Ordering::Relaxed)));
-    let mut command = Command::new(&program);
-    command.args(["subvolume", "snapshot", "-r"]).arg(folder).arg(&path).stdin(Stdio::null());
-    // Before it is made: a snapshot whose making was cut off is removed as well.
+    let mut command = commands::tied(&program);
+    command.args(["subvolume", "snapshot", "-r"]).arg(folder).arg(&path);
+    // Before it is made: a snapshot whose making was cut off is removed as well, by the next one if it comes to be even later.
+    live().insert(path.clone());
     let snapshot = Snapshot { program, path };
     commands::run(&what(), command, LIMIT).await?.success(&what())?;
     Ok(snapshot)
@@ -71,6 +79,7 @@ impl Drop for Snapshot {
         if self.path.exists() {
             delete(&self.program, &self.path);
         }
+        live().remove(&self.path);
     }
 }
 
@@ -89,16 +98,19 @@ fn delete(program: &Path, path: &Path) {
     }
 }
 
-/// Removes the snapshots of processes of this host that have ended.
+/// Removes the snapshots of processes of this host that have ended, and those of this one that nothing reads.
 fn remove_left_over(folder: &Path) {
-    let (Some((_, ours)), Some(program)) = (snapshot::names(PREFIX), commands::find(&["btrfs"])) else {
+    let (Some((own, ours)), Some(program)) = (snapshot::names(PREFIX), commands::find(&["btrfs"])) else {
         return;
     };
     for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
         let name = entry.file_name();
         let rest = name.to_str().and_then(|name| name.strip_prefix(&ours));
-        if rest.is_some_and(snapshot::is_left_over) && is_subvolume(&entry.path()) {
-            tracing::warn!("removing {}, which a killed process left behind", entry.path().display());
+        let is_forgotten =
+            name.to_str().is_some_and(|name| name.starts_with(&own)) && !live().contains(&entry.path());
+        let is_left_over = is_forgotten || rest.is_some_and(snapshot::is_left_over);
+        if is_left_over && is_subvolume(&entry.path()) {
+            tracing::warn!("removing {}, which nothing reads any more", entry.path().display());
             delete(&program, &entry.path());
         }
     }

@@ -26,6 +26,8 @@ struct Install {
     partial: PathBuf,
     /// Where what stood there before is kept.
     aside: PathBuf,
+    /// Stands there when nothing did.
+    made: PathBuf,
 }
 
 fn beside(path: &Path, ending: &str) -> PathBuf {
@@ -49,6 +51,7 @@ fn installs(run: &GroupRun) -> Result<Vec<Install>, ActionError> {
         to: new.clone(),
         partial: beside(new, &format!("partial-{}", run.promotion)),
         aside: beside(new, &format!("before-{}", run.promotion)),
+        made: beside(new, &format!("made-by-{}", run.promotion)),
     };
     Ok(files.iter().map(install).collect())
 }
@@ -58,13 +61,16 @@ impl Install {
     fn put(&self) -> io::Result<()> {
         remove(&self.partial)?;
         let stood = fs::symlink_metadata(&self.aside).or_else(|_| fs::symlink_metadata(&self.to)).ok();
-        let owner = stood.map(|stood| (stood.uid(), stood.gid()));
+        let owner = stood.as_ref().map(|stood| (stood.uid(), stood.gid()));
         if let Some(parent) = self.to.parent() {
             fs::create_dir_all(parent)?;
         }
         copy(&self.from, &self.partial, owner)?;
+        if stood.is_none() && !self.made.exists() {
+            fs::File::create(&self.made)?.sync_all()?;
+        }
         if self.to.symlink_metadata().is_ok() {
-            if self.aside.symlink_metadata().is_ok() {
+            if self.aside.symlink_metadata().is_ok() || self.made.exists() {
                 remove(&self.to)?;
             } else {
                 fs::rename(&self.to, &self.aside)?;
@@ -80,8 +86,10 @@ impl Install {
         if self.aside.symlink_metadata().is_ok() {
             remove(&self.to)?;
             fs::rename(&self.aside, &self.to)?;
+        } else if self.made.exists() {
+            remove(&self.to)?;
         }
-        Ok(())
+        remove(&self.made)
     }
 }
 
@@ -193,6 +201,7 @@ mod tests {
             to: at("keys"),
             partial: at("keys.partial"),
             aside: at("keys.before"),
+            made: at("keys.made"),
         };
         (dir, install)
     }
@@ -214,6 +223,18 @@ mod tests {
             assert_eq!(text(&install), "south");
         }
         assert!(!install.aside.exists() && !install.partial.exists());
+    }
+
+    #[test]
+    fn what_stood_nowhere_before_is_gone_again() {
+        let (_dir, install) = world();
+        fs::remove_dir_all(&install.to).unwrap();
+        install.put().unwrap();
+        install.put().unwrap();
+        assert_eq!(text(&install), "north");
+        install.take_back().unwrap();
+        assert!(!install.to.exists() && !install.aside.exists() && !install.made.exists());
+        install.take_back().unwrap();
     }
 
     #[test]

@@ -106,9 +106,9 @@ async fn of_volumes(run: &GroupRun, database: &Database) -> Result<Plan, String>
             .collect(),
     };
     let here = match &run.targets.cinder {
-        Some(Storage::Folder(share)) if share.is_dir() => Here::Share(share.clone()),
+        Some(Storage::Folder(share)) => Here::Share(share.clone()),
         Some(Storage::Pool(rbd)) => Here::Pool(rbd::images(rbd).await.map_err(|error| error.to_string())?),
-        _ => Here::Nowhere,
+        None => Here::Nowhere,
     };
     tokio::task::spawn_blocking(move || volumes::plan(&rows, &here))
         .await
@@ -159,11 +159,7 @@ impl Action for Reconcile {
         statements.extend(volumes.statements);
         context.lease.check()?;
         let (changes, note) = (statements.len(), note(run, statements));
-        if let Err(why) = database.rewrite(&note).await
-            && !database.is_rewritten(&note).await.map_err(fail)?
-        {
-            return Err(fail(why));
-        }
+        database.rewrite_once(&note).await.map_err(fail)?;
         let lines: Vec<(String, String)> = images.lines.into_iter().chain(volumes.lines).collect();
         let detail = match lines.len() {
             0 => format!("{looked} rows agree with what is here"),

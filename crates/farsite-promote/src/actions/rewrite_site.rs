@@ -91,12 +91,7 @@ impl Action for RewriteSite {
         site::set_accounts(&database, &accounts).await.map_err(fail)?;
         let before = counted(&database, &prepared).await.map_err(fail)?;
         context.lease.check()?;
-        if let Err(why) = database.rewrite(&note).await {
-            // Another driver of this promotion may have been quicker: then it is done.
-            if !database.is_rewritten(&note).await.map_err(fail)? {
-                return Err(fail(why));
-            }
-        }
+        database.rewrite_once(&note).await.map_err(fail)?;
         let after = counted(&database, &prepared).await.map_err(fail)?;
         let rows: u64 = before.iter().map(|(_, rows)| rows).sum();
         let mut outcome = Outcome::said(format!(

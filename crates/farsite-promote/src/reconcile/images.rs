@@ -69,6 +69,14 @@ pub(crate) fn plan(
                 set("deactivated", "active");
                 plan.say(subject, format!("{why}: deactivated, so that nobody downloads it"));
             }
+            // The scheme alone: an address may hold a password.
+            "active" => {
+                let scheme =
+                    row.location.as_deref().and_then(|at| at.split_once("://")).map(|(scheme, _)| scheme);
+                let where_ =
+                    scheme.map_or("has no location".to_owned(), |scheme| format!("lies in {scheme}://"));
+                plan.say(subject, format!("it {where_}, where nothing was restored to: not looked at"));
+            }
             _ => {}
         }
     }
@@ -127,6 +135,14 @@ mod tests {
             plan(&[row(A, "saving", 0), row(B, "queued", 0)], &BTreeMap::new(), IN_FOLDER, &BTreeSet::new());
         assert_eq!(plan.statements.len(), 1, "{plan:?}");
         assert!(plan.statements[0].contains("'killed'") && plan.statements[0].contains(A));
+    }
+
+    #[test]
+    fn an_image_that_lies_elsewhere_is_said_not_to_have_been_looked_at() {
+        let elsewhere = Row { location: Some("swift://user:key@host/x".into()), ..row(A, "active", 5) };
+        let plan = plan(&[elsewhere], &BTreeMap::new(), IN_FOLDER, &BTreeSet::new());
+        assert_eq!((plan.statements.len(), plan.lines.len()), (0, 1));
+        assert!(plan.lines[0].1.contains("swift://") && !plan.lines[0].1.contains("key"), "{plan:?}");
     }
 
     #[test]

@@ -115,6 +115,11 @@ pub(crate) fn plan(rows: &Rows, here: &Here) -> std::io::Result<Plan> {
                 snapshot_state(snapshot, Some(&chain), rows.workers.contains(&snapshot.id), &mut plan);
             }
         } else {
+            if expects_data && !matches!(here, Here::Nowhere) {
+                // Another group may have restored it: whoever reads the report must know that it was not looked at.
+                let line = "it does not lie where this group's volumes were restored to: not looked at";
+                plan.say(format!("volume {}", volume.id), line);
+            }
             for snapshot in &snapshots {
                 snapshot_state(snapshot, None, rows.workers.contains(&snapshot.id), &mut plan);
             }
@@ -304,7 +309,12 @@ impl Chain {
 
 impl Share {
     fn open(folder: &Path) -> std::io::Result<Self> {
-        Ok(Self { folder: folder.to_owned(), files: super::files(folder)? })
+        let files = match super::files(folder) {
+            // A point without volumes leaves no folder.
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => BTreeMap::new(),
+            files => files?,
+        };
+        Ok(Self { folder: folder.to_owned(), files })
     }
 
     fn chain(&self, volume: &Volume) -> std::io::Result<Chain> {
@@ -522,6 +532,23 @@ mod tests {
         assert!(other.lines.iter().any(|(_, line)| line.contains("kept")), "{other:?}");
         let none = planned(Vec::new());
         assert!(none.statements.iter().any(|s| s.contains("volumes SET status = 'error'")), "{none:?}");
+    }
+
+    #[test]
+    fn a_volume_of_another_back_end_is_said_not_to_have_been_looked_at() {
+        let elsewhere = Volume { location: Some("lvm".into()), ..volume("available", None) };
+        let plan = planned(&rows(elsewhere, &[]), &share(false, false));
+        assert_eq!(plan.statements, Vec::<String>::new());
+        assert!(
+            plan.lines.iter().any(|(subject, line)| subject.contains(V) && line.contains("not looked at"))
+        );
+    }
+
+    #[test]
+    fn a_share_that_is_not_there_has_no_data() {
+        let here = Here::Share(PathBuf::from("/nonexistent/share"));
+        let plan = plan(&rows(volume("available", None), &[]), &here).unwrap();
+        assert!(plan.statements.iter().any(|s| s.contains("'error'")), "{plan:?}");
     }
 
     #[test]

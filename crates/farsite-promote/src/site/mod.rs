@@ -11,6 +11,7 @@ mod table;
 use std::collections::BTreeMap;
 
 use farsite_model::config::SiteRewrite;
+use farsite_sources::mariadb::literal;
 
 pub use accounts::{Accounts, set_accounts};
 pub use rewrite::{Prepared, prepare};
@@ -38,18 +39,4 @@ pub fn names(rewrite: &SiteRewrite) -> BTreeMap<&'static str, Vec<(String, Strin
         pairs
     };
     kinds.into_iter().map(|(kind, pairs)| (kind, differ(pairs))).collect()
-}
-
-/// A text as an SQL literal that means the same in every `sql_mode`.
-fn literal(text: &str) -> String {
-    use std::fmt::Write;
-    if text.is_empty() {
-        return "''".to_owned();
-    }
-    let mut hex = String::from("_utf8mb4 x'");
-    for byte in text.bytes() {
-        let _ = write!(hex, "{byte:02x}");
-    }
-    hex.push('\'');
-    hex
 }

@@ -29,6 +29,7 @@ use crate::{
     BaseBackup, Capture, CaptureContext, CheckLine, Content, LogPosition, LogStream, LoggedDatabase, Source,
     SourceError,
 };
+pub use server::literal;
 use server::{QUERY_LIMIT, Server};
 pub(crate) use stream::client_said;
 

@@ -207,7 +207,7 @@ pub(crate) fn shortened(sql: &str) -> String {
 }
 
 /// A text as an SQL literal that means the same in every `sql_mode`: hexadecimal, read as UTF-8.
-pub(crate) fn literal(text: &str) -> String {
+pub fn literal(text: &str) -> String {
     if text.is_empty() {
         return "''".to_owned();
     }

@@ -21,6 +21,7 @@ use std::time::Duration;
 
 use farsite_model::policy::Rbd;
 use farsite_model::{CaptureTime, Consistency, ItemId, ItemKind};
+use farsite_openstack::SiteCloud;
 
 use crate::volume::blocking;
 use crate::{Capture, CaptureContext, Content, KeptSpace, SourceError, random};
@@ -120,9 +121,10 @@ pub(crate) async fn kept(
     rbd: &Rbd,
     images: Vec<String>,
     context: &CaptureContext,
+    cloud: &SiteCloud,
 ) -> Result<Vec<KeptSpace>, SourceError> {
     // What Cinder deleted and only we still hold takes room as well.
-    if let Err(error) = trash::sweep(rbd, &context.owner, trash::GRACE).await {
+    if let Err(error) = trash::sweep(rbd, &context.owner, trash::GRACE, cloud).await {
         tracing::warn!("{error}");
     }
     let (pool, prefix) = (pool(rbd), prefix(context));
@@ -143,7 +145,7 @@ pub(crate) async fn kept(
 }
 
 /// The item is gone for good: our snapshots go from its image, or from what Cinder has made of that.
-pub(crate) async fn forget(rbd: &Rbd, name: &str, context: &CaptureContext) {
+pub(crate) async fn forget(rbd: &Rbd, name: &str, context: &CaptureContext, cloud: &SiteCloud) {
     let image = Image { pool: pool(rbd), name: name.to_owned() };
     let prefix = prefix(context);
     let forgotten = blocking(move || {
@@ -155,7 +157,7 @@ pub(crate) async fn forget(rbd: &Rbd, name: &str, context: &CaptureContext) {
     });
     let done = match forgotten.await {
         Ok(true) => Ok(()),
-        Ok(false) => trash::sweep(rbd, &context.owner, trash::GRACE).await.map(drop),
+        Ok(false) => trash::sweep(rbd, &context.owner, trash::GRACE, cloud).await.map(drop),
         Err(error) => Err(error),
     };
     if let Err(error) = done {
