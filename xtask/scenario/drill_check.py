@@ -7,31 +7,15 @@ Environment: AUTH_URL and REGION, ADMIN_PASSWORD.
 import hashlib
 import os
 import sys
-import time
 
-import openstack
+from clouds import connect, until
 
-cloud = openstack.connect(
-    auth={
-        "auth_url": os.environ["AUTH_URL"],
-        "username": "admin",
-        "password": os.environ["ADMIN_PASSWORD"],
-        "project_name": "admin",
-        "user_domain_id": "default",
-        "project_domain_id": "default",
-    },
-    region_name=os.environ["REGION"],
-    load_yaml_config=False,
-    load_envvars=False,
-)
+cloud = connect("admin", os.environ["ADMIN_PASSWORD"])
 
 
-def until_available(get, limit=60):
-    deadline = time.monotonic() + limit
-    while (thing := get()).status != "available":
-        if thing.status.startswith("error") or time.monotonic() > deadline:
-            sys.exit(f"{thing.name} is {thing.status}")
-        time.sleep(0.3)
+def must(problem):
+    if problem is not None:
+        sys.exit(problem)
 
 
 images = [image for image in cloud.image.images() if image.status == "active"]
@@ -45,7 +29,7 @@ if odd:
     sys.exit(f"volumes in a state that nobody ends: {odd}")
 if images:
     volume = cloud.block_storage.create_volume(name="drill", size=1, image_id=images[0].id)
-    until_available(lambda: cloud.block_storage.get_volume(volume.id))
+    must(until(lambda: cloud.block_storage.get_volume(volume.id)))
     snapshot = cloud.block_storage.create_snapshot(volume_id=volume.id, name="drill")
-    until_available(lambda: cloud.block_storage.get_snapshot(snapshot.id))
+    must(until(lambda: cloud.block_storage.get_snapshot(snapshot.id)))
 print(f"{len(images)} images by their hashes, {len(volumes)} volumes, a new volume and a snapshot")

@@ -18,6 +18,8 @@ import uuid
 
 import openstack
 
+from clouds import until
+
 SHARE = os.environ["SHARE_FOLDER"]
 seed = int(os.environ["SEED"])
 chance = random.Random(seed)
@@ -33,12 +35,10 @@ def promise(kind, **what):
         promises.write(json.dumps({"t": time.time(), "kind": kind, **what}) + "\n")
 
 
-def until_available(get, limit=60):
-    deadline = time.monotonic() + limit
-    while (thing := get()).status != "available":
-        if thing.status.startswith("error") or time.monotonic() > deadline:
-            raise RuntimeError(f"{thing.name} {thing.id} is {thing.status}")
-        time.sleep(0.2)
+def until_available(get):
+    problem = until(get)
+    if problem is not None:
+        raise RuntimeError(problem)
 
 
 def guests(volumes):

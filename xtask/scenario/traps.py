@@ -15,6 +15,8 @@ import uuid
 
 import openstack
 
+from clouds import until
+
 SHARE, IMAGES = os.environ["SHARE_FOLDER"], f"{os.environ['SITE_FOLDER']}/glance/images"
 cloud = openstack.connect()
 MIB = 1 << 20
@@ -29,12 +31,10 @@ def sql(statement):
     subprocess.run(["mariadb", "--no-defaults", "--socket", os.environ["SOCKET"], "-e", statement], check=True)
 
 
-def until(get, status, limit=60):
-    deadline = time.monotonic() + limit
-    while (thing := get()).status != status:
-        if time.monotonic() > deadline:
-            raise SystemExit(f"{thing.name} is {thing.status} and not {status}")
-        time.sleep(0.2)
+def wait(get, status):
+    problem = until(get, status)
+    if problem is not None:
+        raise SystemExit(problem)
 
 
 def image(name):
@@ -45,13 +45,13 @@ def image(name):
 
 def volume(name):
     made = cloud.block_storage.create_volume(name=name, size=1)
-    until(lambda: cloud.block_storage.get_volume(made.id), "available")
+    wait(lambda: cloud.block_storage.get_volume(made.id), "available")
     return made
 
 
 def snapshot(of):
     made = cloud.block_storage.create_snapshot(volume_id=of.id, name=f"of-{of.name}")
-    until(lambda: cloud.block_storage.get_snapshot(made.id), "available")
+    wait(lambda: cloud.block_storage.get_snapshot(made.id), "available")
     return made
 
 
@@ -89,7 +89,7 @@ saving = cloud.image.create_image(name="saving", disk_format="raw", container_fo
 headers = {"Content-Type": "application/octet-stream"}
 upload = {"data": iter(Slow()), "headers": headers, "raise_exc": False}
 threading.Thread(target=lambda: cloud.image.put(f"/images/{saving.id}/file", **upload), daemon=True).start()
-until(lambda: cloud.image.get_image(saving.id), "saving")
+wait(lambda: cloud.image.get_image(saving.id), "saving")
 expect("image", saving.id, "its upload was under way", status="killed")
 
 whole = volume("whole")

@@ -11,10 +11,9 @@ import os
 import struct
 import subprocess
 import sys
-import time
 from datetime import datetime
 
-import openstack
+from clouds import connect, until
 
 SHARE = os.environ["SHARE_FOLDER"]
 disaster = float(os.environ["DISASTER"])
@@ -24,22 +23,6 @@ recovered_to = datetime.fromisoformat(group["point"]["stands_for"]).timestamp()
 reported = group["rpo"]["total"]["at_most_s"]
 lines = [json.loads(line) for line in open(os.environ["PROMISES"]) if line.endswith("\n")]
 wrong, lost, checked = [], [], {}
-
-
-def connect(name, password):
-    return openstack.connect(
-        auth={
-            "auth_url": os.environ["AUTH_URL"],
-            "username": name,
-            "password": password,
-            "project_name": name,
-            "user_domain_id": "default",
-            "project_domain_id": "default",
-        },
-        region_name=os.environ["REGION"],
-        load_yaml_config=False,
-        load_envvars=False,
-    )
 
 
 def of(kind):
@@ -54,15 +37,6 @@ def judge(line, what, problem):
     if line["t"] <= recovered_to:
         wrong.append(f"{what}: {problem}")
     lost.append(line["t"])
-
-
-def until_available(get, limit=60):
-    deadline = time.monotonic() + limit
-    while (thing := get()).status != "available":
-        if thing.status.startswith("error") or time.monotonic() > deadline:
-            return f"is {thing.status}"
-        time.sleep(0.3)
-    return None
 
 
 def contents(volume, size):
@@ -147,9 +121,8 @@ for line in of("snapshot"):
     judge(line, f"snapshot {line['id']}", problem)
 
 for line in of("deleted"):
-    if line["t"] <= recovered_to:
-        there = {"image": images, "volume": volumes}[line["of"]].get(line["id"])
-        judge(line, f"deleted {line['of']} {line['id']}", None if there is None else f"is there again: {there.status}")
+    there = {"image": images, "volume": volumes}[line["of"]].get(line["id"])
+    judge(line, f"deleted {line['of']} {line['id']}", None if there is None else f"is there again: {there.status}")
 
 # What nobody promised may be there, but not for ever on its way.
 for kind, things in (("image", images), ("volume", volumes), ("snapshot", snapshots)):
@@ -207,10 +180,10 @@ if person is not None:
 old = next((image for image in images.values() if image.status == "active"), None)
 if old is not None:
     made = admin.block_storage.create_volume(name="after", size=1, image_id=old.id)
-    problem = until_available(lambda: admin.block_storage.get_volume(made.id))
+    problem = until(lambda: admin.block_storage.get_volume(made.id))
     if problem is None:
         snapshot = admin.block_storage.create_snapshot(volume_id=made.id, name="after")
-        problem = until_available(lambda: admin.block_storage.get_snapshot(snapshot.id))
+        problem = until(lambda: admin.block_storage.get_snapshot(snapshot.id))
     if problem is not None:
         wrong.append(f"a new volume of image {old.id}, and a snapshot of it: {problem}")
 

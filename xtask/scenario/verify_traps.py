@@ -9,21 +9,9 @@ import os
 import subprocess
 import sys
 
-import openstack
+from clouds import connect
 
-cloud = openstack.connect(
-    auth={
-        "auth_url": os.environ["AUTH_URL"],
-        "username": "admin",
-        "password": os.environ["ADMIN_PASSWORD"],
-        "project_name": "admin",
-        "user_domain_id": "default",
-        "project_domain_id": "default",
-    },
-    region_name=os.environ["REGION"],
-    load_yaml_config=False,
-    load_envvars=False,
-)
+cloud = connect("admin", os.environ["ADMIN_PASSWORD"])
 (group,) = json.load(open(os.environ["REPORT"]))["groups"]
 said = next(step["evidence"] for step in group["steps"] if step["id"] == "reconcile")
 wrong = []

@@ -204,7 +204,7 @@ places:
                 north.etc().display()
             ),
             check = format_args!(
-                "env AUTH_URL={} REGION={} ADMIN_PASSWORD={} {} {}",
+                "env PYTHONDONTWRITEBYTECODE=1 AUTH_URL={} REGION={} ADMIN_PASSWORD={} {} {}",
                 south.url(site::KEYSTONE, "/v3"),
                 south.region(),
                 north.password("admin"),

@@ -113,6 +113,8 @@ impl<'w> World<'w> {
     pub fn python(&self, script: &str, with: impl FnOnce(&mut Command)) -> Command {
         let mut command = Command::new(&self.sites.python);
         command.arg(self.sites.scripts.join(script)).env("PYTHONWARNINGS", "ignore");
+        // The scripts import each other; nothing is written beside them.
+        command.env("PYTHONDONTWRITEBYTECODE", "1");
         with(&mut command);
         command
     }
