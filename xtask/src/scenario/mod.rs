@@ -23,6 +23,7 @@ without its record, operations under way and more), and looks at what became of 
 
   --seed N         what the clients do, and when disaster strikes (1)
   --every SECONDS  between two recovery points (60)
+  --ceph           images and volumes in Ceph pools at both sites; in files of a share otherwise
   --drill          a drill before, beside both living sites, which must not change them
   --release        farsite as it is released; a debug build otherwise
   --seeds N        of a soak: 1 to N (20), those that have passed before left out
@@ -30,11 +31,21 @@ without its record, operations under way and more), and looks at what became of 
   --folder FOLDER  where all of it is (target/scenario)
 ";
 
+/// Where both sites keep images and volumes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Storage {
+    /// Files of a share.
+    Share,
+    /// Images of Ceph pools.
+    Ceph,
+}
+
 /// What was asked for.
 pub struct Options {
     pub seed: u64,
     pub seeds: u64,
     pub every_s: u64,
+    pub storage: Storage,
     pub release: bool,
     pub drill: bool,
     pub keep: bool,
@@ -44,7 +55,13 @@ pub struct Options {
 pub fn scenario(root: &Path, words: &[&str]) -> Result<(), Failure> {
     match words {
         ["disaster", rest @ ..] => disaster::disaster(root, &parse(root, rest)?),
-        ["traps", rest @ ..] => traps::traps(root, &parse(root, rest)?),
+        ["traps", rest @ ..] => {
+            let options = parse(root, rest)?;
+            match options.storage {
+                Storage::Ceph => Err(Failure::usage("the traps are those of a share".to_owned(), USAGE)),
+                Storage::Share => traps::traps(root, &options),
+            }
+        }
         _ => Err(Failure::usage("which scenario? there are `disaster` and `traps`".to_owned(), USAGE)),
     }
 }
@@ -64,6 +81,7 @@ fn parse(root: &Path, words: &[&str]) -> Result<Options, Failure> {
         seed: 1,
         seeds: 20,
         every_s: 60,
+        storage: Storage::Share,
         release: false,
         drill: false,
         keep: false,
@@ -74,6 +92,7 @@ fn parse(root: &Path, words: &[&str]) -> Result<Options, Failure> {
     while let Some(word) = words.next() {
         let mut value = || words.next().ok_or_else(|| wrong(format!("`{word}` needs a value")));
         match *word {
+            "--ceph" => options.storage = Storage::Ceph,
             "--release" => options.release = true,
             "--drill" => options.drill = true,
             "--keep" => options.keep = true,

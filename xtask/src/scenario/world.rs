@@ -5,11 +5,12 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Instant;
 
-use super::Options;
 use super::children::output;
 use super::sites::Sites;
+use super::{Options, Storage};
 use crate::failure::Failure;
 use crate::lab;
+use crate::lab::site::Site;
 use crate::step::{minutes, run};
 
 pub struct World<'w> {
@@ -26,7 +27,7 @@ impl<'w> World<'w> {
         let farsite = farsite(root, options.release)?;
         let xtask = std::env::current_exe()
             .map_err(|e| Failure::new(format!("this program: {e}"), "build it again"))?;
-        let sites = Sites::new(root, &options.folder, &farsite, &xtask)?;
+        let sites = Sites::new(root, options, &farsite, &xtask)?;
         Ok(Self { root, sites, folder: &options.folder, begun })
     }
 
@@ -52,7 +53,10 @@ impl<'w> World<'w> {
 
     fn begin(&self, options: &Options) -> Result<(), Failure> {
         fs::create_dir_all(self.folder).map_err(|e| at(self.folder, &e))?;
-        self.lab(&["up"])?;
+        self.lab(match options.storage {
+            Storage::Ceph => &["up", "--ceph"],
+            Storage::Share => &["up"],
+        })?;
         self.say("both sites are up");
         self.sites.set_up(options.every_s)
     }
@@ -107,6 +111,14 @@ impl<'w> World<'w> {
         let report = self.folder.join("report.json");
         fs::write(&report, &text).map_err(|e| at(&report, &e))?;
         Ok(report)
+    }
+
+    /// Where a script finds a site's volumes.
+    pub fn storage(&self, script: &mut Command, site: &Site) {
+        match self.sites.storage {
+            Storage::Ceph => script.env("CEPH_CONF", site.ceph_conf()),
+            Storage::Share => script.env("SHARE_FOLDER", site.share_mount()),
+        };
     }
 
     /// One of the scenario's scripts, in the lab's Python environment.
