@@ -2,6 +2,7 @@
 
 mod children;
 mod disaster;
+mod guide;
 mod sites;
 mod soak;
 mod traps;
@@ -12,7 +13,7 @@ use std::path::{Path, PathBuf};
 use crate::failure::Failure;
 
 pub const USAGE: &str = "\
-usage: cargo xtask scenario disaster|traps [OPTIONS]
+usage: cargo xtask scenario disaster|traps|guide [OPTIONS]
        cargo xtask soak disaster [--seeds N] [OPTIONS]
 
 Two sites of the lab, clients at north, replication to south; north is destroyed at a random moment, south is promoted, and asked
@@ -20,6 +21,8 @@ with the real clients for everything that north had acknowledged.
 
 `traps` prepares north with everything that is known to go wrong silently (an image without bytes, an overlay called raw, a volume
 without its record, operations under way and more), and looks at what became of each at south.
+
+`guide` runs every command of docs/operator-guide.md, from two clouds to a passed drill.
 
   --seed N         what the clients do, and when disaster strikes (1)
   --every SECONDS  between two recovery points (60)
@@ -62,7 +65,10 @@ pub fn scenario(root: &Path, words: &[&str]) -> Result<(), Failure> {
                 Storage::Share => traps::traps(root, &options),
             }
         }
-        _ => Err(Failure::usage("which scenario? there are `disaster` and `traps`".to_owned(), USAGE)),
+        ["guide", rest @ ..] => guide::guide(root, &parse(root, rest)?),
+        _ => {
+            Err(Failure::usage("which scenario? there are `disaster`, `traps` and `guide`".to_owned(), USAGE))
+        }
     }
 }
 

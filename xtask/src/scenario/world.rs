@@ -132,7 +132,8 @@ impl<'w> World<'w> {
     }
 }
 
-fn farsite(root: &Path, release: bool) -> Result<PathBuf, Failure> {
+/// Builds it.
+pub fn farsite(root: &Path, release: bool) -> Result<PathBuf, Failure> {
     let mut build = Command::new("cargo");
     build.args(["build", "--package", "farsite"]).current_dir(root);
     if release {
