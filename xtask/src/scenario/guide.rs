@@ -24,7 +24,7 @@ pub fn guide(root: &Path, options: &Options) -> Result<(), Failure> {
     let tools = lab::environment(root).join("bin");
     let folder = Path::new(FOLDER);
     clear(root, folder)?;
-    fs::create_dir_all(folder).map_err(|e| at(&folder, &e))?;
+    fs::create_dir_all(folder).map_err(|e| at(folder, &e))?;
     let file = folder.join("guide.sh");
     fs::write(&file, script).map_err(|e| at(&file, &e))?;
 
