@@ -1,12 +1,12 @@
 //! `cargo xtask scenario`: a disaster as it would be, on sites of real services. Words come in; figures and a verdict go out.
 
-mod children;
+pub mod children;
 mod disaster;
 mod guide;
 mod sites;
 mod soak;
 mod traps;
-mod world;
+pub mod world;
 
 use std::path::{Path, PathBuf};
 
@@ -55,6 +55,12 @@ pub struct Options {
     pub folder: PathBuf,
 }
 
+impl Options {
+    pub fn new(folder: PathBuf, storage: Storage) -> Self {
+        Self { seed: 1, seeds: 20, every_s: 60, storage, release: false, drill: false, keep: false, folder }
+    }
+}
+
 pub fn scenario(root: &Path, words: &[&str]) -> Result<(), Failure> {
     match words {
         ["disaster", rest @ ..] => disaster::disaster(root, &parse(root, rest)?),
@@ -83,16 +89,7 @@ pub fn soak(root: &Path, words: &[&str]) -> Result<(), Failure> {
 }
 
 fn parse(root: &Path, words: &[&str]) -> Result<Options, Failure> {
-    let mut options = Options {
-        seed: 1,
-        seeds: 20,
-        every_s: 60,
-        storage: Storage::Share,
-        release: false,
-        drill: false,
-        keep: false,
-        folder: root.join("target/scenario"),
-    };
+    let mut options = Options::new(root.join("target/scenario"), Storage::Share);
     let wrong = |what: String| Failure::usage(what, USAGE);
     let mut words = words.iter();
     while let Some(word) = words.next() {

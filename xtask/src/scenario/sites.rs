@@ -58,6 +58,7 @@ impl Sites {
         let mut command = Command::new(&self.farsite);
         command.arg("--config").arg(self.configuration(whose)).args(words);
         command.env("NO_COLOR", "1").env_remove("FARSITE_CONFIG");
+        command.env("OS_CLIENT_CONFIG_FILE", self.north.lab().join("clouds.yaml"));
         command
     }
 
@@ -82,9 +83,16 @@ impl Sites {
     fn own_state(&self, whose: &str, site: &str, more: &str) -> std::io::Result<()> {
         let path = self.configuration(whose);
         let state = format!("state: {}", self.folder.join("state").join(site).display());
+        let cloud = format!("  north: {{ cloud: north, region: {} }}", self.north.region());
         let mut text = String::new();
         for line in fs::read_to_string(&path)?.lines().filter(|line| !line.starts_with("web:")) {
-            let _ = writeln!(text, "{}", if line.starts_with("state:") { &state } else { line });
+            let line = match line {
+                line if line.starts_with("state:") => &state,
+                // Its own cloud, which volumes are asked of.
+                line if whose == "north" && line.starts_with("  north: {}") => &cloud,
+                line => line,
+            };
+            let _ = writeln!(text, "{line}");
         }
         fs::write(path, text + more)
     }

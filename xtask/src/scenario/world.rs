@@ -18,6 +18,7 @@ pub struct World<'w> {
     pub sites: Sites,
     pub folder: &'w Path,
     begun: Instant,
+    every_s: u64,
 }
 
 impl<'w> World<'w> {
@@ -28,7 +29,7 @@ impl<'w> World<'w> {
         let xtask = std::env::current_exe()
             .map_err(|e| Failure::new(format!("this program: {e}"), "build it again"))?;
         let sites = Sites::new(root, options, &farsite, &xtask)?;
-        Ok(Self { root, sites, folder: &options.folder, begun })
+        Ok(Self { root, sites, folder: &options.folder, begun, every_s: options.every_s })
     }
 
     /// Both sites up and set up, the scenario, and everything away again unless it is to be kept.
@@ -61,6 +62,11 @@ impl<'w> World<'w> {
         self.sites.set_up(options.every_s)
     }
 
+    /// Seconds between two recovery points.
+    pub fn every_s(&self) -> u64 {
+        self.every_s
+    }
+
     pub fn say(&self, what: &str) {
         eprintln!("[{:6.1} s] {what}", self.begun.elapsed().as_secs_f64());
     }
@@ -89,12 +95,15 @@ impl<'w> World<'w> {
 
     /// South promoted at the level `application`; where the report is.
     pub fn fail_over(&self, more: &[&str]) -> Result<PathBuf, Failure> {
+        self.fail_over_at("application", more)
+    }
+
+    pub fn fail_over_at(&self, level: &str, more: &[&str]) -> Result<PathBuf, Failure> {
         let begun = Instant::now();
-        let mut words =
-            vec!["failover", "--site", "north", "--level", "application", "--assume-site-lost", "--yes"];
+        let mut words = vec!["failover", "--site", "north", "--level", level, "--assume-site-lost", "--yes"];
         words.extend(["--reason", "the site was destroyed", "--on-failure", "stop", "--json"]);
         words.extend(more);
-        let (code, said) = output(self.sites.command("operator", &words), minutes(5), "")?;
+        let (code, said) = output(self.sites.command("operator", &words), minutes(30), "")?;
         // 3: done, and a target was missed.
         if !matches!(code, Some(0 | 3)) {
             return Err(Failure::new(
