@@ -21,7 +21,7 @@ def _pool():
     return cluster.open_ioctx("volumes")
 
 
-_opened = []
+_opened, _held = [], []
 
 
 def pool():
@@ -40,6 +40,7 @@ def writer(volume):
     """What writes bytes at an offset, as an attached guest does; they are durable when it returns."""
     if CEPH:
         image = _image(volume, False)
+        _held.append(image)
 
         def write(data, offset):
             image.write(data, offset)
@@ -48,6 +49,12 @@ def writer(volume):
         return write
     disk = os.open(f"{SHARE}/volume-{volume}", os.O_WRONLY | os.O_DSYNC)
     return lambda data, offset: os.pwrite(disk, data, offset)
+
+
+def forget():
+    """Lets go of every image that is open for writing: its user would hold the image's lock."""
+    while _held:
+        _held.pop().close()
 
 
 def exists(volume):

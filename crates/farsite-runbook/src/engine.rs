@@ -259,8 +259,7 @@ impl Driver {
                     self.run.cancel.cancel();
                 }
                 while running.len() < *parallel && stopped.is_none() && !self.run.cancel.is_cancelled() {
-                    let ready =
-                        waiting.iter().position(|s| s.needs.iter().all(|n| settled(&state, plan, n)));
+                    let ready = waiting.iter().position(|s| s.needs.iter().all(|n| settled(&state, plan, n)));
                     let Some(ready) = ready else { break };
                     let step = waiting.remove(ready).clone();
                     let driver = self.clone();

@@ -6,6 +6,7 @@ mod guide;
 mod sites;
 mod soak;
 mod traps;
+mod users;
 pub mod world;
 
 use std::path::{Path, PathBuf};
@@ -13,7 +14,7 @@ use std::path::{Path, PathBuf};
 use crate::failure::Failure;
 
 pub const USAGE: &str = "\
-usage: cargo xtask scenario disaster|traps|guide [OPTIONS]
+usage: cargo xtask scenario disaster|traps|users|guide [OPTIONS]
        cargo xtask soak disaster [--seeds N] [OPTIONS]
 
 Two sites of the lab, clients at north, replication to south; north is destroyed at a random moment, south is promoted, and asked
@@ -21,6 +22,8 @@ with the real clients for everything that north had acknowledged.
 
 `traps` prepares north with everything that is known to go wrong silently (an image without bytes, an overlay called raw, a volume
 without its record, operations under way and more), and looks at what became of each at south.
+
+`users`: deleting, extending, reverting, retyping, migrating, cloning succeed while Farsite holds versions of the volumes.
 
 `guide` runs every command of docs/operator-guide.md, from two clouds to a passed drill.
 
@@ -71,10 +74,12 @@ pub fn scenario(root: &Path, words: &[&str]) -> Result<(), Failure> {
                 Storage::Share => traps::traps(root, &options),
             }
         }
+        ["users", rest @ ..] => users::users(root, &parse(root, rest)?),
         ["guide", rest @ ..] => guide::guide(root, &parse(root, rest)?),
-        _ => {
-            Err(Failure::usage("which scenario? there are `disaster`, `traps` and `guide`".to_owned(), USAGE))
-        }
+        _ => Err(Failure::usage(
+            "which scenario? there are `disaster`, `traps`, `users` and `guide`".to_owned(),
+            USAGE,
+        )),
     }
 }
 
