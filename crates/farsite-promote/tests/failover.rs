@@ -267,7 +267,7 @@ async fn a_failed_step_leaves_the_promotion_open_until_a_person_decides() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_cancelled_promotion_leaves_nobody_fenced() {
     let world = world_with(&[("database_assert", "SELECT 0")]).await;
-    world.point(1).await;
+    let first = world.point(1).await;
     let standby = world.standby("one").await;
     let promotion = begin(&standby, &world.operator, &order(1)).await.unwrap();
     drive(&standby, &world.operator, &promotion, &driving("ann")).await.unwrap();
@@ -275,7 +275,16 @@ async fn a_cancelled_promotion_leaves_nobody_fenced() {
     world.assert_empty();
     let state = world.state().await;
     assert_eq!((state.epoch(), state.primary()), (Epoch(3), Some(&north())));
-    world.point(7).await;
+    // The site is still lost, and its points are what they were: the next attempt needs no special words, however many there are.
+    for n in 2..4 {
+        assert_eq!(world.state().await.default_point().map(|p| p.id()), Some(first));
+        let promotion = begin(&standby, &world.operator, &order(n)).await.unwrap();
+        assert_eq!(world.state().await.default_point(), None, "nothing that north has is of the new epoch");
+        drive(&standby, &world.operator, &promotion, &driving("ann")).await.unwrap();
+        cancel(&standby, &world.operator, id(n), &back("ann")).await.unwrap();
+    }
+    let next = world.point(7).await;
+    assert_eq!(world.state().await.default_point().map(|p| p.id()), Some(next));
     assert!(open(&standby, &north()).await.is_err(), "nothing is open any more");
 }
 

@@ -3,6 +3,7 @@
 pub mod children;
 mod disaster;
 mod guide;
+mod keys;
 mod sites;
 mod soak;
 mod traps;
@@ -14,7 +15,7 @@ use std::path::{Path, PathBuf};
 use crate::failure::Failure;
 
 pub const USAGE: &str = "\
-usage: cargo xtask scenario disaster|traps|users|guide [OPTIONS]
+usage: cargo xtask scenario disaster|traps|users|keys|guide [OPTIONS]
        cargo xtask soak disaster [--seeds N] [OPTIONS]
 
 Two sites of the lab, clients at north, replication to south; north is destroyed at a random moment, south is promoted, and asked
@@ -24,6 +25,8 @@ with the real clients for everything that north had acknowledged.
 without its record, operations under way and more), and looks at what became of each at south.
 
 `users`: deleting, extending, reverting, retyping, migrating, cloning succeed while Farsite holds versions of the volumes.
+
+`keys`: Keystone's credential keys are rotated twice behind a point's back; the end of the log is then not promoted, the point is.
 
 `guide` runs every command of docs/operator-guide.md, from two clouds to a passed drill.
 
@@ -75,9 +78,10 @@ pub fn scenario(root: &Path, words: &[&str]) -> Result<(), Failure> {
             }
         }
         ["users", rest @ ..] => users::users(root, &parse(root, rest)?),
+        ["keys", rest @ ..] => keys::keys(root, &parse(root, &[&["--every", "1800"], rest].concat())?),
         ["guide", rest @ ..] => guide::guide(root, &parse(root, rest)?),
         _ => Err(Failure::usage(
-            "which scenario? there are `disaster`, `traps`, `users` and `guide`".to_owned(),
+            "which scenario? there are `disaster`, `traps`, `users`, `keys` and `guide`".to_owned(),
             USAGE,
         )),
     }

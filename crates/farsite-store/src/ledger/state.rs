@@ -30,7 +30,7 @@ pub struct CommittedPoint {
     pub damaged_packs: BTreeSet<PackId>,
     /// Whoever said so last had looked into all packs, so these are all.
     pub damage_is_known: bool,
-    /// Committed under an epoch that has ended since.
+    /// Committed under an epoch that has ended since; the end of one whose promotion was given back counts as none.
     pub superseded: bool,
 }
 
@@ -114,6 +114,8 @@ pub struct GroupState {
     pub epochs: Vec<EpochStart>,
     /// In order of commit, of all epochs.
     pub points: Vec<CommittedPoint>,
+    /// Points that the current epoch's beginning has superseded.
+    ended_last: BTreeSet<PointId>,
     pub pins: BTreeMap<RunId, Vec<PointId>>,
     /// The store's time when each of them was begun.
     pub(super) pinned_at: BTreeMap<RunId, StoreTime>,
@@ -149,6 +151,7 @@ impl GroupState {
         Self {
             group,
             epochs: Vec::new(),
+            ended_last: BTreeSet::new(),
             points: Vec::new(),
             pins: BTreeMap::new(),
             pinned_at: BTreeMap::new(),
@@ -478,8 +481,23 @@ impl GroupState {
                 });
             }
             Statement::EpochBegun { epoch, primary, promotion, point, logs, who, .. } => {
-                for old in &mut self.points {
-                    old.superseded = true;
+                // A promotion that is given back leaves the site what it was, and its points with it.
+                let given_back = match &self.epochs[..] {
+                    [.., before, now] => {
+                        now.promotion == Some(promotion) && !now.accepted && before.primary == primary
+                    }
+                    _ => false,
+                };
+                let returned =
+                    if given_back { std::mem::take(&mut self.ended_last) } else { BTreeSet::new() };
+                self.ended_last.clear();
+                for point in &mut self.points {
+                    if returned.contains(&point.id()) {
+                        point.superseded = false;
+                    } else if !point.superseded {
+                        point.superseded = true;
+                        self.ended_last.insert(point.id());
+                    }
                 }
                 self.pins.clear();
                 self.pinned_at.clear();
