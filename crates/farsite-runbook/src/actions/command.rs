@@ -1,6 +1,7 @@
 //! `command`: runs a program on this machine.
 
 use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
@@ -9,7 +10,7 @@ use serde::Deserialize;
 use serde_json::Value;
 use tokio::io::AsyncReadExt;
 
-use crate::action::{Action, ActionContext, ActionError, Done, Outcome, parameters};
+use crate::action::{Action, ActionContext, ActionError, Done, Foreseen, Outcome, parameters};
 
 /// What is kept of a program's output.
 const TAIL_BYTES: usize = 2_000;
@@ -29,6 +30,53 @@ struct With {
     /// Says that running it twice is as good as once.
     #[serde(default)]
     idempotent: bool,
+    /// Says that it only looks: a dry run runs it too.
+    #[serde(default)]
+    probe: bool,
+}
+
+impl With {
+    async fn to_its_end(&self, context: &ActionContext) -> Result<String, ActionError> {
+        let tail = run_command(&self.run, &self.env, context).await?;
+        if tail.ok {
+            return Ok(tail.text);
+        }
+        let code = tail.code.map_or("a signal".to_owned(), |c| format!("exit code {c}"));
+        Err(ActionError::failed(format!("{} ended with {code}: {}", self.run[0], tail.text)))
+    }
+
+    /// What keeps it from being started at all.
+    async fn cannot_begin(&self, context: &ActionContext) -> Result<Option<String>, ActionError> {
+        let Some(program) = self.run.first() else { return Ok(Some("`run` is empty".into())) };
+        if find(program).is_none() {
+            return Ok(Some(format!("there is no program {program} on this host")));
+        }
+        // A shell that is asked to read only: what it cannot read it would not run either.
+        if let [shell, dash_c, script] = &self.run[..]
+            && dash_c == "-c"
+            && SHELLS.iter().any(|known| shell.ends_with(known))
+        {
+            let argv = [shell, "-n", "-c", script].map(str::to_owned);
+            let tail = run_command(&argv, &self.env, context).await?;
+            if !tail.ok {
+                return Ok(Some(format!("{shell} does not understand it: {}", tail.text)));
+            }
+        }
+        Ok(None)
+    }
+}
+
+/// Shells whose `-n` reads and does not run.
+const SHELLS: [&str; 4] = ["/sh", "/bash", "/dash", "/ksh"];
+
+/// A program by its path, or where `PATH` has it.
+fn find(program: &str) -> Option<PathBuf> {
+    let path = Path::new(program);
+    if path.components().count() > 1 {
+        return path.is_file().then(|| path.to_owned());
+    }
+    let folders = std::env::var_os("PATH")?;
+    std::env::split_paths(&folders).map(|folder| folder.join(program)).find(|path| path.is_file())
 }
 
 pub(crate) struct Command;
@@ -114,7 +162,7 @@ impl Action for Command {
         "command"
     }
     fn summary(&self) -> &'static str {
-        "runs a program on this machine: `run: [argv…]`, optional `check`, `undo`, `env`, `idempotent`"
+        "runs a program on this machine: `run: [argv…]`, optional `check`, `undo`, `env`, `idempotent`; with `probe: true` a dry run runs it too"
     }
     fn validate(&self, with: &Value) -> Result<(), String> {
         let with: With = parameters(with)?;
@@ -143,13 +191,8 @@ impl Action for Command {
     }
     async fn run(&self, context: &ActionContext, with: &Value) -> Result<Outcome, ActionError> {
         let with: With = parameters(with).map_err(ActionError::Failed)?;
-        let tail = run_command(&with.run, &with.env, context).await?;
-        if tail.ok {
-            Ok(Outcome::said(format!("{} ended well", with.run[0])).with("output", tail.text))
-        } else {
-            let code = tail.code.map_or("a signal".to_owned(), |c| format!("exit code {c}"));
-            Err(ActionError::failed(format!("{} ended with {code}: {}", with.run[0], tail.text)))
-        }
+        let output = with.to_its_end(context).await?;
+        Ok(Outcome::said(format!("{} ended well", with.run[0])).with("output", output))
     }
     async fn undo(&self, context: &ActionContext, with: &Value) -> Result<Outcome, ActionError> {
         let with: With = parameters(with).map_err(ActionError::Failed)?;
@@ -160,5 +203,74 @@ impl Action for Command {
                 if tail.ok { Ok(Outcome::said("undone")) } else { Err(ActionError::failed(tail.text)) }
             }
         }
+    }
+    async fn dry_run(&self, context: &ActionContext, with: &Value) -> Result<Foreseen, ActionError> {
+        let with: With = parameters(with).map_err(ActionError::Failed)?;
+        if let Some(why) = with.cannot_begin(context).await? {
+            return Err(ActionError::Failed(why));
+        }
+        if !with.probe {
+            return Ok("it can be started; what it does shows only when it runs".into());
+        }
+        let output = with.to_its_end(context).await?;
+        let last = output.lines().last().unwrap_or_default().to_owned();
+        Ok(Foreseen::from(if last.is_empty() { "it ended well".to_owned() } else { last }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use farsite_model::{Level, Mode};
+    use serde_json::json;
+    use tokio_util::sync::CancellationToken;
+
+    use super::*;
+    use crate::action::{Lease, People};
+
+    struct Nobody;
+    #[async_trait]
+    impl People for Nobody {
+        async fn answer(&self, _: &str, _: &str, _: &str) -> Result<Option<bool>, ActionError> {
+            Ok(None)
+        }
+        fn waits(&self) -> bool {
+            false
+        }
+    }
+
+    async fn foreseen(with: Value) -> Result<Foreseen, ActionError> {
+        let context = ActionContext {
+            step: "s".into(),
+            mode: Mode::Failover,
+            level: Level::Data,
+            lease: Lease::until(Duration::from_secs(10)),
+            timeout: Duration::from_secs(5),
+            cancel: CancellationToken::new(),
+            people: Arc::new(Nobody),
+        };
+        Command.dry_run(&context, &with).await
+    }
+
+    #[tokio::test]
+    async fn a_dry_run_runs_what_only_looks_and_nothing_else() {
+        let dir = tempfile::tempdir().unwrap();
+        let mark = dir.path().join("mark");
+        let touch = json!({"run": ["/bin/sh", "-c", format!("touch {}", mark.display())]});
+        foreseen(touch).await.unwrap();
+        assert!(!mark.exists(), "a dry run changes nothing");
+        let probe = |script: &str| json!({"run": ["/bin/sh", "-c", script], "probe": true});
+        assert_eq!(foreseen(probe("echo a; echo all is up")).await.unwrap().says, "all is up");
+        let why = foreseen(probe("echo broker: no answer; exit 3")).await.unwrap_err().to_string();
+        assert!(why.contains("exit code 3") && why.contains("broker: no answer"), "{why}");
+    }
+
+    #[tokio::test]
+    async fn a_program_that_is_not_there_and_a_script_that_no_shell_understands_are_found_before() {
+        let why = foreseen(json!({"run": ["no-such-program"]})).await.unwrap_err().to_string();
+        assert!(why.contains("no-such-program"), "{why}");
+        let why = foreseen(json!({"run": ["/bin/sh", "-c", "if true; then"]})).await.unwrap_err().to_string();
+        assert!(why.contains("does not understand"), "{why}");
     }
 }
