@@ -11,7 +11,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use common::{World, cloud};
+use common::{World, cloud, north, south};
 use drives::{driving, order};
 use farsite_model::config::{MariadbPlace, SiteRewrite};
 use farsite_model::content::{InMemory, ReadAt};
@@ -43,7 +43,7 @@ fn stopped_at(ended: &Ended, id: &str, words: &[&str]) {
 }
 
 async fn go_on(world: &World, standby: &Standby) -> Result<Ended, PromoteError> {
-    let promotion = farsite_promote::failover::open(standby, &common::north()).await?;
+    let promotion = farsite_promote::failover::open(standby, &north()).await?;
     drive(standby, &world.operator, &promotion, &driving("ann")).await
 }
 
@@ -99,7 +99,7 @@ async fn a_cloud_that_cannot_be_asked_is_found() {
     world.point(1).await;
     let standby = world.standby("one").await;
     let mut config = (*standby.config).clone();
-    config.sites.get_mut(&common::south()).unwrap().cloud = Some("no-such-cloud".into());
+    config.sites.get_mut(&south()).unwrap().cloud = Some("no-such-cloud".into());
     let standby = Standby { config: Arc::new(config), ..standby };
     let dry = dry_run(&standby, &order(1)).await.unwrap();
     assert!(!dry.is_clear());
@@ -149,7 +149,7 @@ async fn point_of(world: &World, server: &Server) {
     std::fs::create_dir_all(&scratch).unwrap();
     let base = database.base_backup(&server::context(&scratch), scratch.join("base")).await.unwrap();
     let run = RunId::from_random(77);
-    let sealer = Sealer::begin(&world.store, &world.source, &common::north(), &cloud(), run).await.unwrap();
+    let sealer = Sealer::begin(&world.store, &world.source, &north(), &cloud(), run).await.unwrap();
     let mut writer = RunWriter::begin(
         &world.store,
         sealer,
@@ -194,10 +194,10 @@ fn schema(server: &Server, revision: &str, password: &str) {
 async fn heavy_a_wrong_password_and_another_release_are_found_before_and_mended_in_the_middle() {
     let world = World::new().await;
     let logged = ["--log-bin=mariadb-bin", "--binlog-format=ROW", "--server-id=7"];
-    let north = Server::start(&world.dir.path().join("n"), Root::UnixSocket, &logged);
-    schema(&north, "2023_2_contract01", "north-pass");
-    point_of(&world, &north).await;
-    drop(north);
+    let lost = Server::start(&world.dir.path().join("n"), Root::UnixSocket, &logged);
+    schema(&lost, "2023_2_contract01", "north-pass");
+    point_of(&world, &lost).await;
+    drop(lost);
     let own = Server::start(&world.dir.path().join("s"), Root::UnixSocket, &[]);
     schema(&own, "2024_1_contract01", "south-pass");
     let standby = with_own_server(&world, &world.standby("one").await, &own);
@@ -211,6 +211,11 @@ async fn heavy_a_wrong_password_and_another_release_are_found_before_and_mended_
     let said = format!("{dry:?}");
     assert!(!said.contains("old-pass") && !said.contains("south-pass"), "{said}");
 
+    write_secret(&secret, "south-pass");
+    let dry = dry_run(&standby, &order(1)).await.unwrap();
+    assert!(step(&dry, "check-site").precondition.is_ok(), "{dry:#?}");
+
+    write_secret(&secret, "old-pass");
     let promotion = begin(&standby, &world.operator, &order(1)).await.unwrap();
     let ended = drive(&standby, &world.operator, &promotion, &driving("ann")).await.unwrap();
     stopped_at(&ended, "check-site", &["refuses the account glance"]);
@@ -221,8 +226,6 @@ async fn heavy_a_wrong_password_and_another_release_are_found_before_and_mended_
     );
 
     write_secret(&secret, "south-pass");
-    let dry = dry_run(&standby, &order(1)).await.unwrap();
-    assert!(step(&dry, "check-site").precondition.is_ok(), "{dry:#?}");
     let instance = farsite_sources::mariadb::instance::Instance {
         datadir: own.data(),
         socket: own.socket(),

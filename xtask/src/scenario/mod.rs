@@ -2,6 +2,7 @@
 
 mod children;
 mod disaster;
+mod obstacles;
 mod sites;
 mod soak;
 mod traps;
@@ -12,7 +13,7 @@ use std::path::{Path, PathBuf};
 use crate::failure::Failure;
 
 pub const USAGE: &str = "\
-usage: cargo xtask scenario disaster|traps [OPTIONS]
+usage: cargo xtask scenario disaster|traps|obstacles [OPTIONS]
        cargo xtask soak disaster [--seeds N] [OPTIONS]
 
 Two sites of the lab, clients at north, replication to south; north is destroyed at a random moment, south is promoted, and asked
@@ -20,6 +21,9 @@ with the real clients for everything that north had acknowledged.
 
 `traps` prepares north with everything that is known to go wrong silently (an image without bytes, an overlay called raw, a volume
 without its record, operations under way and more), and looks at what became of each at south.
+
+`obstacles` breaks at south what a failover needs: its dry run must name all of it, and the failover must stop at each with a
+sentence and go on after the cure.
 
   --seed N         what the clients do, and when disaster strikes (1)
   --every SECONDS  between two recovery points (60)
@@ -45,7 +49,11 @@ pub fn scenario(root: &Path, words: &[&str]) -> Result<(), Failure> {
     match words {
         ["disaster", rest @ ..] => disaster::disaster(root, &parse(root, rest)?),
         ["traps", rest @ ..] => traps::traps(root, &parse(root, rest)?),
-        _ => Err(Failure::usage("which scenario? there are `disaster` and `traps`".to_owned(), USAGE)),
+        ["obstacles", rest @ ..] => obstacles::obstacles(root, &parse(root, rest)?),
+        _ => Err(Failure::usage(
+            "which scenario? there are `disaster`, `traps` and `obstacles`".to_owned(),
+            USAGE,
+        )),
     }
 }
 
