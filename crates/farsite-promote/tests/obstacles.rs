@@ -9,7 +9,7 @@ mod server;
 
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 
 use common::{World, cloud, north, south};
 use drives::{driving, order};
@@ -25,6 +25,7 @@ use farsite_store::ingest::{IngestOptions, Input, RunWriter};
 use farsite_store::local_map::LocalMapWriter;
 use farsite_store::seal::Sealer;
 use server::{Root, Server};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 /// What a dry run says of one step.
 fn step<'d>(dry: &'d DryRun, id: &str) -> &'d farsite_promote::dry_run::StepPlan {
@@ -107,6 +108,62 @@ async fn a_cloud_that_cannot_be_asked_is_found() {
         dry.problems.iter().any(|why| why.contains("no-such-cloud") && why.contains("hint:")),
         "{dry:#?}"
     );
+}
+
+const ASKS: &str = "name: asks\nstages:\n  - name: only\n    steps:\n      - id: answers\n        action: http-check\n        timeout: 3s\n        with: { url: 'http://ADDRESS/v3' }\n";
+
+/// Answers every request with the status that stands in `status`.
+async fn api(status: Arc<AtomicU16>) -> std::net::SocketAddr {
+    let listener = tokio::net::TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let mut request = [0; 1024];
+            let _ = stream.read(&mut request).await;
+            let head = format!("HTTP/1.1 {} said\r\n\r\n", status.load(Ordering::SeqCst));
+            let _ = stream.write_all(head.as_bytes()).await;
+        }
+    });
+    address
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_api_that_answers_500_stops_the_failover_with_what_it_said_and_a_resume_asks_again() {
+    let world = World::new().await;
+    world.point(1).await;
+    let status = Arc::new(AtomicU16::new(500));
+    let runbook = world.dir.path().join("asks.yaml");
+    let address = api(status.clone()).await;
+    std::fs::write(&runbook, ASKS.replace("ADDRESS", &address.to_string())).unwrap();
+    let mut given = order(1);
+    given.runbook = Some(runbook);
+    let standby = world.standby("one").await;
+    let promotion = begin(&standby, &world.operator, &given).await.unwrap();
+    let ended = drive(&standby, &world.operator, &promotion, &driving("ann")).await.unwrap();
+    stopped_at(&ended, "answers", &["it answered 500, not 200"]);
+    status.store(200, Ordering::SeqCst);
+    assert!(go_on(&world, &standby).await.unwrap().is_completed());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn heavy_a_ceph_that_does_not_answer_is_found_in_time() {
+    let world = World::new().await;
+    world.point(1).await;
+    let conf = world.dir.path().join("ceph.conf");
+    // Takes connections and says nothing.
+    let silent = std::net::TcpListener::bind(("127.0.0.1", 0)).unwrap();
+    let address = silent.local_addr().unwrap();
+    std::fs::write(&conf, format!("[global]\nmon_host = v1:{address}\nauth_client_required = none\n"))
+        .unwrap();
+    let standby = world.standby("one").await;
+    let mut config = (*standby.config).clone();
+    let place = serde_json::json!({"rbd": {"pool": "volumes", "conf": conf}});
+    config.places.get_mut(&cloud()).unwrap().cinder = Some(serde_json::from_value(place).unwrap());
+    let standby = Standby { config: Arc::new(config), ..standby };
+    let begun = std::time::Instant::now();
+    let dry = dry_run(&standby, &order(1)).await.unwrap();
+    is_found(&dry, "restore-volumes", &["volumes", "ceph -s"]);
+    assert!(begun.elapsed() < std::time::Duration::from_secs(55), "{:?}", begun.elapsed());
 }
 
 fn write_secret(path: &Path, text: &str) {

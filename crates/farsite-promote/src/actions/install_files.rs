@@ -149,6 +149,14 @@ impl Action for InstallFiles {
             context.lease.check()?;
             let to = install.to.display().to_string();
             let what = format!("putting {} into place as {to}", install.from.display());
+            if install.from.symlink_metadata().is_err() {
+                return Err(failed(
+                    context,
+                    format!(
+                        "{what}: the point did not bring it; what stands at {to} is as it was\n  hint: correct `rewrite.files` in farsite.yaml, or put it among the policy's `files`; if its files came another way, skip this step"
+                    ),
+                ));
+            }
             tokio::task::spawn_blocking(move || install.put())
                 .await
                 .map_err(|e| failed(context, e))?

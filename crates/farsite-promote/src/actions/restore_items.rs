@@ -348,6 +348,9 @@ impl Action for RestoreItems {
             return Ok("the point holds none".into());
         }
         for (kind, rbd) in run.targets.pools() {
+            if !self.kinds.contains(&kind) {
+                continue;
+            }
             let wanted: Vec<&ManifestItem> = run.items(self.kinds).filter(|item| item.kind == kind).collect();
             let (there, ready) = pool_items::standing(rbd, &wanted).await.map_err(ActionError::Failed)?;
             standing += there;

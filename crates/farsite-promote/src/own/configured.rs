@@ -33,9 +33,19 @@ pub enum Stated {
 pub fn logins(paths: &[PathBuf]) -> Result<Vec<Login>, String> {
     let mut found = Vec::new();
     for path in paths {
-        each_text(path, "looking for logins in", &mut |file, text| read(file, text, &mut found))?;
+        each_text(path, "looking for logins in", &mut |file, text| {
+            if file == path || is_read_by_services(file.strip_prefix(path).unwrap_or(file)) {
+                read(file, text, &mut found);
+            }
+        })?;
     }
     Ok(found)
+}
+
+/// Copies that people and packages leave beside a configuration (`.bak`, `.dpkg-dist`, what begins with a dot) are nobody's logins.
+fn is_read_by_services(path: &Path) -> bool {
+    let is_hidden = path.iter().any(|part| part.as_encoded_bytes().starts_with(b"."));
+    !is_hidden && path.extension().is_some_and(|ending| ending == "conf" || ending == "ini")
 }
 
 /// A section's login in Keystone, as far as it was read.
@@ -155,6 +165,9 @@ mod tests {
             "[DEFAULT]\n# connection = mysql://old:gone@x/y\n[database]\nconnection = mysql+pymysql://glance:p%40ss%2fword@10.0.0.5:3307/glance?charset=utf8\n\n[keystone_authtoken]\nusername = glance\npassword = \"a b\"\n[other]\nusername = x\npassword = y\n[service_user]\nauth_url = http://k\nusername = svc\npassword = $common\n",
         )
         .unwrap();
+        std::fs::copy(&file, dir.path().join("glance-api.conf.bak")).unwrap();
+        std::fs::create_dir(dir.path().join(".old")).unwrap();
+        std::fs::copy(&file, dir.path().join(".old/x.conf")).unwrap();
         let found = logins(&[dir.path().to_owned()]).unwrap();
         let seen: Vec<(&str, &Stated)> = found.iter().map(|l| (l.name.as_str(), &l.password)).collect();
         assert_eq!(
