@@ -115,16 +115,15 @@ fn url(text: &str) -> Option<(String, Stated, Door)> {
     let (name, password) = login.split_once(':')?;
     let (address, behind) = rest.split_once(['/', '?']).unwrap_or((rest, ""));
     let socket = behind.split(['?', '&']).find_map(|option| option.strip_prefix("unix_socket="));
-    let door = match socket {
-        Some(path) => Door::Socket(decoded(path)?.into()),
-        None => {
-            let (host, port) = match address.rsplit_once(':') {
-                Some((host, port)) if !port.contains(']') => (host, port.parse().ok()?),
-                _ => (address, MARIADB_PORT),
-            };
-            let host = host.trim_start_matches('[').trim_end_matches(']');
-            Door::Tcp { host: if host.is_empty() { "localhost" } else { host }.to_owned(), port }
-        }
+    let door = if let Some(path) = socket {
+        Door::Socket(decoded(path)?.into())
+    } else {
+        let (host, port) = match address.rsplit_once(':') {
+            Some((host, port)) if !port.contains(']') => (host, port.parse().ok()?),
+            _ => (address, MARIADB_PORT),
+        };
+        let host = host.trim_start_matches('[').trim_end_matches(']');
+        Door::Tcp { host: if host.is_empty() { "localhost" } else { host }.to_owned(), port }
     };
     let password = match decoded(password) {
         Some(plain) if !password.contains('$') => Stated::Known(Secret::new(plain)),
