@@ -9,6 +9,7 @@ use super::Options;
 use super::children::output;
 use super::world::{World, at};
 use crate::failure::Failure;
+use crate::lab::site::Site;
 use crate::step::{minutes, run};
 
 /// A revision that no release of Glance has.
@@ -30,11 +31,9 @@ pub fn obstacles(root: &Path, options: &Options) -> Result<(), Failure> {
 }
 
 fn play(world: &World<'_>) -> Result<String, Failure> {
-    let (code, said) = output(world.sites.command("north", &["replicate", "cloud"]), minutes(5), "")?;
-    if !matches!(code, Some(0 | 3)) {
-        return Err(Failure::new(format!("`farsite replicate` ended with {code:?}:\n{said}"), "see above"));
-    }
+    replicate(world)?;
     cloud(world)?;
+    upgraded(world)?;
     let (code, said) =
         farsite(world, &[&LOST[..], &["--dry-run"]].concat(), &world.sites.north.lab().join("clouds.yaml"))?;
     if code != Some(0) {
@@ -47,7 +46,7 @@ fn play(world: &World<'_>) -> Result<String, Failure> {
     world.lab(&["stop", "south", "rabbitmq"])?;
     let (secret, etc) = (world.sites.secret("db"), world.sites.north.etc());
     fs::write(&secret, "not-it").map_err(|e| at(&secret, &e))?;
-    let own = revision(world, OTHER)?;
+    let own = revision(&world.sites.south, OTHER)?;
     let configuration = world.sites.configuration("operator");
     let right = fs::read_to_string(&configuration).map_err(|e| at(&configuration, &e))?;
     let keys = format!("{}/keystone/credential-keys", etc.display());
@@ -94,13 +93,40 @@ fn play(world: &World<'_>) -> Result<String, Failure> {
     fs::write(&configuration, right).map_err(|e| at(&configuration, &e))?;
     stops_at(world, &resume, "check-release", OTHER)?;
     // What Glance's own db sync would come to, were there a release of this revision.
-    revision(world, OTHER)?;
+    revision(&world.sites.south, OTHER)?;
     let (code, said) = farsite(world, &resume, &clouds)?;
     if !matches!(code, Some(0 | 3)) {
         return Err(Failure::new(format!("the last resume ended with {code:?}:\n{said}"), "see above"));
     }
     world.lab(&["status", "south"])?;
     Ok(format!("south is promoted, past everything that stood in the way (Glance's schema was at {own})"))
+}
+
+/// One point.
+fn replicate(world: &World<'_>) -> Result<(), Failure> {
+    let (code, said) = output(world.sites.command("north", &["replicate", "cloud"]), minutes(5), "")?;
+    if !matches!(code, Some(0 | 3)) {
+        return Err(Failure::new(format!("`farsite replicate` ended with {code:?}:\n{said}"), "see above"));
+    }
+    Ok(())
+}
+
+/// North is upgraded behind its base: the next point tells.
+fn upgraded(world: &World<'_>) -> Result<(), Failure> {
+    let before = revision(&world.sites.north, OTHER)?;
+    replicate(world)?;
+    let clouds = world.sites.north.lab().join("clouds.yaml");
+    let (code, said) = farsite(world, &[&LOST[..], &["--dry-run"]].concat(), &clouds)?;
+    if code != Some(1) || !said.contains(&format!("north's glance is at revision {OTHER}")) {
+        return Err(Failure::new(
+            format!("an upgrade of north between two points is not seen ({code:?}):\n{said}"),
+            "with --keep everything is left to look at",
+        ));
+    }
+    revision(&world.sites.north, &before)?;
+    replicate(world)?;
+    world.say("an upgrade of north between two points was seen");
+    Ok(())
 }
 
 fn farsite(world: &World<'_>, words: &[&str], clouds: &Path) -> Result<(Option<i32>, String), Failure> {
@@ -145,16 +171,16 @@ fn cloud(world: &World<'_>) -> Result<(), Failure> {
     fs::write(&path, named).map_err(|e| at(&path, &e))
 }
 
-/// Glance's revision at south is said to be another one; the one that it had.
-fn revision(world: &World<'_>, other: &str) -> Result<String, Failure> {
+/// Glance's revision at a site is said to be another one; the one that it had.
+fn revision(site: &Site, other: &str) -> Result<String, Failure> {
     let sql = |sql: String| {
         let mut client = Command::new("mariadb");
-        client.args(["--no-defaults", "-N", "-B", "-S"]).arg(world.sites.south.mariadb_socket());
+        client.args(["--no-defaults", "-N", "-B", "-S"]).arg(site.mariadb_socket());
         client.args(["-e", &sql]);
         client
     };
     let asked = sql("SELECT version_num FROM glance.alembic_version".to_owned());
-    let (_, before) = output(asked, minutes(1), "does MariaDB run at south?")?;
+    let (_, before) = output(asked, minutes(1), "does MariaDB run there?")?;
     run(sql(format!("UPDATE glance.alembic_version SET version_num = '{other}'")), minutes(1), "see above")?;
     Ok(before.trim().to_owned())
 }

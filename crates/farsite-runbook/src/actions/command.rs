@@ -1,7 +1,6 @@
 //! `command`: runs a program on this machine.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
@@ -10,6 +9,7 @@ use serde::Deserialize;
 use serde_json::Value;
 use tokio::io::AsyncReadExt;
 
+use super::tied;
 use crate::action::{Action, ActionContext, ActionError, Done, Foreseen, Outcome, parameters};
 
 /// What is kept of a program's output.
@@ -48,7 +48,7 @@ impl With {
     /// What keeps it from being started at all.
     async fn cannot_begin(&self, context: &ActionContext) -> Result<Option<String>, ActionError> {
         let Some(program) = self.run.first() else { return Ok(Some("`run` is empty".into())) };
-        if find(program).is_none() {
+        if tied::find(program).is_none() {
             return Ok(Some(format!("there is no program {program} on this host")));
         }
         // A shell that is asked to read only: what it cannot read it would not run either.
@@ -69,16 +69,6 @@ impl With {
 /// Shells whose `-n` reads and does not run.
 const SHELLS: [&str; 4] = ["/sh", "/bash", "/dash", "/ksh"];
 
-/// A program by its path, or where `PATH` has it.
-fn find(program: &str) -> Option<PathBuf> {
-    let path = Path::new(program);
-    if path.components().count() > 1 {
-        return path.is_file().then(|| path.to_owned());
-    }
-    let folders = std::env::var_os("PATH")?;
-    std::env::split_paths(&folders).map(|folder| folder.join(program)).find(|path| path.is_file())
-}
-
 pub(crate) struct Command;
 
 /// Output of a program that has ended.
@@ -98,17 +88,13 @@ pub async fn run_command(
     let Some(program) = argv.first() else { return Err(ActionError::failed("an empty command")) };
     context.lease.check()?;
     let seconds = context.timeout.as_secs().max(1);
-    let mut child = tokio::process::Command::new("timeout")
-        .args(["--kill-after=2", &seconds.to_string()])
-        .args(argv)
-        .envs(env)
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .kill_on_drop(true)
-        .process_group(0)
-        .spawn()
+    let mut command = tied::timeout();
+    command.args(["--kill-after=2", &seconds.to_string()]).args(argv).envs(env).process_group(0);
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = tied::spawn(command)
+        .await
         .map_err(|error| ActionError::failed(format!("{program}: cannot be started: {error}")))?;
+    let waited = tied::Waited::of(&child);
     let (mut stdout, mut stderr) = (child.stdout.take(), child.stderr.take());
     let out = async {
         match &mut stdout {
@@ -129,8 +115,10 @@ pub async fn run_command(
     };
     let (status, bytes) = tokio::select! {
         done = work => done,
+        // It is told to end, and all that it runs.
         () = context.cancel.cancelled() => return Err(ActionError::Cancelled),
     };
+    waited.has_ended();
     let status = status.map_err(|error| ActionError::failed(format!("{program}: {error}")))?;
     let text = String::from_utf8_lossy(&bytes).trim().to_owned();
     if status.code() == Some(124) {
@@ -240,8 +228,8 @@ mod tests {
         }
     }
 
-    async fn foreseen(with: Value) -> Result<Foreseen, ActionError> {
-        let context = ActionContext {
+    fn context() -> ActionContext {
+        ActionContext {
             step: "s".into(),
             mode: Mode::Failover,
             level: Level::Data,
@@ -249,8 +237,29 @@ mod tests {
             timeout: Duration::from_secs(5),
             cancel: CancellationToken::new(),
             people: Arc::new(Nobody),
-        };
-        Command.dry_run(&context, &with).await
+        }
+    }
+
+    async fn foreseen(with: Value) -> Result<Foreseen, ActionError> {
+        Command.dry_run(&context(), &with).await
+    }
+
+    #[tokio::test]
+    async fn what_nobody_waits_for_any_more_does_not_go_on() {
+        let dir = tempfile::tempdir().unwrap();
+        let (begun, mark) = (dir.path().join("begun"), dir.path().join("mark"));
+        let script = format!("touch {}; sleep 1; touch {}", begun.display(), mark.display());
+        let context = context();
+        let cancel = context.cancel.clone();
+        let with = json!({"run": ["/bin/sh", "-c", script]});
+        let running = tokio::spawn(async move { Command.run(&context, &with).await });
+        while !begun.exists() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        cancel.cancel();
+        assert_eq!(running.await.unwrap(), Err(ActionError::Cancelled));
+        tokio::time::sleep(Duration::from_millis(1500)).await;
+        assert!(!mark.exists(), "it was told to end");
     }
 
     #[tokio::test]

@@ -120,7 +120,7 @@ fn a_driver_that_was_killed_on_this_host_keeps_nobody_waiting() {
     let world = World::new();
     world.replicate();
     let hangs = "name: hangs\nstages:\n  - name: only\n    steps:\n      - id: wait\n        action: command\n        \
-                 timeout: 5m\n        with: { run: [/bin/sh, -c, 'test -e cured || { touch begun; exec sleep 20; }'], idempotent: true }\n";
+                 timeout: 5m\n        with: { run: [/bin/sh, -c, 'test -e cured || { touch begun; sleep 3; touch went-on; sleep 20; }'], idempotent: true }\n";
     std::fs::write(world.at("hangs.yaml"), hangs).unwrap();
     let mut driver = world.begin_south(&lost(&["--yes", "--runbook", "hangs.yaml"]));
     let begun = std::time::Instant::now();
@@ -138,6 +138,8 @@ fn a_driver_that_was_killed_on_this_host_keeps_nobody_waiting() {
         .says(&["south is primary now"]);
     assert!(begun.elapsed().as_secs() < 30, "the dead one's time was not waited for");
     driver.wait().unwrap();
+    std::thread::sleep(std::time::Duration::from_secs(3));
+    assert!(!world.at("went-on").exists(), "what the dead one ran did not go on beside it");
 }
 
 #[test]
