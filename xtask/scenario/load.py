@@ -2,7 +2,7 @@
 write into two attached volumes, until the site dies under them. Everything that the site has acknowledged is a line of JSON
 in a file, with the time at which it was.
 
-Environment: OS_CLIENT_CONFIG_FILE and OS_CLOUD (the site's admin), SHARE_FOLDER (the share with the volumes' files), PROMISES
+Environment: OS_CLIENT_CONFIG_FILE and OS_CLOUD (the site's admin), SHARE_FOLDER or CEPH_CONF (where the volumes are), PROMISES
 (the file), SEED.
 """
 
@@ -18,9 +18,9 @@ import uuid
 
 import openstack
 
+import disks as storage
 from clouds import until
 
-SHARE = os.environ["SHARE_FOLDER"]
 seed = int(os.environ["SEED"])
 chance = random.Random(seed)
 promises = open(os.environ["PROMISES"], "a", buffering=1)
@@ -43,12 +43,12 @@ def until_available(get):
 
 def guests(volumes):
     """Writes a counter into the first disk and only then into the second one, as a database does with its log and its data."""
-    disks = [os.open(f"{SHARE}/volume-{volume}", os.O_WRONLY | os.O_DSYNC) for volume in volumes]
+    disks = [storage.writer(volume) for volume in volumes]
     count, told = 0, 0.0
     while True:
         count += 1
-        for disk in disks:
-            os.pwrite(disk, b"CNTR" + struct.pack("<Q", count), (count % SLOTS) * 4096)
+        for write in disks:
+            write(b"CNTR" + struct.pack("<Q", count), (count % SLOTS) * 4096)
         if time.monotonic() - told > 0.1:
             told = time.monotonic()
             promise("count", count=count)
@@ -92,7 +92,8 @@ def image(cloud, owner):
 
 
 def volume(cloud, owner, of=None):
-    made = cloud.block_storage.create_volume(name=f"volume-{uuid.uuid4().hex[:8]}", size=1, image_id=of and of[0])
+    name = f"volume-{uuid.uuid4().hex[:8]}"
+    made = cloud.block_storage.create_volume(name=name, size=1, image_id=of and of[0], volume_type=storage.TYPE)
     until_available(lambda: cloud.block_storage.get_volume(made.id))
     what = {"sha256": hashlib.sha256(of[1]).hexdigest(), "bytes": len(of[1])} if of else {}
     promise("volume", id=made.id, owner=owner, **what)

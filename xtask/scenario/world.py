@@ -1,6 +1,6 @@
 """All that a site's users and operators could see of it, as one hash for each part: to tell whether something was changed.
 
-Environment: OS_CLIENT_CONFIG_FILE and OS_CLOUD, SITE_FOLDER, SHARE_FOLDER, SOCKET (of MariaDB).
+Environment: OS_CLIENT_CONFIG_FILE and OS_CLOUD, SITE_FOLDER, SHARE_FOLDER, CEPH_CONF where there is Ceph, SOCKET (of MariaDB).
 """
 
 import hashlib
@@ -9,6 +9,8 @@ import os
 import subprocess
 
 import openstack
+
+import disks
 
 cloud = openstack.connect()
 seen = {}
@@ -36,6 +38,8 @@ keep("users", str(sorted(u.id for u in cloud.identity.users())))
 keep("endpoints", str(sorted(e.url for e in cloud.identity.endpoints())))
 keep("image files", files(f"{os.environ['SITE_FOLDER']}/glance/images"))
 keep("volume files", files(os.environ["SHARE_FOLDER"]))
+if disks.CEPH:
+    keep("pools", disks.in_pool())
 keep("configuration", files(f"{os.environ['SITE_FOLDER']}/etc"))
 # Services write their heartbeats all the time.
 left_out = [f"--ignore-table=cinder.{table}" for table in ("services", "workers")]

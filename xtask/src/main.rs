@@ -28,6 +28,7 @@ usage: cargo xtask COMMAND
                           --offline leaves out the advisories, whose database is fetched each time
   deny [--offline]        licences, sources and advisories of dependencies alone
   demos [RUNS]            the demo with seeds 1 to RUNS (20) on both databases: RPO reported, true loss, RTO
+  bench cloud [...]       a site with many images and volumes: runs without a change, rest, a failover by step
   bench data-plane [...]  Farsite beside restic, borg and others on the same volume; `bench` alone lists the options
   fuzz [--minutes N]      every parser of stored bytes and the round trip of any writes, many cases, for N (5) minutes
   lab COMMAND             two sites of real OpenStack on this machine; `lab` alone lists the commands
@@ -66,8 +67,13 @@ fn dispatch(args: &[String]) -> Result<(), Failure> {
             _ => Err(Failure::usage(format!("`{runs}` is not a number of runs"), USAGE)),
         },
         ["bench", "data-plane", options @ ..] => bench::bench(&root, options),
+        ["bench", "cloud", options @ ..] => bench::cloud::bench(&root, options),
         ["bench", ..] => {
-            Err(Failure::usage("which benchmark? there is `data-plane`".to_owned(), bench::USAGE))
+            eprintln!("{}", bench::cloud::USAGE);
+            Err(Failure::usage(
+                "which benchmark? there are `data-plane` and `cloud`".to_owned(),
+                bench::USAGE,
+            ))
         }
         ["fuzz"] => fuzz::fuzz(&root, 5),
         ["fuzz", "--minutes", n] => match n.parse() {

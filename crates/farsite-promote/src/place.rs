@@ -78,6 +78,8 @@ pub struct Targets {
     pub promotion: PromotionId,
     /// The folder that holds everything: only in a drill.
     pub drill: Option<PathBuf>,
+    /// What a drill has in files, and a failover would have in a pool.
+    pub instead_of_pools: Vec<ItemKind>,
     /// A short folder for sockets of this promotion.
     pub sockets: PathBuf,
     pub mariadb: Option<MariadbTarget>,
@@ -118,6 +120,7 @@ impl Targets {
             group: group.clone(),
             promotion,
             drill: None,
+            instead_of_pools: Vec::new(),
             sockets: sockets(promotion, group),
             mariadb: places.mariadb.as_ref().map(|m| MariadbTarget {
                 datadir: m.datadir.clone(),
@@ -150,9 +153,15 @@ impl Targets {
                 }
             }
         }
+        let in_pool = |place: Option<&StoragePlace>| place.is_some_and(|place| place.rbd.is_some());
+        let kinds = [
+            (ItemKind::Glance, in_pool(places.and_then(|p| p.glance.as_ref()))),
+            (ItemKind::Cinder, in_pool(places.and_then(|p| p.cinder.as_ref()))),
+        ];
         Self {
             group: group.clone(),
             promotion,
+            instead_of_pools: kinds.into_iter().filter(|(_, is)| *is).map(|(kind, _)| kind).collect(),
             mariadb: Some(MariadbTarget {
                 datadir: root.join("mariadb"),
                 socket: sockets.join("db.sock"),
@@ -362,7 +371,9 @@ mod tests {
         assert_eq!(rbd.conf.as_deref(), Some(dir.path().join("ceph.conf").as_path()));
         assert_eq!(targets.all(), Vec::<PathBuf>::new());
         assert_eq!(targets.cinder.as_ref().unwrap().as_variable(), "rbd:volumes");
-        assert!(Targets::drill(&config, &group, id).pools().is_empty());
+        let drill = Targets::drill(&config, &group, id);
+        assert!(drill.pools().is_empty());
+        assert_eq!(drill.instead_of_pools, [ItemKind::Cinder]);
     }
 
     #[test]

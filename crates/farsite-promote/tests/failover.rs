@@ -327,3 +327,32 @@ async fn a_missing_place_or_an_unknown_group_changes_nothing() {
         Some(false)
     );
 }
+
+/// What still has to be done when everything has been checked, and a word to somebody.
+const AFTER_THE_CHECK: &str = "
+name: after
+include: data
+stages:
+  - name: doors
+    steps:
+      - { id: open-doors, action: command, with: { run: [/bin/sleep, '1'], idempotent: true } }
+      - { id: tell, action: notify, needs: [open-doors], with: { message: done } }
+";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_rto_ends_with_the_last_step_whatever_its_action_and_not_with_the_last_check() {
+    let world = World::new().await;
+    world.point(1).await;
+    let standby = world.standby("one").await;
+    let runbook = world.dir.path().join("after.yaml");
+    std::fs::write(&runbook, AFTER_THE_CHECK).unwrap();
+    let mut given = order(1);
+    given.runbook = Some(runbook);
+    let promotion = begin(&standby, &world.operator, &given).await.unwrap();
+    let ended = drive(&standby, &world.operator, &promotion, &driving("ann")).await.unwrap();
+    assert!(ended.is_completed(), "{ended:?}");
+    let report = Report::of(&standby, id(1)).await.unwrap();
+    let rto = report.groups[0].rto.as_ref().unwrap();
+    assert_eq!(rto.stopped_by, "the end of step open-doors");
+    assert!(rto.seconds >= 1.0, "{rto:?}");
+}

@@ -259,8 +259,7 @@ impl Driver {
                     self.run.cancel.cancel();
                 }
                 while running.len() < *parallel && stopped.is_none() && !self.run.cancel.is_cancelled() {
-                    let ready =
-                        waiting.iter().position(|s| s.needs.iter().all(|n| settled(&state, plan, n, self)));
+                    let ready = waiting.iter().position(|s| s.needs.iter().all(|n| settled(&state, plan, n)));
                     let Some(ready) = ready else { break };
                     let step = waiting.remove(ready).clone();
                     let driver = self.clone();
@@ -555,14 +554,14 @@ impl Driver {
     }
 }
 
-/// A dependency that no longer holds anybody up: done, skipped, or left out of this run.
-fn settled(state: &RunState, plan: &Plan, id: &str, driver: &Driver) -> bool {
-    let status = state.step(id).status;
-    matches!(status, StepStatus::Completed | StepStatus::Skipped)
-        || plan.steps.iter().any(|s| {
-            s.id == id
-                && (driver.left_out(s).is_some()
-                    || (s.on_failure == OnFailure::Continue
-                        && matches!(status, StepStatus::Failed | StepStatus::TimedOut)))
-        })
+/// A dependency that no longer holds anybody up: done, skipped, or failed where that is no hindrance. One that is left out of the
+/// run is skipped once its own dependencies are settled, so that what comes behind it still waits for those.
+fn settled(state: &RunState, plan: &Plan, id: &str) -> bool {
+    match state.step(id).status {
+        StepStatus::Completed | StepStatus::Skipped => true,
+        StepStatus::Failed | StepStatus::TimedOut => {
+            plan.steps.iter().any(|s| s.id == id && s.on_failure == OnFailure::Continue)
+        }
+        _ => false,
+    }
 }

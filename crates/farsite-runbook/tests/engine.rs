@@ -319,3 +319,23 @@ async fn two_drivers_never_begin_the_same_step() {
         assert_eq!((third.0, setting.world.names().as_str()), (RunResult::Completed, "abc"));
     }
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_stands_behind_a_step_that_is_left_out_still_waits_for_what_that_one_needs() {
+    let setting = Setting::new();
+    let book = "name: r
+stages:
+- name: one
+  parallel: 3
+  steps:
+  - { id: a, action: wait, with: { for: 300ms } }
+  - { id: a2, action: make, with: { name: a }, needs: [a] }
+  - { id: b, action: make, with: { name: b }, needs: [a2], when: { set: nothing } }
+  - { id: c, action: make, with: { name: c }, needs: [b] }
+";
+    let book = format!("{book}variables: {{ nothing: \"\" }}\n");
+    let (result, state) = setting.run("one").execute(&setting.plan(&book)).await.unwrap();
+    assert_eq!(result, RunResult::Completed);
+    assert_eq!(state.step("b").status, StepStatus::Skipped);
+    assert_eq!(setting.world.effects(), ["+a", "+c"]);
+}

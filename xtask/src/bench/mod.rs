@@ -3,6 +3,7 @@
 //! can do at all. Prints the tables of `docs/benchmarks.md`.
 
 mod ceph;
+pub mod cloud;
 mod daemon;
 mod farsite;
 mod growth;

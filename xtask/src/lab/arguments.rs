@@ -16,6 +16,10 @@ pub struct Arguments {
 
 #[derive(Debug)]
 pub enum Command {
+    /// What the lab runs, and nothing is started.
+    Install {
+        ceph: bool,
+    },
     Up {
         sites: Vec<Site>,
         /// Those without a Ceph cluster get one.
@@ -57,7 +61,7 @@ pub fn parse(words: &[&str], lab: &Path, here: &Path) -> Result<Arguments, Failu
     }
     let (name, rest) = plain.split_first().ok_or_else(|| usage("which command of the lab?".to_owned()))?;
     let allowed = match *name {
-        "up" => "--ceph",
+        "install" | "up" => "--ceph",
         "down" => "--purge",
         "status" => "--json",
         _ => "",
@@ -85,6 +89,8 @@ pub fn parse(words: &[&str], lab: &Path, here: &Path) -> Result<Arguments, Failu
         [word, services @ ..] => Ok((site(word)?, services.iter().map(service).collect::<Result<_, _>>()?)),
     };
     let command = match *name {
+        "install" if rest.is_empty() => Command::Install { ceph: !flags.is_empty() },
+        "install" => return Err(usage("`lab install` is for all sites".to_owned())),
         "up" => Command::Up { sites: sites()?, ceph: !flags.is_empty() },
         "down" => Command::Down { sites: sites()?, purge: !flags.is_empty() },
         "stop" => site_and_services().map(|(site, services)| Command::Stop(site, services))?,

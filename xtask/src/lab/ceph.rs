@@ -36,6 +36,7 @@ pub fn up(
     report: &Report,
 ) -> Result<(), Failure> {
     make_monitor(site, tools)?;
+    link_keyring(site)?;
     starting.launch(&[Service::CephMon])?;
     starting.wait_for(&[Service::CephMon], limit)?;
     make_osd(site, tools)?;
@@ -51,6 +52,25 @@ pub fn up(
         report.say("the pools volumes and images are there");
     }
     Ok(())
+}
+
+/// For os-brick, through which Cinder reads a volume that becomes an image, or moves to another back end.
+fn link_keyring(site: &Site) -> Result<(), Failure> {
+    let link = site.ceph_keyring_link();
+    unlink_keyring(site)?;
+    let made = fs::create_dir_all("/etc/ceph")
+        .and_then(|()| std::os::unix::fs::symlink(site.etc().join("ceph/keyring"), &link));
+    made.map_err(|error| Failure::new(format!("{}: {error}", link.display()), "the lab needs to be root"))
+}
+
+pub fn unlink_keyring(site: &Site) -> Result<(), Failure> {
+    let link = site.ceph_keyring_link();
+    match fs::remove_file(&link) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(Failure::new(format!("{}: {error}", link.display()), "delete it by hand"))
+        }
+        _ => Ok(()),
+    }
 }
 
 fn make_monitor(site: &Site, tools: &Tools) -> Result<(), Failure> {

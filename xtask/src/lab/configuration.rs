@@ -75,6 +75,7 @@ fn values(site: &Site, venv: &Path, ceph: bool) -> Result<Vec<(&'static str, Str
         ("db_password", site.password("db")),
         ("mq_password", site.password("mq")),
         ("ceph_fsid", site.ceph_fsid()),
+        ("ceph_name", site.ceph_name()),
     ];
     let (cinder, glance) = if ceph {
         // The section, and a line between it and the next.

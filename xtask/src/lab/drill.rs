@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use super::report::Report;
-use super::site::Site;
+use super::site::{self, Site};
 use super::{configuration, ending, filer, install, setup, stop};
 use crate::failure::Failure;
 use crate::programs::{self, Program};
@@ -156,12 +156,8 @@ fn ip(words: &[&str]) -> Result<(), Failure> {
     run(command, minutes(1), "network namespaces need root (ip-netns(8))")
 }
 
-/// One for each folder (FNV-1a, which is enough to tell a handful of them apart).
 fn network(lab: &Path) -> String {
-    let hash = lab.as_os_str().as_encoded_bytes().iter().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
-        (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
-    });
-    format!("farsite-drill-{:08x}", hash & 0xffff_ffff)
+    format!("farsite-drill-{}", site::tag(lab))
 }
 
 #[cfg(test)]

@@ -36,6 +36,7 @@ use site::Site;
 pub const USAGE: &str = "\
 usage: cargo xtask lab COMMAND [--folder FOLDER]
 
+  install [--ceph]            what sites run, and nothing is started; `up` does it too
   up [SITE…] [--ceph]         starts what does not run, on first use from nothing; both sites when none is named;
                               --ceph: each site gets a Ceph cluster, for good
   down [SITE…] [--purge]      stops everything and unmounts; --purge deletes the site's folder too
@@ -74,6 +75,7 @@ pub fn lab(root: &Path, words: &[&str]) -> Result<(), Failure> {
         ));
     }
     match arguments.command {
+        Command::Install { ceph } => install::ensure(root, ceph).map(|_| ()),
         Command::Up { sites, ceph } => up_all(root, &lab, &sites, ceph),
         Command::Down { sites, purge } => {
             let results = at_the_same_time(&sites, |site| {

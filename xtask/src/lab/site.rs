@@ -101,6 +101,17 @@ impl Site {
         format!("6c616221-0000-4000-8000-00000000000{}", self.number)
     }
 
+    /// os-brick takes a cluster's keyring by the cluster's name, out of `/etc/ceph` and from nowhere else. No other lab of this
+    /// machine has the same name.
+    pub fn ceph_name(&self) -> String {
+        format!("lab-{}-{}", tag(&self.lab), self.name)
+    }
+
+    /// A link to the site's own keyring.
+    pub fn ceph_keyring_link(&self) -> PathBuf {
+        Path::new("/etc/ceph").join(format!("{}.client.admin.keyring", self.ceph_name()))
+    }
+
     pub fn ceph_osd(&self) -> String {
         format!("6c616222-0000-4000-8000-00000000000{}", self.number)
     }
@@ -225,6 +236,14 @@ pub fn check_folder(lab: &Path) -> Result<(), Failure> {
         }
     }
     Ok(())
+}
+
+/// A short name of a lab's folder (FNV-1a, which is enough to tell a handful of them apart).
+pub fn tag(lab: &Path) -> String {
+    let hash = lab.as_os_str().as_encoded_bytes().iter().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+        (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
+    });
+    format!("{:08x}", hash & 0xffff_ffff)
 }
 
 #[cfg(test)]

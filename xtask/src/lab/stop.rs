@@ -4,6 +4,7 @@ use std::fs;
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use super::ceph;
 use super::ending::{self, Stopped};
 use super::filer::{self, Unmount};
 use super::report::Report;
@@ -39,6 +40,7 @@ pub fn down(site: &Site, purge: bool, report: &Report) -> Result<(), Failure> {
     ending::kill_leftovers(site, &[setup::MARK])?;
     stop(site, &services::of(site), report)?;
     filer::unmount(site, Unmount::InOrder)?;
+    ceph::unlink_keyring(site)?;
     if purge && site.folder().exists() {
         fs::remove_dir_all(site.folder()).map_err(|error| {
             Failure::new(
@@ -57,6 +59,7 @@ pub fn destroy(site: &Site, report: &Report) -> Result<Option<PathBuf>, Failure>
     let killed = ending::kill_all(site)?;
     report.say(&format!("{killed} processes killed"));
     filer::unmount(site, Unmount::AtOnce)?;
+    ceph::unlink_keyring(site)?;
     let folder = site.folder();
     if !folder.exists() {
         return Ok(None);

@@ -37,6 +37,22 @@ impl Running {
         }
     }
 
+    /// Waits for its end; false when it failed.
+    pub fn ended_well(&mut self, limit: Duration) -> Result<bool, Failure> {
+        let deadline = Instant::now() + limit;
+        loop {
+            match self.child.try_wait() {
+                Ok(Some(status)) => return Ok(status.success()),
+                Ok(None) if Instant::now() < deadline => sleep(Duration::from_millis(200)),
+                _ => {
+                    let what =
+                        format!("{} did not end in {} s:\n{}", self.what, limit.as_secs(), self.said());
+                    return Err(Failure::new(what, "with --keep everything is left to look at"));
+                }
+            }
+        }
+    }
+
     pub fn said(&self) -> String {
         std::fs::read_to_string(&self.log).unwrap_or_default()
     }

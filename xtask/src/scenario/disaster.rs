@@ -5,9 +5,9 @@ use std::path::Path;
 use std::thread::sleep;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use super::Options;
 use super::children::{Running, output, wait_for};
 use super::world::World;
+use super::{Options, Storage};
 use crate::failure::Failure;
 use crate::lab;
 use crate::lab::site::Site;
@@ -29,9 +29,9 @@ fn play(world: &World<'_>, options: &Options) -> Result<String, Failure> {
     let load = world.python("load.py", |load| {
         load.env("OS_CLIENT_CONFIG_FILE", north.lab().join("clouds.yaml"))
             .env("OS_CLOUD", "north")
-            .env("SHARE_FOLDER", north.share_mount())
             .env("PROMISES", &promises)
             .env("SEED", options.seed.to_string());
+        world.storage(load, north);
     });
     let mut clients = Running::start("north's clients", load, &world.folder.join("clients.log"))?;
     let are_ready = |clients: &Running| clients.said().contains("ready");
@@ -72,10 +72,10 @@ fn play(world: &World<'_>, options: &Options) -> Result<String, Failure> {
             .env("AUTH_URL", south.url(lab::site::KEYSTONE, "/v3"))
             .env("REGION", south.region())
             .env("ADMIN_PASSWORD", north.password("admin"))
-            .env("SHARE_FOLDER", south.share_mount())
             .env("PROMISES", &promises)
             .env("REPORT", &report)
             .env("DISASTER", format!("{:.3}", struck.as_secs_f64()));
+        world.storage(verify, south);
     });
     let (code, figures) = output(verify, minutes(5), "")?;
     if code != Some(0) {
@@ -125,6 +125,9 @@ fn seen(world: &World<'_>, site: &Site) -> Result<String, Failure> {
             .env("SITE_FOLDER", site.folder())
             .env("SHARE_FOLDER", site.share_mount())
             .env("SOCKET", site.mariadb_socket());
+        if world.sites.storage == Storage::Ceph {
+            look.env("CEPH_CONF", site.ceph_conf());
+        }
     });
     match output(look, minutes(2), "")? {
         (Some(0), text) => Ok(text),

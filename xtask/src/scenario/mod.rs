@@ -1,19 +1,21 @@
 //! `cargo xtask scenario`: a disaster as it would be, on sites of real services. Words come in; figures and a verdict go out.
 
-mod children;
+pub mod children;
 mod disaster;
+mod guide;
 mod obstacles;
 mod sites;
 mod soak;
 mod traps;
-mod world;
+mod users;
+pub mod world;
 
 use std::path::{Path, PathBuf};
 
 use crate::failure::Failure;
 
 pub const USAGE: &str = "\
-usage: cargo xtask scenario disaster|traps|obstacles [OPTIONS]
+usage: cargo xtask scenario disaster|traps|obstacles|users|guide [OPTIONS]
        cargo xtask soak disaster [--seeds N] [OPTIONS]
 
 Two sites of the lab, clients at north, replication to south; north is destroyed at a random moment, south is promoted, and asked
@@ -25,8 +27,13 @@ without its record, operations under way and more), and looks at what became of 
 `obstacles` breaks at south what a failover needs: its dry run must name all of it, and the failover must stop at each with a
 sentence and go on after the cure.
 
+`users`: deleting, extending, reverting, retyping, migrating, cloning succeed while Farsite holds versions of the volumes.
+
+`guide` runs every command of docs/operator-guide.md, from two clouds to a passed drill.
+
   --seed N         what the clients do, and when disaster strikes (1)
   --every SECONDS  between two recovery points (60)
+  --ceph           images and volumes in Ceph pools at both sites; in files of a share otherwise
   --drill          a drill before, beside both living sites, which must not change them
   --release        farsite as it is released; a debug build otherwise
   --seeds N        of a soak: 1 to N (20), those that have passed before left out
@@ -34,24 +41,54 @@ sentence and go on after the cure.
   --folder FOLDER  where all of it is (target/scenario)
 ";
 
+/// Where both sites keep images and volumes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Storage {
+    /// Files of a share.
+    Share,
+    /// Images of Ceph pools.
+    Ceph,
+}
+
 /// What was asked for.
 pub struct Options {
     pub seed: u64,
     pub seeds: u64,
     pub every_s: u64,
+    pub storage: Storage,
     pub release: bool,
     pub drill: bool,
     pub keep: bool,
     pub folder: PathBuf,
 }
 
+impl Options {
+    pub fn new(folder: PathBuf, storage: Storage) -> Self {
+        Self { seed: 1, seeds: 20, every_s: 60, storage, release: false, drill: false, keep: false, folder }
+    }
+}
+
 pub fn scenario(root: &Path, words: &[&str]) -> Result<(), Failure> {
     match words {
         ["disaster", rest @ ..] => disaster::disaster(root, &parse(root, rest)?),
-        ["traps", rest @ ..] => traps::traps(root, &parse(root, rest)?),
-        ["obstacles", rest @ ..] => obstacles::obstacles(root, &parse(root, rest)?),
+        ["traps", rest @ ..] => {
+            let options = parse(root, rest)?;
+            match options.storage {
+                Storage::Ceph => Err(Failure::usage("the traps are those of a share".to_owned(), USAGE)),
+                Storage::Share => traps::traps(root, &options),
+            }
+        }
+        ["obstacles", rest @ ..] => {
+            let options = parse(root, rest)?;
+            match options.storage {
+                Storage::Ceph => Err(Failure::usage("the obstacles are those of a share".to_owned(), USAGE)),
+                Storage::Share => obstacles::obstacles(root, &options),
+            }
+        }
+        ["users", rest @ ..] => users::users(root, &parse(root, rest)?),
+        ["guide", rest @ ..] => guide::guide(root, &parse(root, rest)?),
         _ => Err(Failure::usage(
-            "which scenario? there are `disaster`, `traps` and `obstacles`".to_owned(),
+            "which scenario? there are `disaster`, `traps`, `obstacles`, `users` and `guide`".to_owned(),
             USAGE,
         )),
     }
@@ -68,20 +105,13 @@ pub fn soak(root: &Path, words: &[&str]) -> Result<(), Failure> {
 }
 
 fn parse(root: &Path, words: &[&str]) -> Result<Options, Failure> {
-    let mut options = Options {
-        seed: 1,
-        seeds: 20,
-        every_s: 60,
-        release: false,
-        drill: false,
-        keep: false,
-        folder: root.join("target/scenario"),
-    };
+    let mut options = Options::new(root.join("target/scenario"), Storage::Share);
     let wrong = |what: String| Failure::usage(what, USAGE);
     let mut words = words.iter();
     while let Some(word) = words.next() {
         let mut value = || words.next().ok_or_else(|| wrong(format!("`{word}` needs a value")));
         match *word {
+            "--ceph" => options.storage = Storage::Ceph,
             "--release" => options.release = true,
             "--drill" => options.drill = true,
             "--keep" => options.keep = true,

@@ -7,6 +7,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use super::{Options, Storage};
 use crate::failure::Failure;
 use crate::lab::site::{self, Site};
 use crate::step::{minutes, run};
@@ -21,10 +22,12 @@ pub struct Sites {
     pub python: PathBuf,
     pub scripts: PathBuf,
     folder: PathBuf,
+    pub storage: Storage,
 }
 
 impl Sites {
-    pub fn new(root: &Path, folder: &Path, farsite: &Path, xtask: &Path) -> Result<Self, Failure> {
+    pub fn new(root: &Path, options: &Options, farsite: &Path, xtask: &Path) -> Result<Self, Failure> {
+        let folder = &options.folder;
         let lab = folder.join("lab");
         let named = |name: &str| {
             Site::named(name, &lab).ok_or_else(|| Failure::new(format!("no site {name}"), "see `lab status`"))
@@ -36,8 +39,14 @@ impl Sites {
             xtask: xtask.to_owned(),
             python: crate::lab::environment(root).join("bin/python"),
             scripts: root.join("xtask/scenario"),
-            folder: folder.to_owned(),
+            folder: folder.clone(),
+            storage: options.storage,
         })
+    }
+
+    /// A pool as the policy and the places name it.
+    fn pool(site: &Site, pool: &str) -> String {
+        format!("rbd: {{ pool: {pool}, user: admin, conf: {} }}", site.ceph_conf().display())
     }
 
     pub fn configuration(&self, site: &str) -> PathBuf {
@@ -49,6 +58,7 @@ impl Sites {
         let mut command = Command::new(&self.farsite);
         command.arg("--config").arg(self.configuration(whose)).args(words);
         command.env("NO_COLOR", "1").env_remove("FARSITE_CONFIG");
+        command.env("OS_CLIENT_CONFIG_FILE", self.north.lab().join("clouds.yaml"));
         command
     }
 
@@ -73,9 +83,16 @@ impl Sites {
     fn own_state(&self, whose: &str, site: &str, more: &str) -> std::io::Result<()> {
         let path = self.configuration(whose);
         let state = format!("state: {}", self.folder.join("state").join(site).display());
+        let cloud = format!("  north: {{ cloud: north, region: {} }}", self.north.region());
         let mut text = String::new();
         for line in fs::read_to_string(&path)?.lines().filter(|line| !line.starts_with("web:")) {
-            let _ = writeln!(text, "{}", if line.starts_with("state:") { &state } else { line });
+            let line = match line {
+                line if line.starts_with("state:") => &state,
+                // Its own cloud, which volumes are asked of.
+                line if whose == "north" && line.starts_with("  north: {}") => &cloud,
+                line => line,
+            };
+            let _ = writeln!(text, "{line}");
         }
         fs::write(path, text + more)
     }
@@ -97,15 +114,24 @@ rpo: {rpo}s
 rto: 2m
 items:
   - mariadb: {{ socket: {socket}, user: root, log: continuous }}
-  - glance: {{ store: {images}, checksums: {{ mariadb: {{ socket: {socket}, user: root }} }} }}
-  - cinder: {{ backend: nfs, path: {share} }}
+  - glance: {{ {images}, checksums: {{ mariadb: {{ socket: {socket}, user: root }} }} }}
+  - cinder: {{ {volumes} }}
   - files: {{ name: keystone, paths: [{etc}/keystone/fernet-keys, {etc}/keystone/credential-keys] }}
 retention: {{ last: 24 }}
 ",
             rpo = every_s * 2 + 30,
             socket = north.mariadb_socket().display(),
-            images = north.images().display(),
-            share = north.share_mount().display(),
+            images = match self.storage {
+                Storage::Ceph => Self::pool(north, "images"),
+                Storage::Share => format!("store: {}", north.images().display()),
+            },
+            volumes = match self.storage {
+                Storage::Ceph => format!(
+                    "backend: ceph, {}, select: {{ files: [\"volume-*\"] }}",
+                    Self::pool(north, "volumes")
+                ),
+                Storage::Share => format!("backend: nfs, path: {}", north.share_mount().display()),
+            },
             etc = north.etc().display(),
         );
         // Where the operator is, targets and level are read when north is gone.
@@ -134,8 +160,6 @@ retention: {{ last: 24 }}
         let lab =
             |words: &str| format!("{} lab {words} --folder {}", self.xtask.display(), south.lab().display());
         let (db, service) = (self.secret("db"), self.secret("service"));
-        let drill = format!("{} lab drill", self.xtask.display());
-        let drill_folder = "--folder {{ place.folder }}/lab";
         format!(
             "
 places:
@@ -146,8 +170,8 @@ places:
       port: {port}
       server-args: [--bind-address={address}, --user=root, --server-id=201, --gtid-domain-id=2, --log-bin=binlog,
         --binlog-format=ROW, --sync-binlog=1, --performance-schema=OFF, --max-connect-errors=4294967295, --skip-name-resolve]
-    glance: {{ path: {images} }}
-    cinder: {{ path: {share} }}
+    glance: {{ {images_place} }}
+    cinder: {{ {volumes_place} }}
     files: {{ path: {files} }}
     rewrite:
       regions: {{ {old_region}: {new_region} }}
@@ -155,7 +179,7 @@ places:
       hosts: {{ {old_host}: {new_host} }}
       exports: {{ \"{old_share}\": \"{new_share}\" }}
       paths: {{ \"{old_images}\": \"{images}\" }}
-      files: {{ {keystone}/fernet-keys: {new_keystone}/fernet-keys, {keystone}/credential-keys: {new_keystone}/credential-keys }}
+{clusters}      files: {{ {keystone}/fernet-keys: {new_keystone}/fernet-keys, {keystone}/credential-keys: {new_keystone}/credential-keys }}
       database-passwords: {{ keystone: \"file:{db}\", glance: \"file:{db}\", cinder: \"file:{db}\" }}
       service-passwords: {{ glance: \"file:{service}\", cinder: \"file:{service}\" }}
     variables:
@@ -169,11 +193,7 @@ places:
       service_stop: \"{stop_services}\"
       service_status: \"{status}\"
       service_url: \"{url}\"
-      drill_service_start: \"{drill_start}\"
-      drill_service_status: \"{drill} status {drill_folder}\"
-      drill_service_stop: \"{drill} stop {drill_folder}\"
-      drill_service_check: \"{drill} run {drill_folder} {check}\"
-",
+{of_drills}",
             data = south.below("mariadb").display(),
             socket = south.mariadb_socket().display(),
             port = site::MARIADB.behind,
@@ -181,7 +201,23 @@ places:
             old_address = north.address(),
             images = south.images().display(),
             old_images = north.images().display(),
-            share = south.share_mount().display(),
+            images_place = match self.storage {
+                Storage::Ceph => Self::pool(south, "images"),
+                Storage::Share => format!("path: {}", south.images().display()),
+            },
+            volumes_place = match self.storage {
+                Storage::Ceph => Self::pool(south, "volumes"),
+                Storage::Share => format!("path: {}", south.share_mount().display()),
+            },
+            clusters = match self.storage {
+                Storage::Ceph => format!("      clusters: {{ {}: {} }}\n", north.ceph_fsid(), south.ceph_fsid()),
+                Storage::Share => String::new(),
+            },
+            // A drill restores into files: services on pools cannot serve those.
+            of_drills = match self.storage {
+                Storage::Ceph => String::new(),
+                Storage::Share => self.of_drills(),
+            },
             files = south.below("carried").display(),
             old_region = north.region(),
             new_region = south.region(),
@@ -200,22 +236,28 @@ places:
             status = lab("status south keystone glance cinder-api cinder-scheduler cinder-volume"),
             url = south.url(site::KEYSTONE, "/v3"),
             etc = south.etc().display(),
-            drill = drill,
-            drill_folder = drill_folder,
-            drill_start = format_args!(
-                "{drill} start {drill_folder} --socket {{{{ place.mariadb.socket }}}} --images {{{{ place.glance }}}} --share {{{{ place.cinder }}}} --keys {{{{ place.files }}}}{}/keystone",
-                north.etc().display()
-            ),
-            check = format_args!(
-                "env PYTHONDONTWRITEBYTECODE=1 AUTH_URL={} REGION={} ADMIN_PASSWORD={} {} {}",
-                south.url(site::KEYSTONE, "/v3"),
-                south.region(),
-                north.password("admin"),
-                self.python.display(),
-                self.scripts.join("drill_check.py").display()
-            ),
             keystone = north.etc().join("keystone").display(),
             new_keystone = south.etc().join("keystone").display(),
+        )
+    }
+
+    /// Variables of drills: south's services once more, on what a drill has restored.
+    fn of_drills(&self) -> String {
+        let (north, south) = (&self.north, &self.south);
+        let drill = format!("{} lab drill", self.xtask.display());
+        let drill_folder = "--folder {{ place.folder }}/lab";
+        format!(
+            "      drill_service_start: \"{drill} start {drill_folder} --socket {{{{ place.mariadb.socket }}}} --images {{{{ place.glance }}}} --share {{{{ place.cinder }}}} --keys {{{{ place.files }}}}{keystone}\"
+      drill_service_status: \"{drill} status {drill_folder}\"
+      drill_service_stop: \"{drill} stop {drill_folder}\"
+      drill_service_check: \"{drill} run {drill_folder} env PYTHONDONTWRITEBYTECODE=1 AUTH_URL={url} REGION={region} ADMIN_PASSWORD={password} {python} {check}\"
+",
+            keystone = north.etc().join("keystone").display(),
+            url = south.url(site::KEYSTONE, "/v3"),
+            region = south.region(),
+            password = north.password("admin"),
+            python = self.python.display(),
+            check = self.scripts.join("drill_check.py").display(),
         )
     }
 }

@@ -7,7 +7,7 @@ use std::io::Write as _;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use super::Options;
+use super::{Options, Storage};
 use crate::failure::Failure;
 
 /// What a seed's line says behind its number.
@@ -15,7 +15,11 @@ const HEADER: &str = "seed\tresult\treported_rpo_s\ttrue_loss_s\trto_s\n";
 
 pub fn soak(root: &Path, seeds: u64, options: &Options) -> Result<(), Failure> {
     let folder = root.join("target/soak");
-    let file = folder.join("disaster.tsv");
+    let storage = match options.storage {
+        Storage::Ceph => "ceph",
+        Storage::Share => "share",
+    };
+    let file = folder.join(format!("disaster-{storage}.tsv"));
     let fail = |e: std::io::Error| {
         Failure::new(format!("{}: {e}", file.display()), "look at rights and space there")
     };
@@ -26,7 +30,7 @@ pub fn soak(root: &Path, seeds: u64, options: &Options) -> Result<(), Failure> {
         if done.lines().any(|line| line.starts_with(&format!("{seed}\tok"))) {
             continue;
         }
-        let log = folder.join(format!("{seed}.log"));
+        let log = folder.join(format!("{storage}-{seed}.log"));
         let said = fs::File::create(&log).map_err(fail)?;
         eprintln!("== seed {seed} of {seeds}; its log is {}", log.display());
         let mut one = Command::new(&xtask);
@@ -39,11 +43,12 @@ pub fn soak(root: &Path, seeds: u64, options: &Options) -> Result<(), Failure> {
             &options.every_s.to_string(),
         ]);
         one.arg("--folder").arg(&options.folder);
-        if options.release {
-            one.arg("--release");
-        }
-        if options.drill {
-            one.arg("--drill");
+        for (wanted, word) in [
+            (options.storage == Storage::Ceph, "--ceph"),
+            (options.release, "--release"),
+            (options.drill, "--drill"),
+        ] {
+            one.args(wanted.then_some(word));
         }
         let output = one.stdin(Stdio::null()).stderr(said).output().map_err(fail)?;
         let text = String::from_utf8_lossy(&output.stdout).into_owned();

@@ -5,11 +5,12 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Instant;
 
-use super::Options;
 use super::children::output;
 use super::sites::Sites;
+use super::{Options, Storage};
 use crate::failure::Failure;
 use crate::lab;
+use crate::lab::site::Site;
 use crate::step::{minutes, run};
 
 pub struct World<'w> {
@@ -17,6 +18,7 @@ pub struct World<'w> {
     pub sites: Sites,
     pub folder: &'w Path,
     begun: Instant,
+    every_s: u64,
 }
 
 impl<'w> World<'w> {
@@ -26,8 +28,8 @@ impl<'w> World<'w> {
         let farsite = farsite(root, options.release)?;
         let xtask = std::env::current_exe()
             .map_err(|e| Failure::new(format!("this program: {e}"), "build it again"))?;
-        let sites = Sites::new(root, &options.folder, &farsite, &xtask)?;
-        Ok(Self { root, sites, folder: &options.folder, begun })
+        let sites = Sites::new(root, options, &farsite, &xtask)?;
+        Ok(Self { root, sites, folder: &options.folder, begun, every_s: options.every_s })
     }
 
     /// Both sites up and set up, the scenario, and everything away again unless it is to be kept.
@@ -52,9 +54,17 @@ impl<'w> World<'w> {
 
     fn begin(&self, options: &Options) -> Result<(), Failure> {
         fs::create_dir_all(self.folder).map_err(|e| at(self.folder, &e))?;
-        self.lab(&["up"])?;
+        self.lab(match options.storage {
+            Storage::Ceph => &["up", "--ceph"],
+            Storage::Share => &["up"],
+        })?;
         self.say("both sites are up");
         self.sites.set_up(options.every_s)
+    }
+
+    /// Seconds between two recovery points.
+    pub fn every_s(&self) -> u64 {
+        self.every_s
     }
 
     pub fn say(&self, what: &str) {
@@ -85,12 +95,15 @@ impl<'w> World<'w> {
 
     /// South promoted at the level `application`; where the report is.
     pub fn fail_over(&self, more: &[&str]) -> Result<PathBuf, Failure> {
+        self.fail_over_at("application", more)
+    }
+
+    pub fn fail_over_at(&self, level: &str, more: &[&str]) -> Result<PathBuf, Failure> {
         let begun = Instant::now();
-        let mut words =
-            vec!["failover", "--site", "north", "--level", "application", "--assume-site-lost", "--yes"];
+        let mut words = vec!["failover", "--site", "north", "--level", level, "--assume-site-lost", "--yes"];
         words.extend(["--reason", "the site was destroyed", "--on-failure", "stop", "--json"]);
         words.extend(more);
-        let (code, said) = output(self.sites.command("operator", &words), minutes(5), "")?;
+        let (code, said) = output(self.sites.command("operator", &words), minutes(30), "")?;
         // 3: done, and a target was missed.
         if !matches!(code, Some(0 | 3)) {
             return Err(Failure::new(
@@ -109,6 +122,14 @@ impl<'w> World<'w> {
         Ok(report)
     }
 
+    /// Where a script finds a site's volumes.
+    pub fn storage(&self, script: &mut Command, site: &Site) {
+        match self.sites.storage {
+            Storage::Ceph => script.env("CEPH_CONF", site.ceph_conf()),
+            Storage::Share => script.env("SHARE_FOLDER", site.share_mount()),
+        };
+    }
+
     /// One of the scenario's scripts, in the lab's Python environment.
     pub fn python(&self, script: &str, with: impl FnOnce(&mut Command)) -> Command {
         let mut command = Command::new(&self.sites.python);
@@ -120,7 +141,8 @@ impl<'w> World<'w> {
     }
 }
 
-fn farsite(root: &Path, release: bool) -> Result<PathBuf, Failure> {
+/// Builds it.
+pub fn farsite(root: &Path, release: bool) -> Result<PathBuf, Failure> {
     let mut build = Command::new("cargo");
     build.args(["build", "--package", "farsite"]).current_dir(root);
     if release {

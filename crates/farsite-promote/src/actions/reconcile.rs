@@ -3,12 +3,13 @@
 //! as it should be is listed.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use farsite_model::ItemKind;
 use farsite_runbook::action::{Action, ActionContext, ActionError, Done, Outcome};
-use farsite_sources::rbd;
+use farsite_sources::rbd::{self, PoolImage};
 use serde_json::Value;
 
 use super::{Held, no_parameters};
@@ -41,6 +42,14 @@ async fn has(database: &Database, schema: &str, table: &str) -> Result<bool, Str
     Ok(first(&database.query(&sql).await?) == Some("1"))
 }
 
+/// Sizes in bytes. A point without such items leaves no folder.
+fn listed(folder: &Path) -> Result<BTreeMap<String, u64>, String> {
+    match files(folder) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(BTreeMap::new()),
+        there => there.map_err(|error| format!("listing {}: {error}", folder.display())),
+    }
+}
+
 async fn of_images(run: &GroupRun, database: &Database) -> Result<Plan, String> {
     // Of OpenStack's making.
     if !has(database, "glance", "images").await? || !has(database, "glance", "alembic_version").await? {
@@ -51,23 +60,15 @@ async fn of_images(run: &GroupRun, database: &Database) -> Result<Plan, String> 
     let Some(storage) = run.targets.glance.as_ref().filter(|_| !rows.is_empty()) else {
         return Ok(Plan::default());
     };
-    let (there, scheme) = match storage {
-        Storage::Folder(folder) => match files(folder) {
-            // A point without images leaves no folder.
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                (BTreeMap::new(), images::IN_FOLDER)
-            }
-            there => {
-                let there = there.map_err(|error| format!("listing {}: {error}", folder.display()))?;
-                (there, images::IN_FOLDER)
-            }
-        },
+    let there = match storage {
+        Storage::Folder(folder) => listed(folder)?,
         Storage::Pool(rbd) => {
             let there = rbd::images(rbd).await.map_err(|error| error.to_string())?;
-            let sizes = there.into_iter().map(|(name, image)| (name, image.size_bytes));
-            (sizes.collect(), images::IN_POOL)
+            there.into_iter().map(|(name, image)| (name, image.size_bytes)).collect()
         }
     };
+    let is_pool = storage.folder().is_none() || run.targets.instead_of_pools.contains(&ItemKind::Glance);
+    let scheme = if is_pool { images::IN_POOL } else { images::IN_FOLDER };
     // Of an image in a pool its own marks tell what it is; there is no list beside it.
     let odd = match storage {
         Storage::Folder(folder) => Stamps::open(folder, ItemKind::Glance, run.promotion)
@@ -106,6 +107,11 @@ async fn of_volumes(run: &GroupRun, database: &Database) -> Result<Plan, String>
             .collect(),
     };
     let here = match &run.targets.cinder {
+        Some(Storage::Folder(folder)) if run.targets.instead_of_pools.contains(&ItemKind::Cinder) => {
+            let there = listed(folder)?;
+            let image = |size_bytes| PoolImage { size_bytes, snapshots: BTreeSet::new() };
+            Here::Pool(there.into_iter().map(|(name, size)| (name, image(size))).collect())
+        }
         Some(Storage::Folder(share)) => Here::Share(share.clone()),
         Some(Storage::Pool(rbd)) => Here::Pool(rbd::images(rbd).await.map_err(|error| error.to_string())?),
         None => Here::Nowhere,

@@ -12,8 +12,8 @@ use super::Rto;
 use crate::journal::Recorded;
 use crate::rpo::seconds;
 
-/// Actions whose success proves service: the recovery's clock stops at the last of them.
-const PROVING: [&str; 4] = ["verify-contents", "check-database", "http-check", "tcp-check"];
+/// Telling people of it is no part of bringing service back.
+const TELLS: &str = "notify";
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct StepReport {
@@ -160,20 +160,17 @@ pub(super) fn said(record: &[Recorded], name: &str) -> Option<Said> {
         .last()
 }
 
-/// From the first entry to the last check that proves service. One clock for both ends: the driver's own where a
-/// single driver ran everything, else the store's, because two machines' clocks do not compare.
+/// From the first entry to the end of the last step: what runs behind the last check was needed too, or it would not be in the
+/// runbook. One clock for both ends: the driver's own where a single driver ran everything, else the store's, because two
+/// machines' clocks do not compare.
 pub(super) fn rto(plan: &Plan, record: &[Recorded], start: StoreTime, started_by: &str) -> Option<Rto> {
-    let proves = |id: &str| plan.steps.iter().any(|s| s.id == id && PROVING.contains(&s.action.as_str()));
-    let completed = |any: bool| {
-        record.iter().rfind(|one| match &one.said {
-            Ok((JournalEntry::Outcome { step, what: What::Do, status: StepStatus::Completed, .. }, _)) => {
-                !step.starts_with('(') && (any || proves(step))
-            }
-            _ => false,
-        })
-    };
-    // A runbook without a check: its last step.
-    let last = completed(false).or_else(|| completed(true))?;
+    let counts = |id: &str| plan.steps.iter().any(|step| step.id == id && step.action != TELLS);
+    let last = record.iter().rfind(|one| match &one.said {
+        Ok((JournalEntry::Outcome { step, what: What::Do, status: StepStatus::Completed, .. }, _)) => {
+            counts(step)
+        }
+        _ => false,
+    })?;
     let Ok((JournalEntry::Outcome { step, ended, .. }, _)) = &last.said else { return None };
     let mut drivers: Vec<&str> = entries(record)
         .filter_map(|entry| match entry {
