@@ -26,6 +26,11 @@ pub fn user() -> String {
     named.filter(|user| !user.is_empty()).unwrap_or_else(|| account(rustix::process::getuid().as_raw()))
 }
 
+/// The account's name of this process itself, whoever asked for it.
+pub(crate) fn process_account() -> String {
+    account(rustix::process::geteuid().as_raw())
+}
+
 fn account(uid: u32) -> String {
     let accounts = read("/etc/passwd");
     let named = accounts.lines().find_map(|line| {
@@ -53,10 +58,17 @@ fn machine() -> String {
     format!("boot {}, namespace {namespace}", read("/proc/sys/kernel/random/boot_id"))
 }
 
-/// Start time of a process in clock ticks after boot: field 22 of proc(5)'s stat, behind the name in brackets.
+/// Start time of a living process in clock ticks after boot: field 22 of proc(5)'s stat, behind the name in brackets. One that was
+/// killed stands there until its parent has asked for it, as a zombie: when no thread of it is left, it will do nothing more.
 fn started(pid: u32) -> Option<u64> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    stat.rsplit_once(") ")?.1.split(' ').nth(19)?.parse().ok()
+    let mut fields = stat.rsplit_once(") ")?.1.split(' ');
+    let is_zombie = matches!(fields.next()?, "Z" | "X");
+    let threads = || fs::read_dir(format!("/proc/{pid}/task")).map_or(0, Iterator::count);
+    if is_zombie && threads() <= 1 {
+        return None;
+    }
+    fields.nth(18)?.parse().ok()
 }
 
 /// True when `driver` ran on this machine and its process is gone: nobody has to wait for its deadline.
@@ -90,6 +102,11 @@ mod tests {
         let driver = describe(child.id());
         assert!(!is_dead_here(&driver));
         child.kill().unwrap();
+        // Its parent has not asked for it yet, and it is dead all the same.
+        let begun = std::time::Instant::now();
+        while !is_dead_here(&driver) {
+            assert!(begun.elapsed() < std::time::Duration::from_secs(10), "{driver}");
+        }
         child.wait().unwrap();
         assert!(is_dead_here(&driver), "{driver}");
     }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use farsite_model::{GroupName, Level, Mode, PointId, SiteName};
+use farsite_replicate::connect;
 use farsite_runbook::action::{ActionContext, Lease};
 use farsite_runbook::plan::render;
 use farsite_store::ledger::SiteLedger;
@@ -24,12 +25,14 @@ use crate::promises::{Promises, promises};
 use crate::rpo::{self, Achieved};
 use crate::runbooks::{self, Bundle};
 use crate::survey::accepted_logs;
-use crate::{PromoteError, Standby};
+use crate::{PromoteError, Standby, cloud, room};
 
 /// How many candidates are shown.
 const SHOWN: usize = 10;
 /// How long the preconditions of one step may take to look at.
 const STEP_LIMIT: Duration = Duration::from_mins(1);
+/// Between a program's limit and its step's.
+const PROGRAM_GRACE: Duration = Duration::from_secs(5);
 
 /// What an order would do.
 #[derive(Debug, Clone, Serialize)]
@@ -41,6 +44,8 @@ pub struct DryRun {
     pub groups: Vec<GroupPlan>,
     /// What stands in the way of the order as a whole.
     pub problems: Vec<String>,
+    /// What could not be looked at.
+    pub notes: Vec<String>,
 }
 
 #[derive(Debug, Clone, Serialize)]
@@ -58,6 +63,8 @@ pub struct GroupPlan {
     pub rto_target_s: Option<f64>,
     pub steps: Vec<StepPlan>,
     pub problems: Vec<String>,
+    /// What could not be looked at.
+    pub notes: Vec<String>,
 }
 
 #[derive(Debug, Clone, Serialize)]
@@ -71,6 +78,8 @@ pub struct StepPlan {
     pub expected_s: Option<f64>,
     /// What its preconditions say, or what is wrong with them.
     pub precondition: Result<String, String>,
+    /// What could not be looked at, and what a person should know.
+    pub notes: Vec<String>,
     /// Who is asked before it begins.
     pub asks: Option<String>,
 }
@@ -83,6 +92,12 @@ impl DryRun {
                 g.problems.is_empty()
                     && g.steps.iter().all(|s| s.left_out.is_some() || s.precondition.is_ok())
             })
+    }
+
+    /// How much was not looked at, or has to be known.
+    pub fn notes(&self) -> usize {
+        let of_group = |g: &GroupPlan| g.notes.len() + g.steps.iter().map(|s| s.notes.len()).sum::<usize>();
+        self.notes.len() + self.groups.iter().map(of_group).sum::<usize>()
     }
 }
 
@@ -99,6 +114,14 @@ pub async fn dry_run(standby: &Standby, order: &Order) -> Result<DryRun, Promote
     if let Err(why) = order.fencing() {
         problems.push(why.to_string());
     }
+    if let Ok(store) = connect::store_config(&standby.config, &standby.site) {
+        problems.extend(room::of_store(&store.url));
+    }
+    let mut notes = Vec::new();
+    match cloud::answers(&standby.config, &standby.site).await {
+        Ok(said) => notes.extend(said),
+        Err(why) => problems.push(why),
+    }
     let mut groups = Vec::new();
     for f in &found {
         let Promises { rpo_s, rto_s, .. } = promises(&standby.config, &f.group);
@@ -113,6 +136,7 @@ pub async fn dry_run(standby: &Standby, order: &Order) -> Result<DryRun, Promote
             rto_target_s: rto_s,
             steps: Vec::new(),
             problems: Vec::new(),
+            notes: Vec::new(),
         };
         let targets = match Targets::real(&standby.config, &f.group, order.promotion) {
             Ok(targets) => targets,
@@ -144,6 +168,9 @@ pub async fn dry_run(standby: &Standby, order: &Order) -> Result<DryRun, Promote
             targets,
             stats: ReadStats::default(),
         });
+        let room = room::look(&run).await;
+        plan.problems.extend(room.problems);
+        plan.notes.extend(room.notes);
         plan.steps = steps(&run, &bundle).await?;
         groups.push(plan);
     }
@@ -154,6 +181,7 @@ pub async fn dry_run(standby: &Standby, order: &Order) -> Result<DryRun, Promote
         runbook: name,
         groups,
         problems,
+        notes,
     })
 }
 
@@ -164,6 +192,7 @@ async fn steps(run: &Arc<GroupRun>, bundle: &Bundle) -> Result<Vec<StepPlan>, Pr
     let mut steps = Vec::new();
     for step in &plan.steps {
         let left_out = step.left_out(run.mode, run.level, &plain);
+        let mut notes = Vec::new();
         let precondition = match (&left_out, registry.get(&step.action)) {
             (Some(_), _) => Ok("not part of this run".to_owned()),
             (None, None) => Err(format!("action {} is not known", step.action)),
@@ -175,12 +204,18 @@ async fn steps(run: &Arc<GroupRun>, bundle: &Bundle) -> Result<Vec<StepPlan>, Pr
                         mode: run.mode,
                         level: run.level,
                         lease: Lease::until(STEP_LIMIT),
-                        timeout: STEP_LIMIT,
+                        // A program is ended by its own limit, before nobody waits for it any more.
+                        timeout: step.timeout.min(STEP_LIMIT.saturating_sub(PROGRAM_GRACE)),
                         cancel: CancellationToken::new(),
                         people: Arc::new(Nobody),
                     };
                     match tokio::time::timeout(STEP_LIMIT, action.dry_run(&context, &with)).await {
-                        Ok(said) => said.map_err(|error| error.to_string()),
+                        Ok(said) => said
+                            .map(|foreseen| {
+                                notes = foreseen.notes;
+                                foreseen.says
+                            })
+                            .map_err(|error| error.to_string()),
                         Err(_) => Err(format!("no answer within {}s", STEP_LIMIT.as_secs())),
                     }
                 }
@@ -193,6 +228,7 @@ async fn steps(run: &Arc<GroupRun>, bundle: &Bundle) -> Result<Vec<StepPlan>, Pr
             left_out,
             expected_s: expected.get(&step.id).copied(),
             precondition,
+            notes,
             asks: step.gate.as_ref().map(|gate| gate.who.clone()),
         });
     }

@@ -6,8 +6,9 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use farsite_model::content::TreeEntry;
 use farsite_model::{Epoch, GroupName, ItemKind, Level, Mode, PointId, PromotionId, SiteName};
-use farsite_replicate::restore::Guard;
+use farsite_replicate::restore::{self, Guard};
 use farsite_replicate::spot::Spot;
 use farsite_runbook::action::{ActionContext, ActionError, Registry};
 use farsite_runbook::plan::{Plan, render};
@@ -94,6 +95,18 @@ impl GroupRun {
 
     pub(crate) fn items<'r>(&'r self, kinds: &'r [ItemKind]) -> impl Iterator<Item = &'r ManifestItem> {
         self.manifest.items.iter().filter(move |item| kinds.contains(&item.kind))
+    }
+
+    /// Files and folders of all file sets of the point, by the paths that they had.
+    pub(crate) async fn carried_files(&self) -> Result<Vec<TreeEntry>, String> {
+        let mut carried = Vec::new();
+        for item in self.items(&[ItemKind::Files]) {
+            if let Some(directory) = &item.directory {
+                let entries = restore::entries(&self.standby.reader, item, directory).await;
+                carried.extend(entries.map_err(|error| format!("{}: {error}", item.id))?);
+            }
+        }
+        Ok(carried)
     }
 
     pub(crate) fn spot(&self, item: &ManifestItem) -> Result<Spot, ActionError> {

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use farsite_model::rpo::CaptureStamp;
 use farsite_model::{CaptureTime, Consistency, Epoch, ItemId, ItemKind};
+use farsite_sources::mariadb::revisions::{self, Revisions};
 use farsite_sources::{Capture, CaptureContext, Content, LogPosition, LoggedDatabase};
 use farsite_store::hex::Hex;
 use farsite_store::logs::TimelineId;
@@ -24,6 +25,8 @@ use crate::logship::{Progress, Reconcile, Shipper, Timeline, Work, reconcile, to
 const BASE_AGE: Duration = Duration::from_hours(24);
 /// The log up to a run's second position must be durable within this.
 const LOG_WAIT: Duration = Duration::from_mins(1);
+/// Two small questions.
+const REVISIONS_LIMIT: Duration = Duration::from_secs(10);
 
 /// The shippers of one group; they go on between runs and end when this is dropped.
 #[derive(Default)]
@@ -69,6 +72,29 @@ pub(crate) struct Begun {
 pub(crate) struct TakenBase {
     pub(crate) lent: Arc<Lent>,
     pub(crate) position: LogPosition,
+}
+
+/// Where a database's log stands when images and volumes are captured, and of which revisions its schemas are then: the base
+/// may be from before an upgrade of the services.
+#[derive(Debug, Clone)]
+pub(crate) struct End {
+    pub(crate) position: LogPosition,
+    pub(crate) revisions: Revisions,
+}
+
+/// The second position of a run.
+pub(crate) async fn end(database: &dyn LoggedDatabase, context: &CaptureContext) -> Result<End, String> {
+    let (_, position) = position(database, context).await?;
+    // Nothing depends on them but a comparison, which then says that they are not known.
+    let revisions = match tokio::time::timeout(REVISIONS_LIMIT, database.revisions()).await {
+        Ok(Ok(revisions)) => revisions,
+        Ok(Err(error)) => {
+            tracing::info!(item = %database.item(), "the revisions of its schemas are not known: {error}");
+            Revisions::new()
+        }
+        Err(_) => Revisions::new(),
+    };
+    Ok(End { position, revisions })
 }
 
 /// The position that a server tells now, and the time that was read before it was asked.
@@ -160,11 +186,11 @@ pub(crate) async fn finish(
     logs: &mut Logs,
     id: ItemId,
     begun: Begun,
-    p2: Result<LogPosition, String>,
+    end: Result<End, String>,
 ) -> Result<Taken, (ItemId, String)> {
     let Begun { entry, captured, p1 } = begun;
-    let p2 = match p2 {
-        Ok(p2) => p2,
+    let End { position: p2, revisions } = match end {
+        Ok(end) => end,
         Err(why) => return Err((id, why)),
     };
     let Some(live) = logs.live.get_mut(&id) else {
@@ -174,6 +200,8 @@ pub(crate) async fn finish(
         return Err((id, why));
     }
     let mut details = live.base.details.clone();
+    details.retain(|key, _| !key.starts_with(revisions::DETAIL));
+    details.extend(revisions::as_details(&revisions));
     details.insert(ENTRY.to_owned(), entry.to_string());
     Ok(Taken {
         id,

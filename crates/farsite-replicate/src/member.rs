@@ -50,7 +50,7 @@ pub(crate) enum Step {
     /// What points of a database stand for.
     Position(Arc<Item>, Result<(CaptureTime, LogPosition), String>),
     /// The positions after the captures: all is there, make a point of it.
-    Commit(Arc<BTreeMap<ItemId, Result<LogPosition, String>>>),
+    Commit(Arc<BTreeMap<ItemId, Result<databases::End, String>>>),
 }
 
 /// A step, and where its end is waited for: whether a new base is needed to go on.

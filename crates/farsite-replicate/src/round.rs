@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use farsite_model::policy::{Item, Policy};
 use farsite_model::{ItemId, SiteName};
 use farsite_openstack::SiteCloud;
-use farsite_sources::{Capture, CaptureContext, LogPosition, Source};
+use farsite_sources::{Capture, CaptureContext, Source};
 use farsite_store::ingest::Press;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
@@ -250,7 +250,7 @@ impl Round {
         &mut self,
         leader: &Group,
         context: &CaptureContext,
-    ) -> Option<BTreeMap<ItemId, Result<LogPosition, String>>> {
+    ) -> Option<BTreeMap<ItemId, Result<databases::End, String>>> {
         let policy = self.policy.clone();
         let hooks = &policy.hooks;
         let frozen = frozen::freeze(leader, frozen::GROUP, &hooks.before_capture, &hooks.after_capture).await;
@@ -282,8 +282,7 @@ impl Round {
         self.leader()?;
         let mut positions = BTreeMap::new();
         for database in policy.items.iter().filter_map(farsite_sources::logged) {
-            let p2 = databases::position(&*database, context).await.map(|(_, position)| position);
-            positions.insert(database.item(), p2);
+            positions.insert(database.item(), databases::end(&*database, context).await);
         }
         Some(positions)
     }

@@ -29,6 +29,28 @@ impl Outcome {
     }
 }
 
+/// What a dry run found of a step that nothing stands in the way of.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Foreseen {
+    /// One line for people.
+    pub says: String,
+    /// What could not be looked at, and what a person should know: never to be taken for good answers.
+    pub notes: Vec<String>,
+}
+
+impl Foreseen {
+    pub fn noting(mut self, note: impl Into<String>) -> Self {
+        self.notes.push(note.into());
+        self
+    }
+}
+
+impl<T: Into<String>> From<T> for Foreseen {
+    fn from(says: T) -> Self {
+        Self { says: says.into(), notes: Vec::new() }
+    }
+}
+
 /// Why an action did not succeed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ActionError {
@@ -132,7 +154,7 @@ pub trait Action: Send + Sync {
         Ok(Outcome::said("nothing to undo"))
     }
     /// What `--dry-run` can say without changing anything: every precondition.
-    async fn dry_run(&self, context: &ActionContext, with: &Value) -> Result<String, ActionError> {
+    async fn dry_run(&self, context: &ActionContext, with: &Value) -> Result<Foreseen, ActionError> {
         let _ = (context, with);
         Ok("no precondition".into())
     }

@@ -200,6 +200,8 @@ pub trait LoggedDatabase: Send + Sync {
     /// Source time read *before* the server is asked for its position: once everything up to the position is
     /// durable at the standby, the database is covered up to that time.
     async fn position(&self, clock: &dyn Clock) -> Result<(CaptureTime, LogPosition), SourceError>;
+    /// The revisions that the schemas in it have now, by database, as far as the account may see them.
+    async fn revisions(&self) -> Result<BTreeMap<String, String>, SourceError>;
     /// Keeps every commit back until what is returned is dropped. It waits for running statements no longer than two seconds,
     /// while new ones already wait for it.
     async fn hold_commits(&self) -> Result<Box<dyn Send + Sync>, SourceError>;

@@ -4,6 +4,7 @@ pub mod children;
 mod disaster;
 mod guide;
 mod keys;
+mod obstacles;
 mod sites;
 mod soak;
 mod traps;
@@ -15,7 +16,7 @@ use std::path::{Path, PathBuf};
 use crate::failure::Failure;
 
 pub const USAGE: &str = "\
-usage: cargo xtask scenario disaster|traps|users|keys|guide [OPTIONS]
+usage: cargo xtask scenario disaster|traps|obstacles|users|keys|guide [OPTIONS]
        cargo xtask soak disaster [--seeds N] [OPTIONS]
 
 Two sites of the lab, clients at north, replication to south; north is destroyed at a random moment, south is promoted, and asked
@@ -23,6 +24,9 @@ with the real clients for everything that north had acknowledged.
 
 `traps` prepares north with everything that is known to go wrong silently (an image without bytes, an overlay called raw, a volume
 without its record, operations under way and more), and looks at what became of each at south.
+
+`obstacles` breaks at south what a failover needs: its dry run must name all of it, and the failover must stop at each with a
+sentence and go on after the cure.
 
 `users`: deleting, extending, reverting, retyping, migrating, cloning succeed while Farsite holds versions of the volumes.
 
@@ -77,11 +81,19 @@ pub fn scenario(root: &Path, words: &[&str]) -> Result<(), Failure> {
                 Storage::Share => traps::traps(root, &options),
             }
         }
+        ["obstacles", rest @ ..] => {
+            let options = parse(root, rest)?;
+            match options.storage {
+                Storage::Ceph => Err(Failure::usage("the obstacles are those of a share".to_owned(), USAGE)),
+                Storage::Share => obstacles::obstacles(root, &options),
+            }
+        }
         ["users", rest @ ..] => users::users(root, &parse(root, rest)?),
         ["keys", rest @ ..] => keys::keys(root, &parse(root, &[&["--every", "1800"], rest].concat())?),
         ["guide", rest @ ..] => guide::guide(root, &parse(root, rest)?),
         _ => Err(Failure::usage(
-            "which scenario? there are `disaster`, `traps`, `users`, `keys` and `guide`".to_owned(),
+            "which scenario? there are `disaster`, `traps`, `obstacles`, `users`, `keys` and `guide`"
+                .to_owned(),
             USAGE,
         )),
     }

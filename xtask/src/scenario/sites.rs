@@ -49,7 +49,7 @@ impl Sites {
         format!("rbd: {{ pool: {pool}, user: admin, conf: {} }}", site.ceph_conf().display())
     }
 
-    fn configuration(&self, site: &str) -> PathBuf {
+    pub fn configuration(&self, site: &str) -> PathBuf {
         self.folder.join("keys").join(site).join("farsite.yaml")
     }
 
@@ -142,7 +142,7 @@ retention: {{ last: 24 }}
         })
     }
 
-    fn secret(&self, of: &str) -> PathBuf {
+    pub fn secret(&self, of: &str) -> PathBuf {
         self.folder.join("keys/south").join(format!("{of}.password"))
     }
 
@@ -183,6 +183,7 @@ places:
       database-passwords: {{ keystone: \"file:{db}\", glance: \"file:{db}\", cinder: \"file:{db}\" }}
       service-passwords: {{ glance: \"file:{service}\", cinder: \"file:{service}\" }}
     variables:
+      standby_check: \"{check_standby}\"
       standby_stop: \"{stop}\"
       standby_start: \"{start_all}\"
       configuration: \"{etc}\"
@@ -226,6 +227,8 @@ places:
             new_share = south.share(),
             db = db.display(),
             service = service.display(),
+            // What a promotion needs and does not start itself.
+            check_standby = lab("status south haproxy rabbitmq"),
             stop = lab("stop south mariadb memcached keystone glance cinder-api cinder-scheduler cinder-volume"),
             start_all = lab("up south"),
             start = lab("start south memcached keystone glance cinder-api cinder-scheduler cinder-volume"),

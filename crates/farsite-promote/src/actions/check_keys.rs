@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use aws_lc_rs::digest;
-use farsite_runbook::action::{Action, ActionContext, ActionError, Done, Outcome, parameters};
+use farsite_model::content::{TreeEntry, TreeEntryKind};
+use farsite_runbook::action::{Action, ActionContext, ActionError, Done, Foreseen, Outcome, parameters};
 use farsite_store::hex;
 use serde::Deserialize;
 use serde_json::Value;
@@ -129,6 +130,58 @@ impl Action for CheckKeys {
         }
         Ok(outcome)
     }
+    async fn dry_run(&self, _: &ActionContext, with: &Value) -> Result<Foreseen, ActionError> {
+        let run = self.0.run()?;
+        let with: With = parameters(with).map_err(ActionError::Failed)?;
+        let carried = run.carried_files().await.map_err(ActionError::Failed)?;
+        let mut said = Vec::new();
+        for (kind, folder) in [("tokens", &with.fernet_keys), ("credentials", &with.credential_keys)] {
+            if folder.is_empty() {
+                continue;
+            }
+            let folder = Path::new(folder);
+            let below = run.targets.files.as_ref().and_then(|root| folder.strip_prefix(root).ok());
+            let keys = match below {
+                // As it will stand there.
+                Some(below) => keys_below(&carried, below).map_err(|why| {
+                    ActionError::failed(format!(
+                        "the point holds no key of {kind} in /{}: {why}\n  hint: put Keystone's key folders among the policy's `files`, and take a new point; or correct the variable",
+                        below.display()
+                    ))
+                })?,
+                None => hashes(folder).map_err(ActionError::Failed)?.len(),
+            };
+            said.push(format!("{keys} keys of {kind}"));
+        }
+        let says = if said.is_empty() { "no key folder is named".to_owned() } else { said.join(", ") };
+        let says = Foreseen::from(says);
+        let has_server = run.databases().iter().any(|item| item.kind == farsite_model::ItemKind::Mariadb);
+        Ok(if with.credential_keys.is_empty() && has_server {
+            says.noting("whether the keys of credentials come with the point is not looked at: the variable credential_keys is empty")
+        } else if with.credential_keys.is_empty() {
+            says
+        } else {
+            says.noting("which keys the database was encrypted with shows only when it is restored; a drill tells it before")
+        })
+    }
+}
+
+/// How many keys the point has in a folder; keys are called by numbers, and none is empty.
+fn keys_below(carried: &[TreeEntry], folder: &Path) -> Result<usize, String> {
+    let mut keys = 0;
+    for entry in carried {
+        let path = Path::new(&entry.path);
+        let is_key = path.parent() == Some(folder)
+            && path.file_name().is_some_and(|name| name.as_encoded_bytes().iter().all(u8::is_ascii_digit));
+        match entry.kind {
+            TreeEntryKind::File { size_bytes: 0, .. } if is_key => {
+                return Err(format!("{} is empty", entry.path));
+            }
+            TreeEntryKind::File { .. } if is_key => keys += 1,
+            _ => {}
+        }
+    }
+    if keys == 0 { Err("no file there is called by a number".into()) } else { Ok(keys) }
 }
 
 #[cfg(test)]

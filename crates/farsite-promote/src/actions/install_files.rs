@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use farsite_runbook::action::{Action, ActionContext, ActionError, Done, Outcome};
+use farsite_runbook::action::{Action, ActionContext, ActionError, Done, Foreseen, Outcome};
 use serde_json::Value;
 
 use super::{Held, no_parameters};
@@ -149,6 +149,14 @@ impl Action for InstallFiles {
             context.lease.check()?;
             let to = install.to.display().to_string();
             let what = format!("putting {} into place as {to}", install.from.display());
+            if install.from.symlink_metadata().is_err() {
+                return Err(failed(
+                    context,
+                    format!(
+                        "{what}: the point did not bring it; what stands at {to} is as it was\n  hint: correct `rewrite.files` in farsite.yaml, or put it among the policy's `files`; if its files came another way, skip this step"
+                    ),
+                ));
+            }
             tokio::task::spawn_blocking(move || install.put())
                 .await
                 .map_err(|e| failed(context, e))?
@@ -165,8 +173,23 @@ impl Action for InstallFiles {
         }
         Ok(Outcome::said("what stood there before is back"))
     }
-    async fn dry_run(&self, _: &ActionContext, _: &Value) -> Result<String, ActionError> {
-        let installs = installs(self.0.run()?)?;
+    async fn dry_run(&self, _: &ActionContext, _: &Value) -> Result<Foreseen, ActionError> {
+        let run = self.0.run()?;
+        let installs = installs(run)?;
+        let carried = if installs.is_empty() {
+            Vec::new()
+        } else {
+            run.carried_files().await.map_err(ActionError::Failed)?
+        };
+        for old in run.targets.rewrite.files.keys() {
+            let path = old.strip_prefix("/").unwrap_or(old);
+            if !carried.iter().any(|entry| Path::new(&entry.path).starts_with(path)) {
+                return Err(ActionError::failed(format!(
+                    "the point does not hold {}, which `rewrite.files` puts into place\n  hint: put it among the policy's `files`, and take a new point; or correct `rewrite.files` in farsite.yaml",
+                    old.display()
+                )));
+            }
+        }
         for install in &installs {
             let there = install.to.ancestors().skip(1).find(|path| path.is_dir());
             let may_write =
@@ -177,7 +200,7 @@ impl Action for InstallFiles {
         }
         Ok(match installs.len() {
             0 => "no file has another place here".into(),
-            n => format!("{n} paths; what stands there is moved aside"),
+            n => format!("{n} paths; what stands there is moved aside").into(),
         })
     }
 }

@@ -5,6 +5,8 @@
 
 mod check_database;
 mod check_keys;
+mod check_release;
+mod check_site;
 mod install_files;
 mod pool_items;
 mod reconcile;
@@ -40,6 +42,8 @@ pub fn registry(run: Option<Arc<GroupRun>>) -> Registry {
     registry.add(reconcile::Reconcile(held.clone()));
     registry.add(scan_site::ScanSite(held.clone()));
     registry.add(check_keys::CheckKeys(held.clone()));
+    registry.add(check_site::CheckSite(held.clone()));
+    registry.add(check_release::CheckRelease(held.clone()));
     registry.add(install_files::InstallFiles(held.clone()));
     registry.add(RestoreItems { held: held.clone(), name: "restore-images", kinds: &[ItemKind::Glance] });
     let volumes = &[ItemKind::Cinder, ItemKind::Volume];

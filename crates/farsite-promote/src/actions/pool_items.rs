@@ -2,6 +2,7 @@
 //! place is a pool.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use farsite_model::ItemKind;
 use farsite_model::content::ReadAt;
@@ -15,6 +16,9 @@ use tokio::sync::Mutex;
 use crate::aside::root_of;
 use crate::compare;
 use crate::group_run::{GroupRun, failed, guard};
+
+/// How long a dry run waits for one answer of a pool.
+const LOOK_LIMIT: Duration = Duration::from_secs(20);
 
 /// Connections that wait for the next item.
 #[derive(Default)]
@@ -102,7 +106,7 @@ pub(super) async fn opened(image: &ImageName) -> Result<Arc<dyn ReadAt>, String>
 
 /// What stands in a pool now: images with the names of these items, and hydrated copies that are just what the point holds.
 pub(super) async fn standing(rbd: &Rbd, items: &[&ManifestItem]) -> Result<(u64, u64), String> {
-    let writer = Arc::new(Writer::start(rbd).await.map_err(|error| error.to_string())?);
+    let writer = Writer::start_within(rbd, LOOK_LIMIT).await.map_err(|error| error.to_string())?;
     let counted = tokio::task::block_in_place(|| {
         let names = writer.names()?;
         let (mut standing, mut hydrated) = (0, 0);

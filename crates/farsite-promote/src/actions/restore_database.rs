@@ -11,9 +11,9 @@ use std::time::Duration;
 use async_trait::async_trait;
 use farsite_model::ItemKind;
 use farsite_replicate::{restore, restore_log};
-use farsite_runbook::action::{Action, ActionContext, ActionError, Done, Outcome};
+use farsite_runbook::action::{Action, ActionContext, ActionError, Done, Foreseen, Outcome};
 use farsite_sources::LogPosition;
-use farsite_sources::mariadb::instance::{Instance, ReplayEnd};
+use farsite_sources::mariadb::instance::{Instance, ReplayEnd, refuse_series};
 use farsite_store::manifest::{ItemLog, LogPoint, ManifestItem};
 use farsite_store::{Damage, StoreError, logs};
 use serde_json::{Value, json};
@@ -361,7 +361,7 @@ impl Action for RestoreDatabase {
         }
         Ok(undone(&kept))
     }
-    async fn dry_run(&self, _: &ActionContext, with: &Value) -> Result<String, ActionError> {
+    async fn dry_run(&self, _: &ActionContext, with: &Value) -> Result<Foreseen, ActionError> {
         let run = self.0.run()?;
         let is_stopped_before = Serves::of(with).map_err(ActionError::Failed)?.is_stopped_before();
         let mut said = Vec::new();
@@ -377,10 +377,15 @@ impl Action for RestoreDatabase {
                     place.display()
                 )));
             }
+            if let Some(version) =
+                item.details.get("server-version").filter(|_| item.kind == ItemKind::Mariadb)
+            {
+                refuse_series(version).await.map_err(ActionError::failed)?;
+            }
             let aside = if exists(&place) { "; what stands there is moved aside" } else { "" };
             said.push(format!("{} ({} bytes) to {}{aside}", item.id, item.data.size_bytes, place.display()));
         }
-        Ok(if said.is_empty() { "the point holds no database".into() } else { said.join("; ") })
+        Ok(if said.is_empty() { "the point holds no database".into() } else { said.join("; ").into() })
     }
 }
 

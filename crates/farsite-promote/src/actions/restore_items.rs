@@ -13,7 +13,7 @@ use farsite_model::ItemKind;
 use farsite_replicate::hydrate::{self, Copy};
 use farsite_replicate::spot::Spot;
 use farsite_replicate::{pool, restore};
-use farsite_runbook::action::{Action, ActionContext, ActionError, Done, Outcome};
+use farsite_runbook::action::{Action, ActionContext, ActionError, Done, Foreseen, Outcome};
 use farsite_store::manifest::ManifestItem;
 use futures::stream::{self, StreamExt, TryStreamExt};
 use serde_json::Value;
@@ -333,9 +333,9 @@ impl Action for RestoreItems {
                 .with("not put back", format!("{}: a device keeps what the point holds", devices.join(", ")))
         })
     }
-    async fn dry_run(&self, _: &ActionContext, _: &Value) -> Result<String, ActionError> {
+    async fn dry_run(&self, _: &ActionContext, _: &Value) -> Result<Foreseen, ActionError> {
         let run = self.held.run()?;
-        let (mut items, mut bytes, mut standing, mut hydrated, mut room) = (0u64, 0u64, 0u64, 0u64, None);
+        let (mut items, mut bytes, mut standing, mut hydrated) = (0u64, 0u64, 0u64, 0u64);
         for item in run.items(self.kinds) {
             items += 1;
             bytes += item.data.size_bytes;
@@ -343,39 +343,23 @@ impl Action for RestoreItems {
             standing += u64::from(exists(&place));
             let copy = Copy::of(&item.id, &place).untouched().ok().flatten();
             hydrated += u64::from(copy.is_some_and(|version| version.is_same_content(&item.data)));
-            room = room.or_else(|| free_bytes(&place));
         }
         if items == 0 {
             return Ok("the point holds none".into());
         }
         for (kind, rbd) in run.targets.pools() {
+            if !self.kinds.contains(&kind) {
+                continue;
+            }
             let wanted: Vec<&ManifestItem> = run.items(self.kinds).filter(|item| item.kind == kind).collect();
             let (there, ready) = pool_items::standing(rbd, &wanted).await.map_err(ActionError::Failed)?;
             standing += there;
             hydrated += ready;
         }
-        // Holes take no room, so this is a warning in words and not a refusal.
-        let room = match room {
-            Some(room) if room < bytes => {
-                format!("; {room} bytes are free, which is enough only if they hold holes")
-            }
-            _ => String::new(),
-        };
         let hydrated = match hydrated {
             0 => String::new(),
             some => format!("; {some} are hydrated to this very point"),
         };
-        Ok(format!("{items} items, {bytes} bytes; {standing} places hold something now{hydrated}{room}"))
+        Ok(format!("{items} items, {bytes} bytes; {standing} places hold something now{hydrated}").into())
     }
-}
-
-/// Free space where a path will lie, asked of `df` (coreutils).
-fn free_bytes(path: &Path) -> Option<u64> {
-    let there = path.ancestors().find(|p| p.exists())?;
-    let said = std::process::Command::new("timeout")
-        .args(["5", "df", "--output=avail", "-B1"])
-        .arg(there)
-        .output()
-        .ok()?;
-    String::from_utf8_lossy(&said.stdout).lines().nth(1)?.trim().parse().ok()
 }

@@ -7,7 +7,7 @@
 use std::time::Duration;
 
 use async_trait::async_trait;
-use farsite_runbook::action::{Action, ActionContext, ActionError, Done, Outcome};
+use farsite_runbook::action::{Action, ActionContext, ActionError, Done, Foreseen, Outcome};
 use serde_json::Value;
 
 use super::{Held, no_parameters};
@@ -118,7 +118,7 @@ impl Action for RewriteSite {
     async fn undo(&self, _: &ActionContext, _: &Value) -> Result<Outcome, ActionError> {
         Ok(Outcome::said("the rows go with the restored copy that they are in"))
     }
-    async fn dry_run(&self, _: &ActionContext, _: &Value) -> Result<String, ActionError> {
+    async fn dry_run(&self, _: &ActionContext, _: &Value) -> Result<Foreseen, ActionError> {
         let rewrite = &self.0.run()?.targets.rewrite;
         let accounts = Accounts::fetch(rewrite).map_err(ActionError::Failed)?;
         let names = site::names(rewrite);
@@ -135,6 +135,10 @@ impl Action for RewriteSite {
         } else {
             format!("{}; names that are the same at both sites would save this", pairs.join("; "))
         };
-        Ok(if accounts.is_empty() { said } else { format!("{said}; passwords of {}", accounts.named()) })
+        Ok(if accounts.is_empty() {
+            said.into()
+        } else {
+            format!("{said}; passwords of {}", accounts.named()).into()
+        })
     }
 }

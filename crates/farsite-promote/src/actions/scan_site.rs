@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use farsite_runbook::action::{Action, ActionContext, ActionError, Done, Outcome, parameters};
+use farsite_runbook::action::{Action, ActionContext, ActionError, Done, Foreseen, Outcome, parameters};
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -93,7 +93,7 @@ impl Action for ScanSite {
             outcome.with(&find.place, format!("{} deleted rows still hold {}", find.gone, find.name))
         }))
     }
-    async fn dry_run(&self, _: &ActionContext, with: &Value) -> Result<String, ActionError> {
+    async fn dry_run(&self, _: &ActionContext, with: &Value) -> Result<Foreseen, ActionError> {
         let run = self.0.run()?;
         let with: With = parameters(with).map_err(ActionError::Failed)?;
         let paths = with.paths();
@@ -105,7 +105,9 @@ impl Action for ScanSite {
                 "this site's configuration names the site that is to be promoted here: {}\n  hint: give it this site's own",
                 line(find)
             ))),
-            None => Ok(format!("{} paths of configuration name nothing of the other site", paths.len())),
+            None => {
+                Ok(format!("{} paths of configuration name nothing of the other site", paths.len()).into())
+            }
         }
     }
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use farsite_model::ItemKind;
-use farsite_runbook::action::{Action, ActionContext, ActionError, Done, Outcome};
+use farsite_runbook::action::{Action, ActionContext, ActionError, Done, Foreseen, Outcome};
 use serde_json::Value;
 
 use super::{Held, Serves};
@@ -86,7 +86,7 @@ impl Action for StartDatabase {
         run.instance()?.stop().await.map_err(|e| failed(context, e))?;
         Ok(Outcome::said("stopped"))
     }
-    async fn dry_run(&self, _: &ActionContext, with: &Value) -> Result<String, ActionError> {
+    async fn dry_run(&self, _: &ActionContext, with: &Value) -> Result<Foreseen, ActionError> {
         let run = self.0.run()?;
         if !has_server(run) {
             return Ok("there is no server to start".into());
@@ -96,7 +96,8 @@ impl Action for StartDatabase {
             return Ok(format!(
                 "serves at {}, where this site's own services are stopped before",
                 target.socket.display()
-            ));
+            )
+            .into());
         }
         if let Some(port) = target.port
             && std::net::TcpListener::bind(("127.0.0.1", port)).is_err()
@@ -106,6 +107,6 @@ impl Action for StartDatabase {
         if std::os::unix::net::UnixStream::connect(&target.socket).is_ok() {
             return Err(ActionError::failed(format!("a server answers at {}", target.socket.display())));
         }
-        Ok(format!("serves at {}", target.socket.display()))
+        Ok(format!("serves at {}", target.socket.display()).into())
     }
 }

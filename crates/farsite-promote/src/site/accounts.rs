@@ -39,6 +39,16 @@ impl Accounts {
         })
     }
 
+    /// Accounts of the database with their passwords.
+    pub fn database(&self) -> &[(String, Secret)] {
+        &self.database
+    }
+
+    /// Users in Keystone with their passwords.
+    pub fn services(&self) -> &[(String, Secret)] {
+        &self.services
+    }
+
     pub fn is_empty(&self) -> bool {
         self.database.is_empty() && self.services.is_empty()
     }

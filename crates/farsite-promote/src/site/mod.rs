@@ -15,6 +15,7 @@ use farsite_sources::mariadb::literal;
 
 pub use accounts::{Accounts, set_accounts};
 pub use rewrite::{Prepared, prepare};
+pub(crate) use scan::each_text;
 pub use scan::{Found, scan_databases, scan_files};
 
 /// The databases of the services that the table knows.

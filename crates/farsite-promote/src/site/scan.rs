@@ -106,8 +106,33 @@ pub fn scan_files(
 }
 
 fn scan_path(path: &Path, pairs: &[&(String, String)], found: &mut Vec<Found>) -> Result<(), String> {
-    let fail =
-        |error: std::io::Error| format!("looking for the lost site's names in {}: {error}", path.display());
+    each_text(path, "looking for the lost site's names in", &mut |path, text| {
+        for (number, line) in text.lines().enumerate() {
+            if line.trim_start().starts_with(['#', ';']) {
+                continue;
+            }
+            for (old, new) in pairs {
+                let rest =
+                    if new.contains(old.as_str()) { line.replace(new.as_str(), "") } else { line.to_owned() };
+                if rest.contains(old.as_str()) {
+                    found.push(Found {
+                        place: format!("{}:{}", path.display(), number + 1),
+                        name: old.clone(),
+                        rows: 1,
+                        gone: 0,
+                        // A line of a configuration may hold a password.
+                        example: line.split_once('=').map_or("", |(key, _)| key.trim()).to_owned(),
+                    });
+                }
+            }
+        }
+    })
+}
+
+/// Reads every file of text below a path, one after the other, in the order of their names; `what` begins an error. Links are not
+/// followed.
+pub(crate) fn each_text(path: &Path, what: &str, see: &mut dyn FnMut(&Path, &str)) -> Result<(), String> {
+    let fail = |error: std::io::Error| format!("{what} {}: {error}", path.display());
     let metadata = std::fs::symlink_metadata(path).map_err(fail)?;
     if metadata.is_dir() {
         let mut entries: Vec<PathBuf> = std::fs::read_dir(path)
@@ -116,30 +141,13 @@ fn scan_path(path: &Path, pairs: &[&(String, String)], found: &mut Vec<Found>) -
             .collect::<Result<_, _>>()
             .map_err(fail)?;
         entries.sort();
-        return entries.iter().try_for_each(|entry| scan_path(entry, pairs, found));
+        return entries.iter().try_for_each(|entry| each_text(entry, what, see));
     }
     if !metadata.is_file() || metadata.len() > FILE_BYTES {
         return Ok(());
     }
-    let Ok(text) = String::from_utf8(std::fs::read(path).map_err(fail)?) else { return Ok(()) };
-    for (number, line) in text.lines().enumerate() {
-        if line.trim_start().starts_with(['#', ';']) {
-            continue;
-        }
-        for (old, new) in pairs {
-            let rest =
-                if new.contains(old.as_str()) { line.replace(new.as_str(), "") } else { line.to_owned() };
-            if rest.contains(old.as_str()) {
-                found.push(Found {
-                    place: format!("{}:{}", path.display(), number + 1),
-                    name: old.clone(),
-                    rows: 1,
-                    gone: 0,
-                    // A line of a configuration may hold a password.
-                    example: line.split_once('=').map_or("", |(key, _)| key.trim()).to_owned(),
-                });
-            }
-        }
+    if let Ok(text) = String::from_utf8(std::fs::read(path).map_err(fail)?) {
+        see(path, &text);
     }
     Ok(())
 }

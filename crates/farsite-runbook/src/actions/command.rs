@@ -9,7 +9,8 @@ use serde::Deserialize;
 use serde_json::Value;
 use tokio::io::AsyncReadExt;
 
-use crate::action::{Action, ActionContext, ActionError, Done, Outcome, parameters};
+use super::tied;
+use crate::action::{Action, ActionContext, ActionError, Done, Foreseen, Outcome, parameters};
 
 /// What is kept of a program's output.
 const TAIL_BYTES: usize = 2_000;
@@ -29,7 +30,44 @@ struct With {
     /// Says that running it twice is as good as once.
     #[serde(default)]
     idempotent: bool,
+    /// Says that it only looks: a dry run runs it too.
+    #[serde(default)]
+    probe: bool,
 }
+
+impl With {
+    async fn to_its_end(&self, context: &ActionContext) -> Result<String, ActionError> {
+        let tail = run_command(&self.run, &self.env, context).await?;
+        if tail.ok {
+            return Ok(tail.text);
+        }
+        let code = tail.code.map_or("a signal".to_owned(), |c| format!("exit code {c}"));
+        Err(ActionError::failed(format!("{} ended with {code}: {}", self.run[0], tail.text)))
+    }
+
+    /// What keeps it from being started at all.
+    async fn cannot_begin(&self, context: &ActionContext) -> Result<Option<String>, ActionError> {
+        let Some(program) = self.run.first() else { return Ok(Some("`run` is empty".into())) };
+        if tied::find(program).is_none() {
+            return Ok(Some(format!("there is no program {program} on this host")));
+        }
+        // A shell that is asked to read only: what it cannot read it would not run either.
+        if let [shell, dash_c, script] = &self.run[..]
+            && dash_c == "-c"
+            && SHELLS.iter().any(|known| shell.ends_with(known))
+        {
+            let argv = [shell, "-n", "-c", script].map(str::to_owned);
+            let tail = run_command(&argv, &self.env, context).await?;
+            if !tail.ok {
+                return Ok(Some(format!("{shell} does not understand it: {}", tail.text)));
+            }
+        }
+        Ok(None)
+    }
+}
+
+/// Shells whose `-n` reads and does not run.
+const SHELLS: [&str; 4] = ["/sh", "/bash", "/dash", "/ksh"];
 
 pub(crate) struct Command;
 
@@ -50,17 +88,13 @@ pub async fn run_command(
     let Some(program) = argv.first() else { return Err(ActionError::failed("an empty command")) };
     context.lease.check()?;
     let seconds = context.timeout.as_secs().max(1);
-    let mut child = tokio::process::Command::new("timeout")
-        .args(["--kill-after=2", &seconds.to_string()])
-        .args(argv)
-        .envs(env)
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .kill_on_drop(true)
-        .process_group(0)
-        .spawn()
+    let mut command = tied::timeout();
+    command.args(["--kill-after=2", &seconds.to_string()]).args(argv).envs(env).process_group(0);
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = tied::spawn(command)
+        .await
         .map_err(|error| ActionError::failed(format!("{program}: cannot be started: {error}")))?;
+    let waited = tied::Waited::of(&child);
     let (mut stdout, mut stderr) = (child.stdout.take(), child.stderr.take());
     let out = async {
         match &mut stdout {
@@ -81,8 +115,10 @@ pub async fn run_command(
     };
     let (status, bytes) = tokio::select! {
         done = work => done,
+        // It is told to end, and all that it runs.
         () = context.cancel.cancelled() => return Err(ActionError::Cancelled),
     };
+    waited.has_ended();
     let status = status.map_err(|error| ActionError::failed(format!("{program}: {error}")))?;
     let text = String::from_utf8_lossy(&bytes).trim().to_owned();
     if status.code() == Some(124) {
@@ -114,7 +150,7 @@ impl Action for Command {
         "command"
     }
     fn summary(&self) -> &'static str {
-        "runs a program on this machine: `run: [argv…]`, optional `check`, `undo`, `env`, `idempotent`"
+        "runs a program on this machine: `run: [argv…]`, optional `check`, `undo`, `env`, `idempotent`; with `probe: true` a dry run runs it too"
     }
     fn validate(&self, with: &Value) -> Result<(), String> {
         let with: With = parameters(with)?;
@@ -143,13 +179,8 @@ impl Action for Command {
     }
     async fn run(&self, context: &ActionContext, with: &Value) -> Result<Outcome, ActionError> {
         let with: With = parameters(with).map_err(ActionError::Failed)?;
-        let tail = run_command(&with.run, &with.env, context).await?;
-        if tail.ok {
-            Ok(Outcome::said(format!("{} ended well", with.run[0])).with("output", tail.text))
-        } else {
-            let code = tail.code.map_or("a signal".to_owned(), |c| format!("exit code {c}"));
-            Err(ActionError::failed(format!("{} ended with {code}: {}", with.run[0], tail.text)))
-        }
+        let output = with.to_its_end(context).await?;
+        Ok(Outcome::said(format!("{} ended well", with.run[0])).with("output", output))
     }
     async fn undo(&self, context: &ActionContext, with: &Value) -> Result<Outcome, ActionError> {
         let with: With = parameters(with).map_err(ActionError::Failed)?;
@@ -160,5 +191,95 @@ impl Action for Command {
                 if tail.ok { Ok(Outcome::said("undone")) } else { Err(ActionError::failed(tail.text)) }
             }
         }
+    }
+    async fn dry_run(&self, context: &ActionContext, with: &Value) -> Result<Foreseen, ActionError> {
+        let with: With = parameters(with).map_err(ActionError::Failed)?;
+        if let Some(why) = with.cannot_begin(context).await? {
+            return Err(ActionError::Failed(why));
+        }
+        if !with.probe {
+            return Ok("it can be started; what it does shows only when it runs".into());
+        }
+        let output = with.to_its_end(context).await?;
+        let last = output.lines().last().unwrap_or_default().to_owned();
+        Ok(Foreseen::from(if last.is_empty() { "it ended well".to_owned() } else { last }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use farsite_model::{Level, Mode};
+    use serde_json::json;
+    use tokio_util::sync::CancellationToken;
+
+    use super::*;
+    use crate::action::{Lease, People};
+
+    struct Nobody;
+    #[async_trait]
+    impl People for Nobody {
+        async fn answer(&self, _: &str, _: &str, _: &str) -> Result<Option<bool>, ActionError> {
+            Ok(None)
+        }
+        fn waits(&self) -> bool {
+            false
+        }
+    }
+
+    fn context() -> ActionContext {
+        ActionContext {
+            step: "s".into(),
+            mode: Mode::Failover,
+            level: Level::Data,
+            lease: Lease::until(Duration::from_secs(10)),
+            timeout: Duration::from_secs(5),
+            cancel: CancellationToken::new(),
+            people: Arc::new(Nobody),
+        }
+    }
+
+    async fn foreseen(with: Value) -> Result<Foreseen, ActionError> {
+        Command.dry_run(&context(), &with).await
+    }
+
+    #[tokio::test]
+    async fn what_nobody_waits_for_any_more_does_not_go_on() {
+        let dir = tempfile::tempdir().unwrap();
+        let (begun, mark) = (dir.path().join("begun"), dir.path().join("mark"));
+        let script = format!("touch {}; sleep 1; touch {}", begun.display(), mark.display());
+        let context = context();
+        let cancel = context.cancel.clone();
+        let with = json!({"run": ["/bin/sh", "-c", script]});
+        let running = tokio::spawn(async move { Command.run(&context, &with).await });
+        while !begun.exists() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        cancel.cancel();
+        assert_eq!(running.await.unwrap(), Err(ActionError::Cancelled));
+        tokio::time::sleep(Duration::from_millis(1500)).await;
+        assert!(!mark.exists(), "it was told to end");
+    }
+
+    #[tokio::test]
+    async fn a_dry_run_runs_what_only_looks_and_nothing_else() {
+        let dir = tempfile::tempdir().unwrap();
+        let mark = dir.path().join("mark");
+        let touch = json!({"run": ["/bin/sh", "-c", format!("touch {}", mark.display())]});
+        foreseen(touch).await.unwrap();
+        assert!(!mark.exists(), "a dry run changes nothing");
+        let probe = |script: &str| json!({"run": ["/bin/sh", "-c", script], "probe": true});
+        assert_eq!(foreseen(probe("echo a; echo all is up")).await.unwrap().says, "all is up");
+        let why = foreseen(probe("echo broker: no answer; exit 3")).await.unwrap_err().to_string();
+        assert!(why.contains("exit code 3") && why.contains("broker: no answer"), "{why}");
+    }
+
+    #[tokio::test]
+    async fn a_program_that_is_not_there_and_a_script_that_no_shell_understands_are_found_before() {
+        let why = foreseen(json!({"run": ["no-such-program"]})).await.unwrap_err().to_string();
+        assert!(why.contains("no-such-program"), "{why}");
+        let why = foreseen(json!({"run": ["/bin/sh", "-c", "if true; then"]})).await.unwrap_err().to_string();
+        assert!(why.contains("does not understand"), "{why}");
     }
 }

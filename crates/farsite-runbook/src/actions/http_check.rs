@@ -27,6 +27,9 @@ fn ok() -> u16 {
 
 pub(crate) struct HttpCheck;
 
+/// One answer is not waited for longer.
+const ANSWER: Duration = Duration::from_secs(5);
+const PAUSE: Duration = Duration::from_millis(500);
 const BODY_LIMIT_BYTES: usize = 1 << 20;
 
 fn split(url: &str) -> Result<(String, String), String> {
@@ -87,8 +90,9 @@ impl Action for HttpCheck {
         // Leave time to say what was seen last.
         let give_up = tokio::time::Instant::now() + context.timeout.mul_f32(0.9);
         loop {
-            let seen = match tokio::time::timeout(Duration::from_secs(5), request("GET", &with.url, "")).await
-            {
+            // What was seen last is said before the step's time is over, however slow the answer is.
+            let patience = give_up.saturating_duration_since(tokio::time::Instant::now()).min(ANSWER);
+            let seen = match tokio::time::timeout(patience, request("GET", &with.url, "")).await {
                 Ok(Ok((status, body))) if status == with.status => match &with.contains {
                     Some(text) if !body.contains(text) => {
                         format!("{status}, but the body does not hold {text:?}")
@@ -97,12 +101,12 @@ impl Action for HttpCheck {
                 },
                 Ok(Ok((status, _))) => format!("it answered {status}, not {}", with.status),
                 Ok(Err(error)) => error.to_string(),
-                Err(_) => "no answer within 5s".into(),
+                Err(_) => format!("no answer within {:.1}s", patience.as_secs_f32()),
             };
-            if tokio::time::Instant::now() >= give_up {
+            if tokio::time::Instant::now() + PAUSE >= give_up {
                 return Err(ActionError::failed(format!("{}: {seen}", with.url)));
             }
-            tokio::time::sleep(Duration::from_millis(500)).await;
+            tokio::time::sleep(PAUSE).await;
         }
     }
 }

@@ -6,6 +6,7 @@ mod notify;
 mod person_confirms;
 mod service;
 mod tcp_check;
+mod tied;
 mod wait;
 
 pub use command::{Tail, run_command};

@@ -18,6 +18,9 @@ struct With {
 
 pub(crate) struct TcpCheck;
 
+const ANSWER: Duration = Duration::from_secs(3);
+const PAUSE: Duration = Duration::from_millis(250);
+
 #[async_trait]
 impl Action for TcpCheck {
     fn name(&self) -> &'static str {
@@ -46,16 +49,16 @@ impl Action for TcpCheck {
         let with: With = parameters(with).map_err(ActionError::Failed)?;
         let give_up = tokio::time::Instant::now() + context.timeout.mul_f32(0.9);
         loop {
-            let why =
-                match tokio::time::timeout(Duration::from_secs(3), TcpStream::connect(&with.address)).await {
-                    Ok(Ok(_)) => return Ok(Outcome::said(format!("{} accepts connections", with.address))),
-                    Ok(Err(error)) => error.to_string(),
-                    Err(_) => "no answer within 3s".into(),
-                };
-            if tokio::time::Instant::now() >= give_up {
+            let patience = give_up.saturating_duration_since(tokio::time::Instant::now()).min(ANSWER);
+            let why = match tokio::time::timeout(patience, TcpStream::connect(&with.address)).await {
+                Ok(Ok(_)) => return Ok(Outcome::said(format!("{} accepts connections", with.address))),
+                Ok(Err(error)) => error.to_string(),
+                Err(_) => format!("no answer within {:.1}s", patience.as_secs_f32()),
+            };
+            if tokio::time::Instant::now() + PAUSE >= give_up {
                 return Err(ActionError::failed(format!("{}: {why}", with.address)));
             }
-            tokio::time::sleep(Duration::from_millis(250)).await;
+            tokio::time::sleep(PAUSE).await;
         }
     }
 }

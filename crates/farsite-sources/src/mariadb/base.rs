@@ -9,8 +9,8 @@ use std::path::{Path, PathBuf};
 use farsite_model::policy::Log;
 
 use super::server::{self, QUERY_LIMIT};
-use super::{Database, LogPosition};
-use crate::{BaseBackup, CaptureContext, SourceError, commands};
+use super::{Database, LogPosition, revisions};
+use crate::{BaseBackup, CaptureContext, LoggedDatabase as _, SourceError, commands};
 
 /// Where `mariadb-backup` notes the position; the second name is that of MariaDB 11.1 and later.
 const POSITION_FILES: [&str; 2] = ["xtrabackup_binlog_info", "mariadb_backup_binlog_info"];
@@ -28,6 +28,10 @@ pub(super) async fn back_up(
     let program = commands::require(&BACKUP_PROGRAMS, "mariadb-backup")?;
     let captured = context.clock.capture_time();
     let mut details = facts(database).await?;
+    // The account of a backup may not see the services' tables: then they are not known.
+    if let Ok(found) = database.revisions().await {
+        details.extend(revisions::as_details(&found));
+    }
     let continuous = database.log == Log::Continuous;
     if continuous {
         // A timeline begins with the file in which the base ends: let it be a short one.

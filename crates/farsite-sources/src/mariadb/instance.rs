@@ -49,6 +49,19 @@ pub struct Instance {
     pub server_args: Vec<String>,
 }
 
+/// Refuses a server's version that a base of it could not be prepared with here: mariadb-backup knows its own series alone.
+pub async fn refuse_series(version: &str) -> Result<(), SourceError> {
+    let what = format!("preparing a base of MariaDB {version}");
+    let program = commands::require(&base::BACKUP_PROGRAMS, "mariadb-backup")?;
+    commands::require(&["mariadbd", "mysqld"], "mariadb-server")?;
+    let ours = check::program_version(&program).await?;
+    if check::series(&ours) == check::series(version) {
+        return Ok(());
+    }
+    Err(SourceError::new(what, format!("mariadb-backup here is of another series: {ours}"))
+        .hint("install mariadb-backup of the base's series at the standby"))
+}
+
 impl Instance {
     /// Makes a restored base ready for a server: applies the redo log that was written while it was taken, and gives all
     /// files to the directory's owner. A base that is ready already is left as it is.

@@ -3,6 +3,7 @@
 //! belong together, the log behind a base has no gap that is not reported as one, and nothing is changed at the source
 //! but the number of its log files.
 
+pub mod account;
 mod base;
 mod binlog;
 mod check;
@@ -12,6 +13,7 @@ mod local_account;
 mod process;
 mod replay;
 mod replayed;
+pub mod revisions;
 pub(crate) mod server;
 mod stream;
 
@@ -21,6 +23,7 @@ use async_trait::async_trait;
 use farsite_model::clock::Clock;
 use farsite_model::policy::{self, Databases, Log};
 use farsite_model::{CaptureTime, Consistency, ItemId, ItemKind};
+use sqlx::Connection as _;
 use sqlx::mysql::MySqlConnection;
 use tokio::sync::Mutex;
 
@@ -29,6 +32,7 @@ use crate::{
     BaseBackup, Capture, CaptureContext, CheckLine, Content, LogPosition, LogStream, LoggedDatabase, Source,
     SourceError,
 };
+use revisions::Revisions;
 pub use server::literal;
 use server::{QUERY_LIMIT, Server};
 pub(crate) use stream::client_said;
@@ -108,6 +112,15 @@ impl LoggedDatabase for Database {
             Ok(position) => Ok((captured, position)),
             Err(_) => Ok((captured, self.ask_position().await?)),
         }
+    }
+
+    async fn revisions(&self) -> Result<Revisions, SourceError> {
+        let mut connection = self.server.connect().await?;
+        let places = server::query(&mut connection, &revisions::question(), QUERY_LIMIT).await?;
+        let Some(second) = revisions::second_question(&places.rows) else { return Ok(Revisions::new()) };
+        let found = server::query(&mut connection, &second, QUERY_LIMIT).await?;
+        let _ = connection.close().await;
+        Ok(revisions::answered(&found.rows))
     }
 
     async fn hold_commits(&self) -> Result<Box<dyn Send + Sync>, SourceError> {

@@ -97,7 +97,8 @@ impl Server {
         Ok(())
     }
 
-    pub(crate) async fn connect(&self) -> Result<MySqlConnection, SourceError> {
+    /// How a connection is made.
+    pub(crate) fn options(&self) -> Result<MySqlConnectOptions, SourceError> {
         let what = || format!("connecting to MariaDB at {} as {}", self.place(), self.user);
         if self.socket.is_none() && self.host.is_none() {
             return Err(SourceError::new(what(), "the policy says neither `socket` nor `host`")
@@ -120,6 +121,12 @@ impl Server {
         if let Some(secret) = self.secret()? {
             options = options.password(secret.expose());
         }
+        Ok(options)
+    }
+
+    pub(crate) async fn connect(&self) -> Result<MySqlConnection, SourceError> {
+        let what = || format!("connecting to MariaDB at {} as {}", self.place(), self.user);
+        let options = self.options()?;
         match tokio::time::timeout(QUERY_LIMIT, options.connect()).await {
             Ok(Ok(connection)) => Ok(connection),
             Ok(Err(error)) => Err(SourceError::new(what(), &error).hint(connect_hint(&error))),

@@ -99,6 +99,13 @@ impl Child {
         Ok(Self { talk, _process: child, log })
     }
 
+    /// Makes the limit of one answer a shorter one.
+    pub(super) fn answers_within(&self, limit: Duration) -> io::Result<()> {
+        let talk = self.talk.lock().expect("no holder of this lock panics");
+        talk.to.set_read_timeout(Some(limit))?;
+        talk.to.set_write_timeout(Some(limit))
+    }
+
     /// Sends a request, in pieces, and reads its answer. Blocks.
     pub(super) fn ask<T>(
         &self,
@@ -132,9 +139,11 @@ impl Child {
     }
 
     fn ended(&self, error: io::Error) -> io::Error {
-        io::Error::new(
-            error.kind(),
-            format!("the child that reads it gave no answer: {error}{}", self.said()),
-        )
+        // What a socket says of its time limit (socket(7), SO_RCVTIMEO).
+        let why = match error.kind() {
+            io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => "the time is over".to_owned(),
+            _ => error.to_string(),
+        };
+        io::Error::new(error.kind(), format!("the child that reads it gave no answer: {why}{}", self.said()))
     }
 }

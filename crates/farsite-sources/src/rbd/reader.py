@@ -13,7 +13,9 @@ conf, user, pool, namespace, name = sys.argv[1:6]
 out = sys.stdout.buffer
 cluster = rados.Rados(conffile=conf, rados_id=user or None)
 cluster.conf_set("rbd_cache", "false")
-cluster.connect(timeout=60)
+# What `connect` itself is given as its limit, Ceph ignores: it would wait for five minutes.
+cluster.conf_set("client_mount_timeout", "60")
+cluster.connect()
 ioctx = cluster.open_ioctx(pool)
 if namespace:
     ioctx.set_namespace(namespace)

@@ -24,7 +24,9 @@ cluster = rados.Rados(conffile=conf, rados_id=user or None)
 # Blocks that lie side by side go to the OSDs together; a flush brings all of them there.
 cluster.conf_set("rbd_cache", "true")
 cluster.conf_set("rbd_cache_writethrough_until_flush", "false")
-cluster.connect(timeout=60)
+# What `connect` itself is given as its limit, Ceph ignores: it would wait for five minutes.
+cluster.conf_set("client_mount_timeout", "60")
+cluster.connect()
 ioctx = cluster.open_ioctx(pool)
 if namespace:
     ioctx.set_namespace(namespace)

@@ -80,6 +80,15 @@ impl Writer {
         Ok(Self { child, shown })
     }
 
+    /// The same for somebody who only looks whether the pool is there: no answer is waited for longer, and with no answer the
+    /// connection is of no more use.
+    pub async fn start_within(rbd: &Rbd, answer: Duration) -> Result<Self, SourceError> {
+        let writer = Self::start(rbd).await?;
+        let fail = |error| SourceError::new(format!("connecting to {}", writer.shown), error);
+        writer.child.answers_within(answer).map_err(fail)?;
+        Ok(writer)
+    }
+
     fn ask<T: DeserializeOwned>(&self, what: &str, request: &Value) -> io::Result<T> {
         self.asked(what, request, &[], |_, ok| Ok(ok))
     }

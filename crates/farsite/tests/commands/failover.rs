@@ -116,6 +116,33 @@ fn a_person_confirms_what_is_not_it() {
 }
 
 #[test]
+fn a_driver_that_was_killed_on_this_host_keeps_nobody_waiting() {
+    let world = World::new();
+    world.replicate();
+    let hangs = "name: hangs\nstages:\n  - name: only\n    steps:\n      - id: wait\n        action: command\n        \
+                 timeout: 5m\n        with: { run: [/bin/sh, -c, 'test -e cured || { touch begun; sleep 3; touch went-on; sleep 20; }'], idempotent: true }\n";
+    std::fs::write(world.at("hangs.yaml"), hangs).unwrap();
+    let mut driver = world.begin_south(&lost(&["--yes", "--runbook", "hangs.yaml"]));
+    let begun = std::time::Instant::now();
+    while !world.at("begun").exists() {
+        assert!(begun.elapsed().as_secs() < 60, "its step never began");
+        std::thread::sleep(std::time::Duration::from_millis(50));
+    }
+    // Its parent does not ask for it: it stays in the list of processes, dead.
+    driver.kill().unwrap();
+    std::fs::write(world.at("cured"), "").unwrap();
+    let begun = std::time::Instant::now();
+    world
+        .south(&["failover", "--site", "north", "--resume", "--yes"])
+        .expect(0)
+        .says(&["south is primary now"]);
+    assert!(begun.elapsed().as_secs() < 30, "the dead one's time was not waited for");
+    driver.wait().unwrap();
+    std::thread::sleep(std::time::Duration::from_secs(3));
+    assert!(!world.at("went-on").exists(), "what the dead one ran did not go on beside it");
+}
+
+#[test]
 fn a_drill_passes_leaves_nothing_and_proves_its_point() {
     let world = World::new();
     let point = world.replicate();

@@ -133,6 +133,15 @@ fn warnings(warnings: &[String], context: &Context) {
     }
 }
 
+/// Where what a step says begins.
+const STEP_INDENT: usize = 40;
+
+/// Further lines of a sentence, below its first one.
+fn indented(text: &str, by: usize) -> String {
+    let pause = format!("\n{}", " ".repeat(by));
+    text.lines().map(str::trim_end).collect::<Vec<_>>().join(&pause)
+}
+
 /// The plan of a dry run.
 pub fn show_plan(plan: &DryRun, context: &Context) {
     let out = context.out;
@@ -140,9 +149,12 @@ pub fn show_plan(plan: &DryRun, context: &Context) {
         return out.json(plan);
     }
     out.line(format!("{} → {} at level {}, runbook {}", plan.from, plan.to, plan.level, plan.runbook));
-    let bad = out.paint(Tone::Bad, "✗");
+    let (bad, warn) = (out.paint(Tone::Bad, "✗"), out.paint(Tone::Warn, "!"));
     for problem in &plan.problems {
-        out.line(format!("{bad} {problem}"));
+        out.line(format!("{bad} {}", indented(problem, 2)));
+    }
+    for note in &plan.notes {
+        out.line(format!("{warn} {}", indented(note, 2)));
     }
     for group in &plan.groups {
         out.line(format!("group {}", out.paint(Tone::Strong, group.group.as_str())));
@@ -156,7 +168,10 @@ pub fn show_plan(plan: &DryRun, context: &Context) {
             ));
         }
         for problem in group.problems.iter().chain(&group.flaws) {
-            out.line(format!("  {bad} {problem}"));
+            out.line(format!("  {bad} {}", indented(problem, 4)));
+        }
+        for note in &group.notes {
+            out.line(format!("  {warn} {}", indented(note, 4)));
         }
         warnings(&group.warnings, context);
         let mut stage = "";
@@ -177,7 +192,10 @@ pub fn show_plan(plan: &DryRun, context: &Context) {
             total_s += step.expected_s.unwrap_or(0.0);
             let took = step.expected_s.map_or_else(|| "?".to_owned(), seconds);
             let asks = step.asks.as_ref().map_or_else(String::new, |who| format!("; asks {who}"));
-            out.line(format!("    {mark} {:<24} {took:>7}  {says}{asks}", step.id));
+            out.line(format!("    {mark} {:<24} {took:>7}  {}{asks}", step.id, indented(says, STEP_INDENT)));
+            for note in &step.notes {
+                out.line(format!("{:STEP_INDENT$}{warn} {}", "", indented(note, STEP_INDENT + 2)));
+            }
         }
         let target = group.rto_target_s.map_or_else(String::new, |s| format!(", RTO target {}", seconds(s)));
         if total_s > 0.0 {
@@ -185,7 +203,15 @@ pub fn show_plan(plan: &DryRun, context: &Context) {
         }
     }
     if plan.is_clear() {
-        out.line(format!("{} nothing stands in the way; nothing was changed", out.paint(Tone::Good, "✓")));
+        let notes = match plan.notes() {
+            0 => String::new(),
+            1 => " of what was looked at (read the line with !)".to_owned(),
+            many => format!(" of what was looked at (read the {many} lines with !)"),
+        };
+        out.line(format!(
+            "{} nothing{notes} stands in the way; nothing was changed",
+            out.paint(Tone::Good, "✓")
+        ));
     } else {
         out.line("Nothing was changed.");
     }

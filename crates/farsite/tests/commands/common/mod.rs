@@ -1,7 +1,7 @@
 //! A site to type commands at: the real program, a store in a folder, an SQLite database, images, a volume, keys.
 
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
@@ -177,6 +177,12 @@ impl World {
         let mut command = program(self.path());
         command.arg("--config").arg(self.at(&format!("{site}/farsite.yaml"))).args(args);
         finish(&mut command)
+    }
+    /// One at south that goes on while the test does something else.
+    pub fn begin_south(&self, args: &[&str]) -> Child {
+        let mut command = program(self.path());
+        command.arg("--config").arg(self.at("south/farsite.yaml")).args(args);
+        command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
     }
     pub fn north(&self, args: &[&str]) -> Ended {
         self.site("north", args)

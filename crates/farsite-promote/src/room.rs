@@ -1,0 +1,150 @@
+//! Whether what a point holds fits where it is to be restored: by file system, because places share them. What must hold: what is
+//! surely too much is a problem; what depends on holes that could not be counted in time is a note.
+
+use std::collections::BTreeMap;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use farsite_model::ItemKind;
+use farsite_model::quantity::ByteSize;
+use farsite_replicate::hydrate::Copy;
+use farsite_replicate::spot::Spot;
+use farsite_store::manifest::ManifestItem;
+use farsite_store::read::LazyItem;
+use tokio::time::Instant;
+
+use crate::group_run::GroupRun;
+use crate::own::Findings;
+
+/// Holes are counted no longer than this, and only where an item's whole size would not fit.
+const COUNT_LIMIT: Duration = Duration::from_secs(20);
+/// Nodes of an item's map that are kept while holes are counted.
+const NODES_BYTES: u64 = 16 << 20;
+/// The store's own file system needs this for the journal of a promotion and its entries.
+const JOURNAL_BYTES: u64 = 32 << 20;
+
+/// One file system, and what is to come to it.
+struct Share<'r> {
+    /// A folder of it that is there now.
+    at: PathBuf,
+    free_bytes: u64,
+    items: Vec<&'r ManifestItem>,
+    /// Of those whose place holds something of their size: it may be the very same, and then stays.
+    standing_bytes: u64,
+}
+
+/// The nearest folder that is there.
+fn there(path: &Path) -> Option<&Path> {
+    path.ancestors().find(|path| path.exists())
+}
+
+fn free_bytes(path: &Path) -> Option<u64> {
+    let room = rustix::fs::statvfs(there(path)?).ok()?;
+    Some(room.f_bavail.saturating_mul(room.f_frsize))
+}
+
+/// Looks at every place that is a file or a folder.
+pub(crate) async fn look(run: &GroupRun) -> Findings {
+    let mut findings = Findings::default();
+    let mut shares: BTreeMap<u64, Share<'_>> = BTreeMap::new();
+    for item in &run.manifest.items {
+        let Ok(Spot::File(place)) = run.targets.item(&run.manifest, item) else { continue };
+        let is_image = matches!(item.kind, ItemKind::Glance | ItemKind::Cinder | ItemKind::Volume);
+        let copy = || Copy::of(&item.id, &place).untouched().ok().flatten();
+        // A hydrated copy is moved; a device has its own room.
+        if is_image && copy().is_some_and(|version| version.is_same_content(&item.data)) {
+            continue;
+        }
+        let Some(at) = there(&place) else { continue };
+        let Ok(metadata) = std::fs::metadata(at) else { continue };
+        if !(metadata.is_dir() || metadata.is_file()) {
+            continue;
+        }
+        let Some(free_bytes) = free_bytes(at) else {
+            findings.notes.push(format!("how much is free at {} is not known", at.display()));
+            continue;
+        };
+        let share = shares.entry(metadata.dev()).or_insert_with(|| Share {
+            at: at.to_owned(),
+            free_bytes,
+            items: Vec::new(),
+            standing_bytes: 0,
+        });
+        if is_image && std::fs::metadata(&place).is_ok_and(|there| there.len() == item.data.size_bytes) {
+            share.standing_bytes += item.data.size_bytes;
+        } else {
+            share.items.push(item);
+        }
+    }
+    let until = Instant::now() + COUNT_LIMIT;
+    for share in shares.into_values() {
+        of(run, share, until, &mut findings).await;
+    }
+    findings
+}
+
+async fn of(run: &GroupRun, share: Share<'_>, until: Instant, findings: &mut Findings) {
+    let whole: u64 = share.items.iter().map(|item| item.data.size_bytes).sum::<u64>() + share.standing_bytes;
+    if whole <= share.free_bytes {
+        return;
+    }
+    let (at, free) = (share.at.display(), ByteSize(share.free_bytes));
+    // What counts is the data; from the smallest on, so that as much as can be is counted in time.
+    let mut items = share.items;
+    items.sort_by_key(|item| item.data.size_bytes);
+    let (mut sure, mut uncounted) = (0, 0);
+    for item in items {
+        match tokio::time::timeout_at(until, data_bytes(run, item)).await {
+            Ok(Ok(bytes)) => sure += bytes,
+            Ok(Err(_)) | Err(_) => uncounted += item.data.size_bytes,
+        }
+    }
+    if sure > share.free_bytes {
+        findings.problems.push(format!(
+            "at {at} {free} are free, and {} of data come there{}: the restore would fill it and stop\n  hint: make room there, or give the group's places another file system; what stands in the places now is kept beside them and frees nothing",
+            ByteSize(sure),
+            if uncounted > 0 { " at least" } else { "" },
+        ));
+        return;
+    }
+    if uncounted > 0 {
+        findings.notes.push(format!(
+            "at {at} {free} are free, which is enough only if {} of what comes there are mostly holes: they could not be counted in time",
+            ByteSize(uncounted)
+        ));
+    }
+    if share.standing_bytes > 0 && sure + share.standing_bytes > share.free_bytes {
+        findings.notes.push(format!(
+            "at {at} {free} are free, which is enough only if most of what stands there with the right size ({}) is what the point holds",
+            ByteSize(share.standing_bytes)
+        ));
+    }
+}
+
+async fn data_bytes(run: &GroupRun, item: &ManifestItem) -> Result<u64, String> {
+    let fail = |error: farsite_store::StoreError| error.to_string();
+    let size = item.data.size_bytes;
+    let lazy = LazyItem::new(run.standby.reader.clone(), item.data.clone(), NODES_BYTES).map_err(fail)?;
+    let (mut at, mut data) = (0, 0);
+    while at < size {
+        let (end, is_hole) = lazy.extent(at..size).await.map_err(fail)?;
+        data += if is_hole { 0 } else { end - at };
+        at = end;
+    }
+    Ok(data)
+}
+
+/// The store writes each step of a promotion down: where it is a folder, that needs room.
+pub(crate) fn of_store(url: &str) -> Option<String> {
+    if url.contains("://") {
+        return None;
+    }
+    let free = free_bytes(Path::new(url))?;
+    (free < JOURNAL_BYTES).then(|| {
+        format!(
+            "the store's folder {url} has {} free: a promotion writes its journal there and would stop in the middle\n  hint: make room there (`farsite store gc`, or more disk)",
+            ByteSize(free)
+        )
+    })
+}
