@@ -7,6 +7,7 @@ mod frozen_driver;
 mod full_disk;
 mod invariants;
 mod kill_agent;
+mod meanwhile;
 mod memory;
 mod open_qcow2;
 mod pools;

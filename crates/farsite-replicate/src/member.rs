@@ -42,6 +42,8 @@ pub(crate) enum Step {
     Listed(Arc<Item>, Arc<Listed>),
     /// It exists, and could not be captured.
     Failed(ItemId, String),
+    /// It was listed, and was deleted before it was read.
+    Gone(Arc<Item>, ItemId),
     Take(Arc<Item>, Arc<Lent>),
     /// See to it that a database's log is shipped.
     Log(Arc<Item>),
@@ -314,16 +316,25 @@ struct Part<'g> {
 }
 
 impl Part<'_> {
+    /// What its source keeps of an item that is gone.
+    async fn forget(&self, item: &Item, gone: &ItemId) {
+        if let Ok(source) = farsite_sources::source(item, &self.cloud) {
+            source.forget(gone, &self.context).await;
+        }
+    }
+
     /// One step of the round. True: the item was taken, or of a log: it needs a new base to go on. Only a failing store is an
     /// error.
     async fn take(&mut self, step: Step, outcome: &mut EntryOutcome) -> Result<bool, ReplicateError> {
         match step {
             Step::Listed(item, listed) => {
                 for gone in self.intake.listed(&item, &listed, outcome) {
-                    if let Ok(source) = farsite_sources::source(&item, &self.cloud) {
-                        source.forget(&gone, &self.context).await;
-                    }
+                    self.forget(&item, &gone).await;
                 }
+            }
+            Step::Gone(item, id) => {
+                self.intake.gone(&item, &id, outcome);
+                self.forget(&item, &id).await;
             }
             Step::Failed(id, why) => outcome.failed.push((id, why)),
             Step::Take(item, lent) => return self.intake.take_or_fail(&item, &lent, outcome),

@@ -46,7 +46,7 @@ pub fn source(item: &Item, cloud: &Arc<SiteCloud>) -> Result<Box<dyn Source>, So
     Ok(match item {
         Item::Mariadb(mariadb) => Box::new(mariadb::Database::new(item, mariadb)),
         Item::Sqlite(sqlite) => Box::new(sqlite::Sqlite::new(item, sqlite)),
-        Item::Glance(glance) => Box::new(glance::Glance::new(item, glance)),
+        Item::Glance(glance) => Box::new(glance::Glance::new(item, glance, cloud)),
         Item::Cinder(cinder) => Box::new(cinder::Cinder::new(item, cinder, cloud)),
         Item::Files(files) => Box::new(files::Files::new(item, files)?),
         Item::Volume(volume) => Box::new(volume::Volume::new(item, volume)),

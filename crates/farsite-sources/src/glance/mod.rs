@@ -1,11 +1,14 @@
-//! The images of Glance's file store or Ceph pool: every file or RBD image whose name is an image's id is one item. What must
+//! The images of Glance's file store or Ceph pool, or of its API: every file or RBD image whose name is an image's id is one item. What must
 //! hold: an image is called `application` only when Glance's own database says that it is complete and of this length; one
 //! that may still be uploaded is `fuzzy`; a place that cannot be read is an error and never empty.
 //!
 //! Images are not hashed here, which would read them twice: what Glance expects goes along in the details, and is
 //! compared when they are proven at the standby.
 
+mod api;
 mod catalog;
+mod digest;
+mod download;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -17,11 +20,13 @@ use async_trait::async_trait;
 use farsite_model::content::ReadAt;
 use farsite_model::policy::{self, Checksums, Rbd};
 use farsite_model::{Consistency, ItemId, ItemKind};
+use farsite_openstack::SiteCloud;
 
 use crate::extent::FileContent;
 use crate::folder::{self, Folder};
 use crate::tracking::ChangeTracking;
 use crate::{Capture, CaptureContext, CheckLine, Content, Source, SourceError, rbd};
+use api::Api;
 use catalog::Row;
 
 /// A file that was written this recently may still be written. Images are written once, from begin to end.
@@ -42,6 +47,7 @@ pub(crate) struct Glance {
 enum Store {
     Folder(PathBuf),
     Pool(Rbd),
+    Api(Api),
 }
 
 impl fmt::Display for Store {
@@ -49,15 +55,17 @@ impl fmt::Display for Store {
         match self {
             Self::Folder(folder) => folder.display().fmt(f),
             Self::Pool(rbd) => rbd::shown(rbd).fmt(f),
+            Self::Api(api) => api.shown().fmt(f),
         }
     }
 }
 
 impl Glance {
-    pub(crate) fn new(item: &policy::Item, glance: &policy::Glance) -> Self {
+    pub(crate) fn new(item: &policy::Item, glance: &policy::Glance, cloud: &Arc<SiteCloud>) -> Self {
         let store = match &glance.rbd {
             Some(rbd) => Store::Pool(rbd.clone()),
-            // A policy without both is refused when it is read.
+            None if glance.api => Store::Api(Api::new(cloud)),
+            // A policy without any of them is refused when it is read.
             None => Store::Folder(glance.store.clone().unwrap_or_default()),
         };
         Self { item: item.id(), store, checksums: glance.checksums.clone() }
@@ -106,6 +114,7 @@ impl Source for Glance {
                 (images, others, unreadable)
             }),
             Store::Pool(rbd) => in_pool(rbd).await.map(|(images, others)| (images, others, Vec::new())),
+            Store::Api(api) => return api.check(line).await,
         };
         let (images, oddities, unreadable) = match found {
             Ok(found) => found,
@@ -130,6 +139,7 @@ impl Source for Glance {
         let images = match &self.store {
             Store::Folder(folder) => images(folder)?.1,
             Store::Pool(rbd) => in_pool(rbd).await?.0,
+            Store::Api(api) => api.list().await?,
         };
         Ok(images.iter().map(|name| ItemId::new(ItemKind::Glance, name)).collect())
     }
@@ -151,6 +161,7 @@ impl Source for Glance {
                     let is_whole = tracking.is_some();
                     (content, tracking, is_whole)
                 }
+                Store::Api(api) => return api.capture(item, context).await,
             };
         let consistency = class(row.as_ref(), content.size_bytes(), is_quiet);
         Ok(Capture {
