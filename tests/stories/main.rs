@@ -14,6 +14,7 @@ mod pools;
 mod qcow2;
 mod rbd;
 mod replication;
+mod restarts;
 mod shares;
 mod standbys;
 mod store_faults;

@@ -144,7 +144,7 @@ async fn an_image_of_an_api_is_downloaded_once_and_is_what_glance_has_recorded()
     assert!(manifest.item(&glance(A)).unwrap().carried_from.is_some());
     assert!(restored(&cloud.sites, &third, &glance(A)).await == noise(1, 3 * MIB));
     assert!(restored(&cloud.sites, &third, &glance(B)).await == noise(2, 2 * MIB));
-    assert!(!cloud.sites.path("north/state").join("scratch").exists());
+    assert!(!cloud.sites.path("north/state/groups/cloud/south/scratch").exists());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

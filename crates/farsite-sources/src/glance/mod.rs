@@ -81,16 +81,16 @@ impl Glance {
 
     async fn check_catalog(&self, checksums: &Checksums, images: &[String]) -> Vec<CheckLine> {
         let line = |topic: &str, result| CheckLine { subject: format!("{}: {topic}", self.item), result };
-        let known = match catalog::active_images(checksums).await {
+        let known = match catalog::complete_images(checksums).await {
             Ok(known) => known,
             Err(error) => return vec![line("Glance's database", Err(error.to_string()))],
         };
-        let mut lines = vec![line("Glance's database", Ok(format!("knows {} active images", known.len())))];
+        let mut lines = vec![line("Glance's database", Ok(format!("knows {} images with data", known.len())))];
         let there: BTreeSet<&str> = images.iter().map(String::as_str).collect();
         let missing: Vec<String> = known.iter().filter(|id| !there.contains(id.as_str())).cloned().collect();
         if !missing.is_empty() {
             let why = format!(
-                "active in Glance's database and not in {}: {}\n  hint: they may be in another store, or lost",
+                "with data by Glance's database and not in {}: {}\n  hint: they may be in another store, or lost",
                 self.store,
                 few(&missing)
             );
@@ -141,6 +141,12 @@ impl Source for Glance {
             Store::Pool(rbd) => in_pool(rbd).await?.0,
             Store::Api(api) => api.list().await?,
         };
+        // What is not uploaded yet is no image, and the row that says so travels with the database.
+        let unfinished: BTreeSet<String> = match &self.checksums {
+            Some(checksums) => catalog::unfinished_images(checksums).await?.into_iter().collect(),
+            None => BTreeSet::new(),
+        };
+        let images: Vec<String> = images.into_iter().filter(|image| !unfinished.contains(image)).collect();
         Ok(images.iter().map(|name| ItemId::new(ItemKind::Glance, name)).collect())
     }
 
@@ -211,7 +217,7 @@ fn is_quiet(path: &Path, now: SystemTime) -> bool {
 /// What a capture may be called.
 fn class(row: Option<&Row>, size_bytes: u64, is_quiet: bool) -> Consistency {
     match row {
-        Some(row) if row.is_active() && row.size_bytes == Some(size_bytes) => Consistency::Application,
+        Some(row) if row.is_complete() && row.size_bytes == Some(size_bytes) => Consistency::Application,
         // Queued, saving, importing: its bytes are still coming.
         Some(row) if row.is_uploading() => Consistency::Fuzzy,
         _ if is_quiet => Consistency::Crash,
@@ -306,6 +312,32 @@ mod tests {
         assert_eq!(short.consistency, Consistency::Crash, "its length is another one");
         let coming = capture(&*source, C, dir.path()).await;
         assert_eq!((coming.consistency, coming.still), (Consistency::Fuzzy, false));
+    }
+
+    #[tokio::test]
+    async fn an_image_is_captured_while_its_data_is_there_and_not_before_it_is_uploaded() {
+        for status in ["active", "deactivated", "pending_delete"] {
+            let dir = store();
+            let source = with_catalog(dir.path(), &[(A, status, 1000), (B, "active", 2000)]);
+            let database = rusqlite::Connection::open(dir.path().join("glance.db")).unwrap();
+            database.execute("UPDATE images SET deleted = 1 WHERE status = 'pending_delete'", []).unwrap();
+            assert_eq!(source.items().await.unwrap().len(), 2, "{status}");
+            let there = capture(&*source, A, dir.path()).await;
+            assert_eq!((there.consistency, there.still), (Consistency::Application, true), "{status}");
+            assert_eq!(there.details["status"], status);
+        }
+        for status in ["queued", "saving", "importing", "uploading"] {
+            let dir = store();
+            let source = with_catalog(dir.path(), &[(A, status, 1000), (B, "active", 2000)]);
+            assert_eq!(source.items().await.unwrap(), [ItemId::new(ItemKind::Glance, B)], "{status}");
+        }
+        for status in ["killed", "deleted"] {
+            // Nobody will ask for it; what is not known to be nothing is kept.
+            let dir = store();
+            let source = with_catalog(dir.path(), &[(A, status, 1000), (B, "active", 2000)]);
+            assert_eq!(source.items().await.unwrap().len(), 2, "{status}");
+            assert_eq!(capture(&*source, A, dir.path()).await.consistency, Consistency::Crash, "{status}");
+        }
     }
 
     #[tokio::test]
