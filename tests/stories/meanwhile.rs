@@ -20,6 +20,7 @@ use farsite_scenarios::process::{Running, comes_true};
 use farsite_scenarios::{TwoSites, noise, run, said};
 use farsite_store::ingest::RunStats;
 use farsite_store::read::ReadStats;
+use rustix::process::Signal;
 use serde_json::{Value, json};
 
 use crate::coverage::fake::{self, Cut, Fake, image};
@@ -173,6 +174,25 @@ async fn an_image_that_is_deleted_while_it_is_downloaded_is_absent_and_one_that_
     assert_eq!((&report["whole"], &report["items"]), (&json!(false), &json!(3)), "{report}");
     assert!(report["failed"][0]["why"].as_str().unwrap().contains("has no data of it"), "{report}");
     assert!(restored(&cloud.sites, &report, &glance(A)).await == noise(1, 3 * MIB));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_agent_that_waits_for_an_image_ends_when_it_is_told_to() {
+    let cloud = Cloud::new().await;
+    cloud.fake.change(|content| content.cuts = vec![Cut::StuckAfter(MIB); 5].into());
+    let mut command = cloud.sites.command("north/farsite.yaml", &["agent"]);
+    command.env("OS_CLIENT_CONFIG_FILE", cloud.sites.path("north/clouds.yaml"));
+    let log = cloud.sites.path("agent.log");
+    tokio::task::spawn_blocking(move || {
+        let mut agent = Running::start(command, &log);
+        assert!(comes_true(Duration::from_secs(30), || cloud.downloads()[0] == 1), "{}", agent.said());
+        // All that comes has come.
+        std::thread::sleep(Duration::from_millis(500));
+        agent.signal(Signal::TERM);
+        assert_eq!(agent.ends_within(Duration::from_secs(10)), Some(0), "{}", agent.said());
+    })
+    .await
+    .unwrap();
 }
 
 /// The hooks of an entry that delete behind its listing.
@@ -385,7 +405,7 @@ async fn heavy_what_leaves_a_pool_while_it_is_read_is_whole_or_absent_and_what_g
     // An image goes between the listing and its capture.
     let conf = ceph.conf.display();
     let remove = |id: &str| {
-        let rbd = format!("timeout 60 rbd --conf {conf} --no-progress");
+        let rbd = format!("timeout 60 rbd --conf {conf}");
         format!(
             "{rbd} snap unprotect images/{id}@snap && {rbd} snap rm images/{id}@snap && {rbd} rm images/{id}"
         )

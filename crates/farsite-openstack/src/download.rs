@@ -77,7 +77,6 @@ impl Download<'_> {
             }
             tries += 1;
             let error = match broke {
-                Broke::ForGood(error) => return Err(error),
                 Broke::NoRanges if self.has_ranges => {
                     self.has_ranges = false;
                     continue;
@@ -87,7 +86,7 @@ impl Download<'_> {
                     was_renewed = true;
                     continue;
                 }
-                Broke::Refused(error) => return Err(error),
+                Broke::ForGood(error) | Broke::Refused(error) => return Err(error),
                 Broke::Off(error) => error,
             };
             if tries >= self.client.limits.tries {

@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -15,7 +16,7 @@ use farsite_openstack::SiteCloud;
 use farsite_sources::{Capture, CaptureContext, LogPosition, Source};
 use farsite_store::ingest::Press;
 use tokio::sync::{mpsc, oneshot};
-use tokio::task::JoinSet;
+use tokio::task::{AbortHandle, JoinSet};
 
 use crate::capture::host_name;
 use crate::databases;
@@ -30,6 +31,8 @@ use crate::{ReplicateError, frozen, hooks, kept};
 
 /// The longest that a database's commits wait for the storage.
 const HOLD_LIMIT: Duration = Duration::from_secs(5);
+/// How often it is looked whether all members were told to stop.
+const LOOK: Duration = Duration::from_millis(200);
 
 /// One standby that takes part.
 pub struct Member {
@@ -435,7 +438,9 @@ impl Round {
     /// What could not be captured or read has failed, unless a second listing has it no more: then it was deleted meanwhile, as
     /// if it had been before the first one. A list that cannot be had, or is empty, settles nothing.
     async fn settle(&mut self, item: &Arc<Item>, missed: Missed, leader: &Group, context: &CaptureContext) {
-        if missed.is_none() || self.leader().is_none() {
+        // Who is told to stop makes no point.
+        if missed.is_none() || self.taking_part().all(|(_, seat)| seat.options.cancel.load(Ordering::Relaxed))
+        {
             return;
         }
         let now = listed(item, None, &leader.cloud, context).await;
@@ -491,7 +496,9 @@ impl Round {
             _ => self.policy.block_size,
         };
         let lent = Lent::new(capture, block_bytes.0 as u32, self.terms(leader));
+        let unheard = self.taken_back_when_cancelled(lent.clone());
         let took = self.step(Step::Take(item.clone(), lent.clone())).await;
+        unheard.abort();
         tokio::task::block_in_place(|| {
             lent.take_back();
             let who = took.iter().filter(|(_, took)| **took).map(|(number, _)| *number);
@@ -501,6 +508,18 @@ impl Round {
             }
         });
         took.values().any(|took| !took).then(|| lent.item.clone())
+    }
+
+    /// Who is told to stop while all of them wait for bytes that do not come would hear it only with the next ones.
+    fn taken_back_when_cancelled(&self, lent: Arc<Lent>) -> AbortHandle {
+        let cancels: Vec<_> = self.taking_part().map(|(_, seat)| seat.options.cancel.clone()).collect();
+        let watch = async move {
+            while !cancels.iter().all(|cancel| cancel.load(Ordering::Relaxed)) {
+                tokio::time::sleep(LOOK).await;
+            }
+            tokio::task::block_in_place(|| lent.take_back());
+        };
+        tokio::spawn(watch).abort_handle()
     }
 
     /// Each makes its own point; when the last one exists, the policy's hooks hear of it.

@@ -29,7 +29,7 @@ fn data() -> Vec<u8> {
 
 fn hash(data: &[u8]) -> String {
     let hash = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA512, data);
-    hash.as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
+    hash.as_ref().iter().fold(String::new(), |text, byte| format!("{text}{byte:02x}"))
 }
 
 struct Cloud {
@@ -254,6 +254,23 @@ async fn an_image_that_is_larger_than_what_is_free_is_not_begun() {
     let why = read.await.unwrap().unwrap_err().to_string();
     assert!(why.contains("are free") && why.contains("make room"), "{why}");
     assert_eq!(cloud.downloads(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_waits_for_an_image_is_told_when_its_capture_is_taken_back() {
+    let cloud = Cloud::with(&data()).await;
+    cloud.fake.change(|content| content.cuts = vec![Cut::StuckAfter(MIB); 9].into());
+    let Capture { content: Content::Volume(content), guard, .. } = cloud.capture().await else {
+        panic!("it is a volume")
+    };
+    let reader = content.clone();
+    let waits = tokio::task::spawn_blocking(move || reader.read_exact_at(&mut [0; 10], 2 * MIB as u64));
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    assert!(!waits.is_finished());
+    drop(guard);
+    let why = tokio::time::timeout(Duration::from_millis(300), waits).await.unwrap().unwrap().unwrap_err();
+    assert!(why.to_string().contains("was stopped"), "{why}");
+    assert!(content.read_exact_at(&mut [0; 10], 0).is_err(), "it is not begun again");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -15,7 +15,7 @@ use farsite_model::{Consistency, ItemId, ItemKind};
 use farsite_openstack::SiteCloud;
 use farsite_openstack::records::Image;
 
-use super::digest::Algorithm;
+use super::digest::Recorded;
 use super::download::Downloaded;
 use super::{Details, few, is_image_id};
 use crate::tracking::ChangeTracking;
@@ -77,7 +77,7 @@ impl Api {
             );
             lines.push(line("lengths", Err(why)));
         }
-        let unhashed: Vec<_> = with_data.iter().filter(|image| Algorithm::of(image).is_none()).collect();
+        let unhashed: Vec<_> = with_data.iter().filter(|image| Recorded::of(image).is_none()).collect();
         if !unhashed.is_empty() {
             let said = format!("by their length alone, and downloaded in each run: {}", ids(unhashed));
             lines.push(line("images without a hash that is known here", Ok(said)));
@@ -94,40 +94,34 @@ impl Api {
         let id = crate::plain_name(item)?;
         let what = || format!("reading {item} through {}", self.shown());
         let listed = self.listed.lock().expect("no holder of this lock panics").get(id).cloned();
-        let image = match listed {
-            Some(image) => image,
-            None => {
-                let ask = async { self.cloud.client().await?.image(id).await };
-                let told = ask.await.map_err(|error| SourceError::new(what(), error))?;
-                told.ok_or_else(|| SourceError::new(what(), "Glance has no such image"))?
-            }
+        let image = if let Some(image) = listed {
+            image
+        } else {
+            let ask = async { self.cloud.client().await?.image(id).await };
+            let told = ask.await.map_err(|error| SourceError::new(what(), error))?;
+            told.ok_or_else(|| SourceError::new(what(), "Glance has no such image"))?
         };
         let Some(size_bytes) = image.size.filter(|_| image.has_data()) else {
             let why = format!("Glance calls it {} and tells no length of data", image.status);
             return Err(SourceError::new(what(), why).hint("the next run asks again"));
         };
-        let expected = Algorithm::of(&image);
+        let expected = Recorded::of(&image);
         let tracking = expected.as_ref().map(|expected| -> Box<dyn ChangeTracking> {
             Box::new(Immutable { token: format!("{}-{size_bytes}", expected.name()) })
         });
+        let content = Downloaded::new(self.cloud.clone(), id, size_bytes, expected.clone(), context);
         Ok(Capture {
             item: item.clone(),
             kind: ItemKind::Glance,
             captured,
             // Whoever reads it finds out; what is not as it should be fails.
             consistency: if expected.is_some() { Consistency::Application } else { Consistency::Crash },
-            content: Content::Volume(Arc::new(Downloaded::new(
-                self.cloud.clone(),
-                id,
-                size_bytes,
-                expected,
-                context,
-            ))),
+            guard: Some(Box::new(content.ends())),
+            content: Content::Volume(Arc::new(content)),
             still: true,
             ancestor: None,
             details: details(&image),
             tracking,
-            guard: None,
         })
     }
 }

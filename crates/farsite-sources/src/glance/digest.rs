@@ -1,18 +1,20 @@
 //! The hash that Glance has recorded of an image, as its bytes are held against it.
 
+use std::fmt::Write;
+
 use aws_lc_rs::digest::{self, Context};
 use farsite_openstack::records::Image;
 
 /// An image's recorded hash.
 #[derive(Debug, Clone)]
-pub(super) struct Algorithm {
+pub(super) struct Recorded {
     name: String,
     algorithm: &'static digest::Algorithm,
     /// In hexadecimal digits.
     expected: String,
 }
 
-impl Algorithm {
+impl Recorded {
     /// None where Glance has recorded none, or one that is not known here (`hashing_algorithm` in glance-api.conf may be
     /// anything that Python's hashlib has).
     pub(super) fn of(image: &Image) -> Option<Self> {
@@ -41,7 +43,11 @@ impl Algorithm {
 
     /// Compares what was read with what was recorded.
     pub(super) fn judge(&self, read: Context) -> Result<(), String> {
-        let found: String = read.finish().as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
+        let mut found = String::new();
+        for byte in read.finish().as_ref() {
+            // Writing to a text never fails.
+            let _ = write!(found, "{byte:02x}");
+        }
         if found == self.expected {
             return Ok(());
         }

@@ -17,27 +17,50 @@ use farsite_openstack::{Receives, SiteCloud};
 use tokio::runtime::Handle;
 use tokio::task::AbortHandle;
 
-use super::digest::Algorithm;
+use super::digest::Recorded;
 use crate::CaptureContext;
 
 /// Left free beside an image, for whatever else is written there.
 const SPARE_BYTES: u64 = 64 << 20;
+const STOPPED: &str = "its download was stopped";
 
 pub(super) struct Downloaded {
     cloud: Arc<SiteCloud>,
     id: String,
     size_bytes: u64,
-    expected: Option<Algorithm>,
+    expected: Option<Recorded>,
     scratch: PathBuf,
     limit: Duration,
     runtime: Handle,
-    begun: Mutex<Option<Begun>>,
+    stage: Arc<Mutex<Stage>>,
 }
 
-#[derive(Clone)]
-struct Begun {
-    spool: Arc<Spool>,
-    task: AbortHandle,
+#[derive(Default)]
+enum Stage {
+    #[default]
+    NotBegun,
+    Begun {
+        spool: Arc<Spool>,
+        task: AbortHandle,
+    },
+    /// Nothing is downloaded any more.
+    Ended,
+}
+
+/// Ends the download when it is dropped, whoever still reads.
+pub(super) struct Ends(Arc<Mutex<Stage>>);
+
+impl Drop for Ends {
+    fn drop(&mut self) {
+        end(&self.0);
+    }
+}
+
+fn end(stage: &Mutex<Stage>) {
+    let mut stage = stage.lock().expect("no holder of this lock panics");
+    if let Stage::Begun { task, .. } = std::mem::replace(&mut *stage, Stage::Ended) {
+        task.abort();
+    }
 }
 
 /// What has come of an image.
@@ -84,7 +107,7 @@ impl Downloaded {
         cloud: Arc<SiteCloud>,
         id: &str,
         size_bytes: u64,
-        expected: Option<Algorithm>,
+        expected: Option<Recorded>,
         context: &CaptureContext,
     ) -> Self {
         Self {
@@ -95,14 +118,20 @@ impl Downloaded {
             scratch: context.scratch.clone(),
             limit: context.timeout,
             runtime: Handle::current(),
-            begun: Mutex::default(),
+            stage: Arc::default(),
         }
     }
 
+    pub(super) fn ends(&self) -> Ends {
+        Ends(self.stage.clone())
+    }
+
     fn spool(&self) -> io::Result<Arc<Spool>> {
-        let mut begun = self.begun.lock().expect("no holder of this lock panics");
-        if let Some(begun) = &*begun {
-            return Ok(begun.spool.clone());
+        let mut stage = self.stage.lock().expect("no holder of this lock panics");
+        match &*stage {
+            Stage::NotBegun => {}
+            Stage::Begun { spool, .. } => return Ok(spool.clone()),
+            Stage::Ended => return Err(io::Error::other(STOPPED)),
         }
         let spool = Arc::new(Spool {
             file: spool_file(&self.scratch, &self.id, self.size_bytes)?,
@@ -110,7 +139,7 @@ impl Downloaded {
             moved: Condvar::new(),
         });
         let filling = Filling {
-            hash: self.expected.as_ref().map(Algorithm::begin),
+            hash: self.expected.as_ref().map(Recorded::begin),
             expected: self.expected.clone(),
             spool: spool.clone(),
             at: 0,
@@ -118,7 +147,7 @@ impl Downloaded {
         let (cloud, id, size_bytes, limit) =
             (self.cloud.clone(), self.id.clone(), self.size_bytes, self.limit);
         let task = self.runtime.spawn(filling.fill(cloud, id, size_bytes, limit)).abort_handle();
-        *begun = Some(Begun { spool: spool.clone(), task });
+        *stage = Stage::Begun { spool: spool.clone(), task };
         Ok(spool)
     }
 }
@@ -153,9 +182,7 @@ fn spool_file(scratch: &Path, id: &str, size_bytes: u64) -> io::Result<File> {
 
 impl Drop for Downloaded {
     fn drop(&mut self) {
-        if let Some(begun) = self.begun.get_mut().ok().and_then(Option::take) {
-            begun.task.abort();
-        }
+        end(&self.stage);
     }
 }
 
@@ -177,7 +204,7 @@ impl ReadAt for Downloaded {
 
 /// The writing end of a download.
 struct Filling {
-    expected: Option<Algorithm>,
+    expected: Option<Recorded>,
     hash: Option<Context>,
     spool: Arc<Spool>,
     at: u64,
@@ -205,7 +232,7 @@ impl Filling {
 impl Drop for Filling {
     /// Whoever still waits for what does not come any more is told.
     fn drop(&mut self) {
-        self.spool.end(Err("its download was stopped".to_owned()));
+        self.spool.end(Err(STOPPED.to_owned()));
     }
 }
 
@@ -239,7 +266,7 @@ impl Receives for Filling {
 
     fn begin_anew(&mut self) -> Result<(), String> {
         self.at = 0;
-        self.hash = self.expected.as_ref().map(Algorithm::begin);
+        self.hash = self.expected.as_ref().map(Recorded::begin);
         Ok(())
     }
 }

@@ -85,7 +85,8 @@ impl Glance {
             Ok(known) => known,
             Err(error) => return vec![line("Glance's database", Err(error.to_string()))],
         };
-        let mut lines = vec![line("Glance's database", Ok(format!("knows {} images with data", known.len())))];
+        let mut lines =
+            vec![line("Glance's database", Ok(format!("knows {} images with data", known.len())))];
         let there: BTreeSet<&str> = images.iter().map(String::as_str).collect();
         let missing: Vec<String> = known.iter().filter(|id| !there.contains(id.as_str())).cloned().collect();
         if !missing.is_empty() {
