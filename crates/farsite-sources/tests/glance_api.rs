@@ -12,6 +12,7 @@ use std::time::Duration;
 use fake::{Cut, Fake, Fault, image};
 use farsite_model::clock::SystemClock;
 use farsite_model::config::Site;
+use farsite_model::content::ReadAt;
 use farsite_model::{Consistency, ItemId, ItemKind};
 use farsite_openstack::{Client, Clouds, Limits, SiteCloud};
 use farsite_sources::{Capture, CaptureContext, Content, Source};
@@ -73,9 +74,16 @@ impl Cloud {
         source.capture(&ItemId::new(ItemKind::Glance, A), &context(self.folder.path())).await.unwrap()
     }
 
+    async fn content(&self) -> (Arc<dyn ReadAt>, Box<dyn Send + Sync>) {
+        let Capture { content: Content::Volume(content), guard, .. } = self.capture().await else {
+            panic!("it is a volume")
+        };
+        (content, guard.unwrap())
+    }
+
     /// Reads A as a run does, block by block on a thread of its own.
     async fn read(&self) -> Result<Vec<u8>, String> {
-        let Content::Volume(content) = self.capture().await.content else { panic!("it is a volume") };
+        let (content, _guard) = self.content().await;
         tokio::task::spawn_blocking(move || {
             let mut bytes = vec![0; content.size_bytes() as usize];
             for (number, block) in bytes.chunks_mut(64 << 10).enumerate() {
@@ -249,7 +257,7 @@ async fn a_listing_that_may_be_a_part_is_an_error_and_so_is_a_site_without_a_clo
 async fn an_image_that_is_larger_than_what_is_free_is_not_begun() {
     let cloud = Cloud::with(&data()).await;
     cloud.fake.change(|content| content.images[0]["size"] = json!(1u64 << 60));
-    let Content::Volume(content) = cloud.capture().await.content else { panic!("it is a volume") };
+    let (content, _guard) = cloud.content().await;
     let read = tokio::task::spawn_blocking(move || content.read_exact_at(&mut [0; 10], 0));
     let why = read.await.unwrap().unwrap_err().to_string();
     assert!(why.contains("are free") && why.contains("make room"), "{why}");
@@ -260,9 +268,7 @@ async fn an_image_that_is_larger_than_what_is_free_is_not_begun() {
 async fn whoever_waits_for_an_image_is_told_when_its_capture_is_taken_back() {
     let cloud = Cloud::with(&data()).await;
     cloud.fake.change(|content| content.cuts = vec![Cut::StuckAfter(MIB); 9].into());
-    let Capture { content: Content::Volume(content), guard, .. } = cloud.capture().await else {
-        panic!("it is a volume")
-    };
+    let (content, guard) = cloud.content().await;
     let reader = content.clone();
     let waits = tokio::task::spawn_blocking(move || reader.read_exact_at(&mut [0; 10], 2 * MIB as u64));
     tokio::time::sleep(Duration::from_millis(200)).await;
@@ -277,7 +283,7 @@ async fn whoever_waits_for_an_image_is_told_when_its_capture_is_taken_back() {
 async fn a_capture_that_is_let_go_downloads_no_further() {
     let cloud = Cloud::with(&data()).await;
     cloud.fake.change(|content| content.cuts = [Cut::Trickle(100 << 10, Duration::from_millis(100))].into());
-    let Content::Volume(content) = cloud.capture().await.content else { panic!("it is a volume") };
+    let (content, _guard) = cloud.content().await;
     let reader = content.clone();
     tokio::task::spawn_blocking(move || reader.read_exact_at(&mut [0; 10], 0)).await.unwrap().unwrap();
     drop(content);
