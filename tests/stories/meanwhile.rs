@@ -244,6 +244,39 @@ async fn what_is_deleted_between_its_listing_and_its_copy_is_absent_and_the_poin
     assert_eq!(third.failed[0].id, ItemId::parse("cinder/volume-a"));
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_image_that_was_lost_is_told_from_one_that_was_deleted() {
+    let sites = images_and_volumes().await;
+    fs::write(sites.data("images").join(C), noise(9, MIB)).unwrap();
+    let database = sites.data("glance.db");
+    let glance_database = rusqlite::Connection::open(&database).unwrap();
+    let table = "CREATE TABLE images (id TEXT, status TEXT, size INTEGER, os_hash_algo TEXT, os_hash_value TEXT, \
+                 checksum TEXT, deleted INTEGER)";
+    glance_database.execute(table, []).unwrap();
+    for id in [A, B, C] {
+        let row = "INSERT INTO images VALUES (?1, 'active', 1048576, 'sha512', 'abc', 'md', 0)";
+        glance_database.execute(row, [id]).unwrap();
+    }
+    sites.policy("  - glance: { store: NORTH/images, checksums: { sqlite: NORTH/glance.db } }\n");
+    assert!(sites.replicate().await.whole);
+    glance_database.execute("UPDATE images SET status = 'deleted', deleted = 1 WHERE id = ?1", [B]).unwrap();
+    for id in [A, B] {
+        fs::remove_file(sites.data("images").join(id)).unwrap();
+    }
+    for _ in 0..2 {
+        let report = sites.replicate().await;
+        assert!(!report.whole && report.items == 2, "{report:?}");
+        assert_eq!(report.failed.len(), 1, "{report:?}");
+        assert!(report.failed[0].id == glance(A) && report.failed[0].why.contains("own row"), "{report:?}");
+        let told = json!({ "point": report.point.to_string() });
+        assert!(restored(&sites, &told, &glance(A)).await == noise(1, MIB));
+    }
+    // Somebody gives it up.
+    glance_database.execute("UPDATE images SET status = 'deleted', deleted = 1 WHERE id = ?1", [A]).unwrap();
+    let report = sites.replicate().await;
+    assert!(report.whole && report.absent == [glance(A)], "{report:?}");
+}
+
 /// Hands out the counters of a run.
 #[derive(Default)]
 struct Counters(Mutex<Option<Arc<RunStats>>>);

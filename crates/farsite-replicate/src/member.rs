@@ -36,6 +36,11 @@ use crate::run::{RunOptions, RunReport, SOURCE_LIMIT};
 use crate::run_clock::RunClock;
 use crate::run_state::RunState;
 
+/// Why an item has failed that its source lists no more, and that was not deleted.
+const LOST: &str = "its data is not where it was, and its service's own row says that it is there\n  hint: look for it in the \
+                    store; `farsite restore` gives back what the point before holds; once it is deleted in its service it is \
+                    left out";
+
 /// What the round has for all its members.
 #[derive(Clone)]
 pub(crate) enum Step {
@@ -316,10 +321,21 @@ struct Part<'g> {
 }
 
 impl Part<'_> {
-    /// What its source keeps of an item that is gone.
-    async fn forget(&self, item: &Item, gone: &ItemId) {
-        if let Ok(source) = farsite_sources::source(item, &self.cloud) {
-            source.forget(gone, &self.context).await;
+    /// What is gone was deleted, and its source keeps nothing of it any more, or it was lost: then it has failed, and what the
+    /// point before has of it goes on standing for it.
+    async fn told_from_lost(&self, item: &Item, gone: Vec<ItemId>, outcome: &mut EntryOutcome) {
+        let Ok(source) = farsite_sources::source(item, &self.cloud) else { return };
+        let (lost, why) = match source.lost(&gone).await {
+            Ok(lost) => (lost, LOST.to_owned()),
+            Err(error) => (gone.clone(), format!("whether it was deleted cannot be told: {error}")),
+        };
+        outcome.absent.retain(|id| !lost.contains(id));
+        for id in gone {
+            if lost.contains(&id) {
+                outcome.failed.push((id, why.clone()));
+            } else {
+                source.forget(&id, &self.context).await;
+            }
         }
     }
 
@@ -328,13 +344,12 @@ impl Part<'_> {
     async fn take(&mut self, step: Step, outcome: &mut EntryOutcome) -> Result<bool, ReplicateError> {
         match step {
             Step::Listed(item, listed) => {
-                for gone in self.intake.listed(&item, &listed, outcome) {
-                    self.forget(&item, &gone).await;
-                }
+                let gone = self.intake.listed(&item, &listed, outcome);
+                self.told_from_lost(&item, gone, outcome).await;
             }
             Step::Gone(item, id) => {
-                self.intake.gone(&item, &id, outcome);
-                self.forget(&item, &id).await;
+                let gone = self.intake.gone(&item, &id, outcome);
+                self.told_from_lost(&item, gone.into_iter().collect(), outcome).await;
             }
             Step::Failed(id, why) => outcome.failed.push((id, why)),
             Step::Take(item, lent) => return self.intake.take_or_fail(&item, &lent, outcome),

@@ -151,6 +151,15 @@ impl Source for Glance {
         Ok(images.iter().map(|name| ItemId::new(ItemKind::Glance, name)).collect())
     }
 
+    /// A file that is gone while Glance's row says that its image has data was deleted by nobody's order.
+    async fn lost(&self, gone: &[ItemId]) -> Result<Vec<ItemId>, SourceError> {
+        let Some(checksums) = self.checksums.as_ref().filter(|_| !gone.is_empty()) else {
+            return Ok(Vec::new());
+        };
+        let complete: BTreeSet<String> = catalog::complete_images(checksums).await?.into_iter().collect();
+        Ok(gone.iter().filter(|item| complete.contains(item.name())).cloned().collect())
+    }
+
     async fn capture(&self, item: &ItemId, context: &CaptureContext) -> Result<Capture, SourceError> {
         let captured = context.clock.capture_time();
         // Asked before the image is looked at: what is active then is complete now.
@@ -347,6 +356,16 @@ mod tests {
         let source = with_catalog(dir.path(), &[(A, "active", 1000), (C, "active", 10)]);
         let lines = source.check().await;
         assert!(lines.iter().any(|l| matches!(&l.result, Err(why) if why.contains(C))), "{lines:?}");
+    }
+
+    #[tokio::test]
+    async fn an_image_whose_file_is_gone_is_lost_as_long_as_glance_has_its_row() {
+        let dir = store();
+        let source =
+            with_catalog(dir.path(), &[(A, "active", 1000), (B, "deleted", 2000), (C, "deactivated", 10)]);
+        let gone = [A, B, C].map(|id| ItemId::new(ItemKind::Glance, id));
+        assert_eq!(source.lost(&gone).await.unwrap(), [gone[0].clone(), gone[2].clone()]);
+        assert_eq!(super::tests::source(dir.path(), "").lost(&gone).await.unwrap(), [], "nobody tells");
     }
 
     #[tokio::test]
