@@ -2,7 +2,7 @@
 
 #[path = "../../crates/farsite-openstack/tests/asking/fake.rs"]
 #[allow(dead_code, reason = "shared with the tests of the client")]
-mod fake;
+pub(crate) mod fake;
 
 use std::process::Output;
 

@@ -235,6 +235,10 @@ pub struct StoragePlace {
     /// The Ceph pool in which each item becomes an image of its name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rbd: Option<Rbd>,
+    /// Refused; known so that the refusal can say why.
+    #[serde(default, skip_serializing)]
+    #[schemars(skip)]
+    pub api: bool,
 }
 
 /// The standby's own database instance.
@@ -336,6 +340,15 @@ impl Config {
         for (group, places) in &located.places {
             for (kind, place) in [("glance", &places.glance), ("cinder", &places.cinder)] {
                 let Some(place) = place else { continue };
+                if place.api {
+                    let why = format!(
+                        "{kind} of group {group}: nothing can be restored through an API: Glance takes data only for an image that is \
+                         queued, and the restored rows say that theirs are there"
+                    );
+                    let hint =
+                        "give `path:` or `rbd:` of a store of this site; Glance can have it beside others";
+                    return Err(source.error(place, why, Some(hint.to_owned())));
+                }
                 let (why, hint) = match (&place.path, &place.rbd) {
                     (Some(_), None) | (None, Some(_)) => continue,
                     (None, None) => ("nothing says where", "add `path:` or `rbd:`"),

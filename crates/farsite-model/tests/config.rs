@@ -176,9 +176,11 @@ fn a_storage_place_is_a_folder_or_a_pool_and_never_both() {
     let config = parse(&text("{ rbd: { pool: images, conf: ceph.conf } }")).unwrap();
     let place = config.places.values().next().unwrap().glance.clone().unwrap();
     assert_eq!(place.rbd.unwrap().conf, Some("/etc/farsite/ceph.conf".into()));
-    for (glance, says) in
-        [("{ path: ./images, rbd: { pool: images } }", "two places"), ("{}", "add `path:` or `rbd:`")]
-    {
+    for (glance, says) in [
+        ("{ path: ./images, rbd: { pool: images } }", "two places"),
+        ("{}", "add `path:` or `rbd:`"),
+        ("{ api: true }", "Glance takes data only for an image that is queued"),
+    ] {
         let error = parse(&text(glance)).unwrap_err();
         assert!(error.starts_with("f.yaml:5:13") && error.contains(says), "{error}");
     }

@@ -206,6 +206,10 @@ fn items_must_be_told_apart_and_say_where_they_are() {
     assert_says(&wrong("socket: /run/mysqld/mysqld.sock", "log: continuous"), "9:5", &["no address"]);
     assert_says(&wrong("mysqld.sock }", "mysqld.sock, host: db }"), "9:5", &["two addresses"]);
     assert_says(&wrong("mysqld.sock }", "mysqld.sock, port: 3306 }"), "9:5", &["a socket has no port"]);
+    assert_says(&wrong(files, "- glance: {}"), "10:5", &["add `store:`, `rbd:` or `api: true`"]);
+    assert_says(&wrong(files, "- glance: { store: /g, api: true }"), "10:5", &["more than one place"]);
+    let twice = "- glance: { api: true, checksums: { sqlite: /g.db } }";
+    assert_says(&wrong(files, twice), "10:5", &["remove `checksums:`"]);
     // The same name for two kinds is fine.
     Policy::parse("p.yaml", &GOOD.replace(files, "- volume: { path: /srv/main }\n  - glance: { store: /g }"))
         .unwrap();

@@ -53,7 +53,7 @@ pub struct Client {
     cloud: Cloud,
     region: Option<String>,
     http: reqwest::Client,
-    limits: Limits,
+    pub(crate) limits: Limits,
     /// Read each time that a token is asked for, and at no other time.
     credentials: Box<ReadCredentials>,
     token: Mutex<Option<Arc<Token>>>,
@@ -190,7 +190,7 @@ impl Client {
         loop {
             tries += 1;
             let token = self.token().await?;
-            let mut request = self.http.get(url.clone()).header("x-auth-token", secret_header(&token.id));
+            let mut request = self.ask(url.as_str(), &token);
             if let Some(version) = version {
                 request = request.header("openstack-api-version", version);
             }
@@ -221,6 +221,11 @@ impl Client {
         }
     }
 
+    /// A question with this token.
+    pub(crate) fn ask(&self, url: &str, token: &Token) -> RequestBuilder {
+        self.http.get(url).header("x-auth-token", secret_header(&token.id))
+    }
+
     async fn send(
         &self,
         what: &str,
@@ -231,7 +236,7 @@ impl Client {
         Ok((status, headers, self.bytes(what, response).await?))
     }
 
-    async fn bytes(&self, what: &str, mut response: Response) -> Result<Vec<u8>, AskError> {
+    pub(crate) async fn bytes(&self, what: &str, mut response: Response) -> Result<Vec<u8>, AskError> {
         let mut bytes = Vec::new();
         while let Some(chunk) = response.chunk().await.map_err(|error| self.unreachable(what, &error))? {
             if bytes.len() + chunk.len() > LONGEST_ANSWER {
@@ -255,14 +260,14 @@ impl Client {
     }
 
     /// Another question may have renewed it already.
-    async fn drop_token(&self, refused: &Arc<Token>) {
+    pub(crate) async fn drop_token(&self, refused: &Arc<Token>) {
         let mut held = self.token.lock().await;
         if held.as_ref().is_some_and(|held| Arc::ptr_eq(held, refused)) {
             *held = None;
         }
     }
 
-    async fn pause(&self, tries: u32, headers: Option<&HeaderMap>) {
+    pub(crate) async fn pause(&self, tries: u32, headers: Option<&HeaderMap>) {
         let asked = headers
             .and_then(|headers| headers.get(RETRY_AFTER)?.to_str().ok()?.trim().parse().ok())
             .map(Duration::from_secs);
@@ -270,7 +275,7 @@ impl Client {
         tokio::time::sleep(pause.min(self.limits.longest_pause)).await;
     }
 
-    fn unreachable(&self, what: &str, error: &reqwest::Error) -> AskError {
+    pub(crate) fn unreachable(&self, what: &str, error: &reqwest::Error) -> AskError {
         let (cloud, what) = (self.cloud.name.clone(), what.to_owned());
         if error.is_timeout() && !error.is_connect() {
             return AskError::TimedOut { cloud, what, limit: self.limits.call };
@@ -278,7 +283,13 @@ impl Client {
         AskError::Unreachable { cloud, what, why: cause(error) }
     }
 
-    fn status(&self, what: &str, status: StatusCode, bytes: &[u8], token: Option<&Token>) -> AskError {
+    pub(crate) fn status(
+        &self,
+        what: &str,
+        status: StatusCode,
+        bytes: &[u8],
+        token: Option<&Token>,
+    ) -> AskError {
         let (cloud, what) = (self.cloud.name.clone(), what.to_owned());
         let says = words(bytes, token.map(|token| &token.id));
         match (status, token) {

@@ -44,6 +44,11 @@ pub enum AskError {
     )]
     Unreadable { cloud: String, what: String, why: String },
     #[error(
+        "the data of image {image} of cloud {cloud:?} was not told: {why}\n  hint: look at Glance's log and at the image's store; \
+         `openstack image save` tries the same"
+    )]
+    Data { cloud: String, image: String, why: String },
+    #[error(
         "the catalog of cloud {cloud:?} has no {service} service (it has {there})\n  hint: `openstack --os-cloud {cloud} catalog list`"
     )]
     NoService { cloud: String, service: &'static str, there: String },
@@ -60,9 +65,9 @@ pub enum AskError {
         there: String,
     },
     #[error(
-        "{user} does not see the volumes of all projects of cloud {cloud:?}, and a part of them is not taken for all\n  hint: {RIGHTS}"
+        "{user} does not see the {what} of all projects of cloud {cloud:?}, and a part of them is not taken for all\n  hint: {RIGHTS}"
     )]
-    NotAll { cloud: String, user: String },
+    NotAll { cloud: String, user: String, what: &'static str },
     #[error("cloud {cloud:?} has {count} projects called {name:?}\n  hint: write the project's id")]
     Ambiguous { cloud: String, name: String, count: usize },
     #[error("cloud {cloud:?} has no {what} {name:?}{near}")]

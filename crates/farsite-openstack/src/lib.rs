@@ -1,5 +1,6 @@
 //! clouds.yaml to what exists at a site. The file that every OpenStack client reads comes in; what Keystone, Glance and Cinder
-//! tell goes out as records, a page at a time: images, volumes, snapshots, pools, types, and what a volume was made from.
+//! tell goes out as records, a page at a time: images, volumes, snapshots, pools, types, and what a volume was made from; and the
+//! data of images.
 //!
 //! What must hold: nothing is ever changed at a cloud; a listing is whole or an error; passwords and tokens are read when a
 //! token is asked for and shown nowhere, and no error quotes a line of the file.
@@ -9,6 +10,7 @@ mod catalog;
 mod client;
 mod clouds;
 mod credentials;
+mod download;
 mod error;
 mod files;
 mod listings;
@@ -25,6 +27,7 @@ pub use catalog::{Service, Token};
 pub use client::{Client, Limits};
 pub use clouds::{Cloud, Clouds, CloudsError, ENVVARS, Interface};
 pub use credentials::Credentials;
+pub use download::Receives;
 pub use error::AskError;
 pub use made_from::MadeFrom;
 pub use paging::Pages;

@@ -20,6 +20,9 @@ pub struct Image {
     pub size: Option<u64>,
     pub os_hash_algo: Option<String>,
     pub os_hash_value: Option<String>,
+    /// MD5, which older images have alone.
+    #[serde(default)]
+    pub checksum: Option<String>,
     /// The project's id.
     pub owner: Option<String>,
     pub visibility: String,
@@ -27,6 +30,8 @@ pub struct Image {
     #[serde(default)]
     pub stores: Option<String>,
     pub disk_format: Option<String>,
+    #[serde(default)]
+    pub container_format: Option<String>,
     /// Old versions of images are hidden from listings.
     #[serde(default)]
     pub os_hidden: bool,

@@ -48,7 +48,9 @@ impl Client {
     async fn abilities(&self) -> Result<Abilities, AskError> {
         let ask = || async {
             match self.pools().await {
-                Err(AskError::Forbidden { cloud, user, .. }) => return Err(AskError::NotAll { cloud, user }),
+                Err(AskError::Forbidden { cloud, user, .. }) => {
+                    return Err(AskError::NotAll { cloud, user, what: "volumes" });
+                }
                 pools => pools?,
             };
             let endpoint = self.endpoint(Service::BlockStorage).await?;

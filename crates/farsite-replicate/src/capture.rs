@@ -137,6 +137,21 @@ impl Intake<'_> {
         absent
     }
 
+    /// An item that was listed was gone before it could be read: it has not failed. Who has read it before that keeps it. Some:
+    /// the point before has it.
+    pub(crate) fn gone(&self, item: &Item, id: &ItemId, outcome: &mut EntryOutcome) -> Option<ItemId> {
+        if outcome.taken.iter().any(|taken| taken.id == *id) {
+            return None;
+        }
+        outcome.failed.retain(|(failed, _)| failed != id);
+        tracing::info!(item = %id, "it went while this run was under way");
+        if !self.items_before(item).contains(id) || outcome.absent.contains(id) {
+            return None;
+        }
+        outcome.absent.push(id.clone());
+        Some(id.clone())
+    }
+
     /// Reads what the round has captured of an entry. False: it could not be read. Only a failing store is an error.
     pub(crate) fn take_or_fail(
         &mut self,

@@ -36,12 +36,19 @@ use crate::run::{RunOptions, RunReport, SOURCE_LIMIT};
 use crate::run_clock::RunClock;
 use crate::run_state::RunState;
 
+/// Why an item has failed that its source lists no more, and that was not deleted.
+const LOST: &str = "its data is not where it was, and its service's own row says that it is there\n  hint: look for it in the \
+                    store; `farsite restore` gives back what the point before holds; once it is deleted in its service it is \
+                    left out";
+
 /// What the round has for all its members.
 #[derive(Clone)]
 pub(crate) enum Step {
     Listed(Arc<Item>, Arc<Listed>),
     /// It exists, and could not be captured.
     Failed(ItemId, String),
+    /// It was listed, and was deleted before it was read.
+    Gone(Arc<Item>, ItemId),
     Take(Arc<Item>, Arc<Lent>),
     /// See to it that a database's log is shipped.
     Log(Arc<Item>),
@@ -314,16 +321,35 @@ struct Part<'g> {
 }
 
 impl Part<'_> {
+    /// What is gone was deleted, and its source keeps nothing of it any more, or it was lost: then it has failed, and what the
+    /// point before has of it goes on standing for it.
+    async fn told_from_lost(&self, item: &Item, gone: Vec<ItemId>, outcome: &mut EntryOutcome) {
+        let Ok(source) = farsite_sources::source(item, &self.cloud) else { return };
+        let (lost, why) = match source.lost(&gone).await {
+            Ok(lost) => (lost, LOST.to_owned()),
+            Err(error) => (gone.clone(), format!("whether it was deleted cannot be told: {error}")),
+        };
+        outcome.absent.retain(|id| !lost.contains(id));
+        for id in gone {
+            if lost.contains(&id) {
+                outcome.failed.push((id, why.clone()));
+            } else {
+                source.forget(&id, &self.context).await;
+            }
+        }
+    }
+
     /// One step of the round. True: the item was taken, or of a log: it needs a new base to go on. Only a failing store is an
     /// error.
     async fn take(&mut self, step: Step, outcome: &mut EntryOutcome) -> Result<bool, ReplicateError> {
         match step {
             Step::Listed(item, listed) => {
-                for gone in self.intake.listed(&item, &listed, outcome) {
-                    if let Ok(source) = farsite_sources::source(&item, &self.cloud) {
-                        source.forget(&gone, &self.context).await;
-                    }
-                }
+                let gone = self.intake.listed(&item, &listed, outcome);
+                self.told_from_lost(&item, gone, outcome).await;
+            }
+            Step::Gone(item, id) => {
+                let gone = self.intake.gone(&item, &id, outcome);
+                self.told_from_lost(&item, gone.into_iter().collect(), outcome).await;
             }
             Step::Failed(id, why) => outcome.failed.push((id, why)),
             Step::Take(item, lent) => return self.intake.take_or_fail(&item, &lent, outcome),

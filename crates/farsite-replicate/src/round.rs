@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -15,7 +16,7 @@ use farsite_openstack::SiteCloud;
 use farsite_sources::{Capture, CaptureContext, Source};
 use farsite_store::ingest::Press;
 use tokio::sync::{mpsc, oneshot};
-use tokio::task::JoinSet;
+use tokio::task::{AbortHandle, JoinSet};
 
 use crate::capture::host_name;
 use crate::databases;
@@ -30,6 +31,8 @@ use crate::{ReplicateError, frozen, hooks, kept};
 
 /// The longest that a database's commits wait for the storage.
 const HOLD_LIMIT: Duration = Duration::from_secs(5);
+/// How often it is looked whether all members were told to stop.
+const LOOK: Duration = Duration::from_millis(200);
 
 /// One standby that takes part.
 pub struct Member {
@@ -413,22 +416,43 @@ impl Round {
         let instant = if context.frozen { instant_of(&*source, &context).await } else { None };
         let source = instant.as_deref().unwrap_or(&*source);
         // What is still by itself is read after the thaw.
-        let mut still = Vec::new();
+        let (mut still, mut missed) = (Vec::new(), Missed::default());
         for id in ids {
             if self.leader().is_none() {
                 break;
             }
             match self.capture(source, item, &id, leader, &context).await {
                 Ok(capture) if capture.still => still.push(capture),
-                Ok(capture) => self.lend(item, capture, leader).await,
-                Err(why) => {
-                    self.step(Step::Failed(id, why)).await;
-                }
+                Ok(capture) => missed.note(self.lend(item, capture, leader).await),
+                Err(why) => drop(missed.uncaptured.insert(id, why)),
             }
         }
         frozen::thaw(leader, name.as_str(), &hooks.after_capture, frozen).await;
         for capture in still {
-            self.lend(item, capture, leader).await;
+            missed.note(self.lend(item, capture, leader).await);
+        }
+        self.settle(item, missed, leader, &context).await;
+    }
+
+    /// What could not be captured or read has failed, unless a second listing has it no more: then it was deleted meanwhile, as
+    /// if it had been before the first one. A list that cannot be had, or is empty, settles nothing.
+    async fn settle(&mut self, item: &Arc<Item>, missed: Missed, leader: &Group, context: &CaptureContext) {
+        // Who is told to stop makes no point.
+        if missed.is_none() || self.taking_part().all(|(_, seat)| seat.options.cancel.load(Ordering::Relaxed))
+        {
+            return;
+        }
+        let now = listed(item, None, &leader.cloud, context).await;
+        let now = now.map(|(_, ids)| ids).ok().filter(|ids| !ids.is_empty());
+        let is_gone = |id: &ItemId| now.as_ref().is_some_and(|now| !now.contains(id));
+        for (id, why) in missed.uncaptured {
+            let step = if is_gone(&id) { Step::Gone(item.clone(), id) } else { Step::Failed(id, why) };
+            self.step(step).await;
+        }
+        for id in missed.unread {
+            if is_gone(&id) {
+                self.step(Step::Gone(item.clone(), id)).await;
+            }
         }
     }
 
@@ -464,14 +488,16 @@ impl Round {
         Ok(capture)
     }
 
-    /// All read a capture side by side; then it is let go.
-    async fn lend(&mut self, item: &Arc<Item>, capture: Capture, leader: &Group) {
+    /// All read a capture side by side; then it is let go. Some: not all of them could read it.
+    async fn lend(&mut self, item: &Arc<Item>, capture: Capture, leader: &Group) -> Option<ItemId> {
         let block_bytes = match &**item {
             Item::Volume(volume) => volume.block_size.unwrap_or(self.policy.block_size),
             _ => self.policy.block_size,
         };
         let lent = Lent::new(capture, block_bytes.0 as u32, self.terms(leader));
+        let unheard = self.taken_back_when_cancelled(lent.clone());
         let took = self.step(Step::Take(item.clone(), lent.clone())).await;
+        unheard.abort();
         tokio::task::block_in_place(|| {
             lent.take_back();
             let who = took.iter().filter(|(_, took)| **took).map(|(number, _)| *number);
@@ -480,6 +506,19 @@ impl Round {
                 version.keep(&groups);
             }
         });
+        took.values().any(|took| !took).then(|| lent.item.clone())
+    }
+
+    /// Who is told to stop while all of them wait for bytes that do not come would hear it only with the next ones.
+    fn taken_back_when_cancelled(&self, lent: Arc<Lent>) -> AbortHandle {
+        let cancels: Vec<_> = self.taking_part().map(|(_, seat)| seat.options.cancel.clone()).collect();
+        let watch = async move {
+            while !cancels.iter().all(|cancel| cancel.load(Ordering::Relaxed)) {
+                tokio::time::sleep(LOOK).await;
+            }
+            tokio::task::block_in_place(|| lent.take_back());
+        };
+        tokio::spawn(watch).abort_handle()
     }
 
     /// Each makes its own point; when the last one exists, the policy's hooks hear of it.
@@ -507,6 +546,24 @@ impl Round {
         {
             tracing::warn!(group = %self.policy.group, "after-commit: {why}");
         }
+    }
+}
+
+/// Items of an entry that were listed, and are not in everybody's point.
+#[derive(Default)]
+struct Missed {
+    /// And why.
+    uncaptured: BTreeMap<ItemId, String>,
+    /// Who could not read it has noted why.
+    unread: Vec<ItemId>,
+}
+
+impl Missed {
+    fn note(&mut self, unread: Option<ItemId>) {
+        self.unread.extend(unread);
+    }
+    fn is_none(&self) -> bool {
+        self.uncaptured.is_empty() && self.unread.is_empty()
     }
 }
 

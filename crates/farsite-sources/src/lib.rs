@@ -46,7 +46,7 @@ pub fn source(item: &Item, cloud: &Arc<SiteCloud>) -> Result<Box<dyn Source>, So
     Ok(match item {
         Item::Mariadb(mariadb) => Box::new(mariadb::Database::new(item, mariadb)),
         Item::Sqlite(sqlite) => Box::new(sqlite::Sqlite::new(item, sqlite)),
-        Item::Glance(glance) => Box::new(glance::Glance::new(item, glance)),
+        Item::Glance(glance) => Box::new(glance::Glance::new(item, glance, cloud)),
         Item::Cinder(cinder) => Box::new(cinder::Cinder::new(item, cinder, cloud)),
         Item::Files(files) => Box::new(files::Files::new(item, files)?),
         Item::Volume(volume) => Box::new(volume::Volume::new(item, volume)),
@@ -173,6 +173,11 @@ pub trait Source: Send + Sync {
     async fn check(&self) -> Vec<CheckLine>;
     /// The items that exist now. One that has gone since the last point is absent, not failed.
     async fn items(&self) -> Result<Vec<ItemId>, SourceError>;
+    /// Of items that are listed no more: those of which somebody who should know says that they are there still, so that they
+    /// are lost and not deleted.
+    async fn lost(&self, _gone: &[ItemId]) -> Result<Vec<ItemId>, SourceError> {
+        Ok(Vec::new())
+    }
     /// Freezes one item. The capture holds its bytes still until it is dropped.
     async fn capture(&self, item: &ItemId, context: &CaptureContext) -> Result<Capture, SourceError>;
     /// Whether all its items can be held at one instant by [`Source::instant`]; what would make that slow is done now.

@@ -216,11 +216,24 @@ fn check_item(source: Source<'_>, item: &At<Item>) -> Result<(), YamlError> {
                 );
             }
         }
-        Item::Glance(glance) if glance.store.is_none() && glance.rbd.is_none() => {
-            return wrong("nothing says where these images are", "add `store:` or `rbd:`");
-        }
-        Item::Glance(glance) if glance.store.is_some() && glance.rbd.is_some() => {
-            return wrong("these images are in two places", "remove `store:` or `rbd:`");
+        Item::Glance(glance) => {
+            let named = [glance.store.is_some(), glance.rbd.is_some(), glance.api];
+            match named.iter().filter(|is_named| **is_named).count() {
+                0 => {
+                    return wrong(
+                        "nothing says where these images are",
+                        "add `store:`, `rbd:` or `api: true`",
+                    );
+                }
+                1 => {}
+                _ => {
+                    let hint = "keep one of `store:`, `rbd:` and `api:`";
+                    return wrong("these images are in more than one place", hint);
+                }
+            }
+            if glance.api && glance.checksums.is_some() {
+                return wrong("Glance's API tells checksums by itself", "remove `checksums:`");
+            }
         }
         Item::Cinder(cinder) if cinder.backend.is_none() && cinder.path.is_none() && cinder.rbd.is_none() => {
             return wrong("nothing says where these volumes are", "add `backend:`, `path:` or `rbd:`");
@@ -245,7 +258,7 @@ fn check_item(source: Source<'_>, item: &At<Item>) -> Result<(), YamlError> {
                 return Err(bad_block_size(source, item, size));
             }
         }
-        Item::Sqlite(_) | Item::Glance(_) | Item::Cinder(_) | Item::Files(_) => {}
+        Item::Sqlite(_) | Item::Cinder(_) | Item::Files(_) => {}
     }
     Ok(())
 }

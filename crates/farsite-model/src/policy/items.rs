@@ -94,16 +94,20 @@ item!(
 );
 
 item!(
-    /// The images of Glance's file store or Ceph pool, one item each.
+    /// The images of Glance's file store or Ceph pool, or of whatever store its API reads them from, one item each.
     Glance {
-        /// The folder that holds them (`filesystem_store_datadir`); or else `rbd`.
+        /// The folder that holds them (`filesystem_store_datadir`); or else `rbd` or `api`.
         #[serde(default, deserialize_with = "crate::env::deserialize")]
         #[serde(skip_serializing_if = "Option::is_none")]
         store: Option<PathBuf>,
         /// The Ceph pool that holds them (`rbd_store_pool`), in place of `store`.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         rbd: Option<Rbd>,
-        /// Where Glance's own checksums can be looked up; images are then compared with them.
+        /// In place of `store` and `rbd`, where neither can be reached: images are downloaded once through Glance's API of the site's
+        /// cloud (`sites.<site>.cloud`), and again only for `verify-tracking`.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        api: bool,
+        /// Where Glance's own checksums can be looked up; images are then compared with them. Its API tells them by itself.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         checksums: Option<Checksums>,
     }

@@ -27,6 +27,21 @@ pub enum Fault {
     Busy,
 }
 
+/// How a download goes wrong.
+#[derive(Debug, Clone)]
+pub enum Cut {
+    /// The connection breaks off after so many bytes.
+    After(usize),
+    /// No more comes after so many bytes, and the connection stands.
+    StuckAfter(usize),
+    /// This byte of the image is another one.
+    Flipped(usize),
+    /// So many bytes at once, each after a pause.
+    Trickle(usize, Duration),
+    /// The image goes when so many bytes of it were told.
+    DeletedAfter(usize),
+}
+
 #[derive(Default)]
 pub struct Content {
     pub images: Vec<Value>,
@@ -45,6 +60,14 @@ pub struct Content {
     pub faults: BTreeMap<&'static str, VecDeque<Fault>>,
     /// Every request: its method, path and query.
     pub asked: Vec<String>,
+    /// The images' data, by their ids.
+    pub data: BTreeMap<String, Vec<u8>>,
+    /// Whether images can be read from the middle.
+    pub has_ranges: bool,
+    /// What happens to the next downloads, once they are let through.
+    pub cuts: VecDeque<Cut>,
+    /// Bytes of images that were told.
+    pub told: usize,
     /// How many tokens were given; the last one alone is good.
     pub tokens: u32,
 }
@@ -63,6 +86,7 @@ impl Fake {
             page: 1000,
             is_admin: true,
             minor: 71,
+            has_ranges: true,
             pools: vec!["ctl@nfs#pool"],
             ..Content::default()
         };
@@ -190,6 +214,9 @@ async fn answer(State(fake): State<Fake>, uri: Uri, headers: HeaderMap, _: Reque
         return (StatusCode::UNAUTHORIZED, Json(json!({ "error": { "message": "expired" } })))
             .into_response();
     }
+    if let Some(id) = path.strip_prefix("/v2/images/") {
+        return image_of(&fake, id, &headers);
+    }
     let cinder = format!("/volume/v3/{PROJECT}");
     let (url, is_admin, minor) = fake.change(|content| (fake.url.clone(), content.is_admin, content.minor));
     let of_cinder = path.strip_prefix(&cinder);
@@ -204,6 +231,11 @@ async fn answer(State(fake): State<Fake>, uri: Uri, headers: HeaderMap, _: Reque
                 answer["next"] = json!(format!("/v2/images?limit=9&marker={marker}"));
             })
         }
+        ("/v2/tasks", _) if !is_admin => {
+            let body = json!({ "message": "You are not authorized to complete tasks_api_access action." });
+            return (StatusCode::FORBIDDEN, Json(body)).into_response();
+        }
+        ("/v2/tasks", _) => json!({ "tasks": [] }),
         ("/v3/projects", _) => {
             json!({ "projects": fake.change(|c| c.projects.clone()), "links": { "next": null } })
         }
@@ -243,6 +275,76 @@ async fn answer(State(fake): State<Fake>, uri: Uri, headers: HeaderMap, _: Reque
         return (StatusCode::BAD_REQUEST, Json(body)).into_response();
     }
     Json(body).into_response()
+}
+
+/// One image, or its data.
+fn image_of(fake: &Fake, id: &str, headers: &HeaderMap) -> Response {
+    let (id, wants_data) = match id.strip_suffix("/file") {
+        Some(id) => (id, true),
+        None => (id, false),
+    };
+    let missing = || (StatusCode::NOT_FOUND, format!("No image found with ID {id}")).into_response();
+    let Some(record) = fake.change(|c| c.images.iter().find(|image| image["id"] == *id).cloned()) else {
+        return missing();
+    };
+    if !wants_data {
+        return Json(record).into_response();
+    }
+    if record["status"] == "deactivated" && !fake.change(|content| content.is_admin) {
+        return (StatusCode::FORBIDDEN, "Image data download is forbidden.").into_response();
+    }
+    let Some(mut data) = fake.change(|content| content.data.get(id).cloned()) else {
+        return StatusCode::NO_CONTENT.into_response();
+    };
+    let all = data.len();
+    let range = headers
+        .get("range")
+        .and_then(|range| range.to_str().unwrap().strip_prefix("bytes=")?.strip_suffix('-'));
+    let start = range.map(|start| start.parse::<usize>().unwrap());
+    if start.is_some() && !fake.change(|content| content.has_ranges) {
+        return (StatusCode::BAD_REQUEST, "Getting images randomly from this store is not supported.")
+            .into_response();
+    }
+    let cut = fake.change(|content| content.cuts.pop_front());
+    if let Some(Cut::Flipped(at)) = cut {
+        data[at] ^= 1;
+    }
+    let data = data.split_off(start.unwrap_or(0));
+    let length = data.len();
+    let told = match start {
+        Some(start) => Response::builder()
+            .status(206)
+            .header("content-range", format!("bytes {start}-{}/{all}", all - 1)),
+        None => Response::builder(),
+    };
+    let (fake, id) = (fake.clone(), id.to_owned());
+    let stream = futures::stream::unfold(0usize, move |at| {
+        let (cut, data, fake, id) = (cut.clone(), data.clone(), fake.clone(), id.clone());
+        async move {
+            let most = match cut {
+                Some(Cut::Trickle(bytes, pause)) => {
+                    tokio::time::sleep(pause).await;
+                    bytes
+                }
+                Some(Cut::After(end)) if at >= end => {
+                    // What was told before is to be read first.
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                    return Some((Err(std::io::Error::other("the fake cut it")), at));
+                }
+                Some(Cut::StuckAfter(end)) if at >= end => std::future::pending().await,
+                Some(Cut::DeletedAfter(end)) if at >= end => {
+                    fake.change(|content| content.images.retain(|image| image["id"] != *id));
+                    return Some((Err(std::io::Error::other("the fake deleted it")), at));
+                }
+                Some(Cut::After(end) | Cut::StuckAfter(end) | Cut::DeletedAfter(end)) => end - at,
+                _ => 64 << 10,
+            };
+            let end = (at + most).min(data.len());
+            fake.change(|content| content.told += end - at);
+            (at < data.len()).then(|| (Ok(data[at..end].to_vec()), end))
+        }
+    });
+    told.header("content-length", length).body(Body::from_stream(stream)).unwrap()
 }
 
 fn query(uri: &Uri) -> BTreeMap<String, String> {

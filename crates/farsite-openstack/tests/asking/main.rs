@@ -1,6 +1,7 @@
 //! A cloud is asked: paging, tokens that expire, services that fail half-way or hang, and what must never be shown. The cloud is
 //! a fake ([`fake`]).
 
+#[allow(dead_code, reason = "shared with the tests of sources and stories")]
 mod fake;
 
 use std::time::{Duration, Instant};

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use farsite_model::ItemKind;
+use farsite_model::policy::Rbd;
 use farsite_runbook::action::{Action, ActionContext, ActionError, Done, Outcome};
 use farsite_sources::rbd::{self, PoolImage};
 use serde_json::Value;
@@ -55,31 +56,50 @@ async fn of_images(run: &GroupRun, database: &Database) -> Result<Plan, String> 
     if !has(database, "glance", "images").await? || !has(database, "glance", "alembic_version").await? {
         return Ok(Plan::default());
     }
-    let rows: Vec<images::Row> =
-        database.query(images::QUESTION).await?.into_iter().filter_map(images::Row::of).collect();
+    let rows = images::Row::gather(database.query(images::QUESTION).await?);
     let Some(storage) = run.targets.glance.as_ref().filter(|_| !rows.is_empty()) else {
         return Ok(Plan::default());
     };
-    let there = match storage {
-        Storage::Folder(folder) => listed(folder)?,
-        Storage::Pool(rbd) => {
-            let there = rbd::images(rbd).await.map_err(|error| error.to_string())?;
-            there.into_iter().map(|(name, image)| (name, image.size_bytes)).collect()
-        }
+    let here = match storage {
+        Storage::Folder(folder) => images_in_folder(run, folder)?,
+        Storage::Pool(rbd) => images_in_pool(rbd).await?,
     };
-    let is_pool = storage.folder().is_none() || run.targets.instead_of_pools.contains(&ItemKind::Glance);
-    let scheme = if is_pool { images::IN_POOL } else { images::IN_FOLDER };
-    // Of an image in a pool its own marks tell what it is; there is no list beside it.
-    let odd = match storage {
-        Storage::Folder(folder) => Stamps::open(folder, ItemKind::Glance, run.promotion)
-            .map_err(|error| format!("reading what was restored in {}: {error}", folder.display()))?
-            .odd()
-            .filter_map(|place| place.file_name())
-            .map(|name| name.to_string_lossy().into_owned())
-            .collect(),
-        Storage::Pool(_) => BTreeSet::new(),
+    Ok(images::plan(&rows, &here))
+}
+
+fn images_in_folder(run: &GroupRun, folder: &Path) -> Result<images::Here, String> {
+    let files = listed(folder)?;
+    let stamps = Stamps::open(folder, ItemKind::Glance, run.promotion)
+        .map_err(|error| format!("reading what was restored in {}: {error}", folder.display()))?;
+    let odd = stamps.odd().filter_map(|place| place.file_name());
+    let is_pool = run.targets.instead_of_pools.contains(&ItemKind::Glance);
+    Ok(images::Here {
+        files,
+        scheme: if is_pool { images::IN_POOL } else { images::IN_FOLDER },
+        around: (!is_pool).then(|| (format!("{}{}/", images::IN_FOLDER, folder.display()), String::new())),
+        odd: odd.map(|name| name.to_string_lossy().into_owned()).collect(),
+    })
+}
+
+/// Of an image in a pool its own marks tell what it is; there is no list beside it.
+async fn images_in_pool(rbd: &Rbd) -> Result<images::Here, String> {
+    let there = rbd::images(rbd).await.map_err(|error| error.to_string())?;
+    // Glance's locations have no place for a namespace.
+    let around = if rbd.namespace.is_some() {
+        None
+    } else {
+        let writer = rbd::Writer::start(rbd).await.map_err(|error| error.to_string())?;
+        let fsid =
+            tokio::task::spawn_blocking(move || writer.fsid()).await.map_err(|error| error.to_string())?;
+        let fsid = fsid.map_err(|error| error.to_string())?;
+        Some((format!("{}{fsid}/{}/", images::IN_POOL, rbd.pool), "/snap".to_owned()))
     };
-    Ok(images::plan(&rows, &there, scheme, &odd))
+    Ok(images::Here {
+        files: there.into_iter().map(|(name, image)| (name, image.size_bytes)).collect(),
+        scheme: images::IN_POOL,
+        around,
+        odd: BTreeSet::new(),
+    })
 }
 
 async fn of_volumes(run: &GroupRun, database: &Database) -> Result<Plan, String> {

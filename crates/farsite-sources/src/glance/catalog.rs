@@ -16,6 +16,9 @@ use crate::mariadb::server::{self, Password, Rows, Server};
 /// How long another's lock on an SQLite file is waited for.
 const BUSY: Duration = Duration::from_secs(10);
 
+/// Image statuses in which the file is still being written (Glance, "Image statuses").
+const UPLOADING: [&str; 4] = ["queued", "saving", "uploading", "importing"];
+
 /// One row of `images`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Row {
@@ -25,13 +28,13 @@ pub(super) struct Row {
 }
 
 impl Row {
-    pub(super) fn is_active(&self) -> bool {
-        self.status == "active"
+    /// Whether all of its data is there: a deactivated image keeps it, and one that was deleted until the scrubber comes.
+    pub(super) fn is_complete(&self) -> bool {
+        matches!(self.status.as_str(), "active" | "deactivated" | "pending_delete")
     }
 
-    /// Image statuses in which the file is still being written (Glance, "Image statuses").
     pub(super) fn is_uploading(&self) -> bool {
-        matches!(self.status.as_str(), "queued" | "saving" | "uploading" | "importing")
+        UPLOADING.contains(&self.status.as_str())
     }
 
     pub(super) fn into_details(self) -> Details {
@@ -61,30 +64,42 @@ impl Row {
     }
 }
 
+/// Rows of images whose data may be there. With Glance's delayed deletion a row counts as deleted before its data does.
+const THERE: &str = "(deleted = 0 OR status = 'pending_delete')";
+
 pub(super) async fn image(checksums: &Checksums, id: &str) -> Result<Option<Row>, SourceError> {
     // The caller has seen that it is a UUID; written so that it would do no harm if it were not.
     let sql = match checksums {
         Checksums::Sqlite(_) => {
-            format!("SELECT * FROM images WHERE id = '{}' AND deleted = 0", id.replace('\'', "''"))
+            format!("SELECT * FROM images WHERE id = '{}' AND {THERE}", id.replace('\'', "''"))
         }
         Checksums::Mariadb(at) => {
-            format!("SELECT * FROM {} WHERE id = {} AND deleted = 0", table(at), server::literal(id))
+            format!("SELECT * FROM {} WHERE id = {} AND {THERE}", table(at), server::literal(id))
         }
     };
     Ok(Row::of(&ask(checksums, sql).await?))
 }
 
 /// Ids of all images that should have a file.
-pub(super) async fn active_images(checksums: &Checksums) -> Result<Vec<String>, SourceError> {
+pub(super) async fn complete_images(checksums: &Checksums) -> Result<Vec<String>, SourceError> {
+    ids(checksums, &["active", "deactivated"]).await
+}
+
+/// Ids of all images whose files, where they have some, are no images yet.
+pub(super) async fn unfinished_images(checksums: &Checksums) -> Result<Vec<String>, SourceError> {
+    ids(checksums, &UPLOADING).await
+}
+
+async fn ids(checksums: &Checksums, statuses: &[&str]) -> Result<Vec<String>, SourceError> {
     let images = match checksums {
         Checksums::Sqlite(_) => "images".to_owned(),
         Checksums::Mariadb(at) => table(at),
     };
-    let rows = ask(
-        checksums,
-        format!("SELECT id FROM {images} WHERE status = 'active' AND deleted = 0 ORDER BY id"),
-    )
-    .await?;
+    let sql = format!(
+        "SELECT id FROM {images} WHERE status IN ('{}') AND deleted = 0 ORDER BY id",
+        statuses.join("', '")
+    );
+    let rows = ask(checksums, sql).await?;
     Ok(rows.rows.into_iter().filter_map(|row| row.into_iter().next().flatten()).collect())
 }
 

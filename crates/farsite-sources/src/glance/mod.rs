@@ -1,11 +1,14 @@
-//! The images of Glance's file store or Ceph pool: every file or RBD image whose name is an image's id is one item. What must
+//! The images of Glance's file store or Ceph pool, or of its API: every file or RBD image whose name is an image's id is one item. What must
 //! hold: an image is called `application` only when Glance's own database says that it is complete and of this length; one
 //! that may still be uploaded is `fuzzy`; a place that cannot be read is an error and never empty.
 //!
 //! Images are not hashed here, which would read them twice: what Glance expects goes along in the details, and is
 //! compared when they are proven at the standby.
 
+mod api;
 mod catalog;
+mod digest;
+mod download;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -17,11 +20,13 @@ use async_trait::async_trait;
 use farsite_model::content::ReadAt;
 use farsite_model::policy::{self, Checksums, Rbd};
 use farsite_model::{Consistency, ItemId, ItemKind};
+use farsite_openstack::SiteCloud;
 
 use crate::extent::FileContent;
 use crate::folder::{self, Folder};
 use crate::tracking::ChangeTracking;
 use crate::{Capture, CaptureContext, CheckLine, Content, Source, SourceError, rbd};
+use api::Api;
 use catalog::Row;
 
 /// A file that was written this recently may still be written. Images are written once, from begin to end.
@@ -42,6 +47,7 @@ pub(crate) struct Glance {
 enum Store {
     Folder(PathBuf),
     Pool(Rbd),
+    Api(Api),
 }
 
 impl fmt::Display for Store {
@@ -49,15 +55,17 @@ impl fmt::Display for Store {
         match self {
             Self::Folder(folder) => folder.display().fmt(f),
             Self::Pool(rbd) => rbd::shown(rbd).fmt(f),
+            Self::Api(api) => api.shown().fmt(f),
         }
     }
 }
 
 impl Glance {
-    pub(crate) fn new(item: &policy::Item, glance: &policy::Glance) -> Self {
+    pub(crate) fn new(item: &policy::Item, glance: &policy::Glance, cloud: &Arc<SiteCloud>) -> Self {
         let store = match &glance.rbd {
             Some(rbd) => Store::Pool(rbd.clone()),
-            // A policy without both is refused when it is read.
+            None if glance.api => Store::Api(Api::new(cloud)),
+            // A policy without any of them is refused when it is read.
             None => Store::Folder(glance.store.clone().unwrap_or_default()),
         };
         Self { item: item.id(), store, checksums: glance.checksums.clone() }
@@ -73,16 +81,17 @@ impl Glance {
 
     async fn check_catalog(&self, checksums: &Checksums, images: &[String]) -> Vec<CheckLine> {
         let line = |topic: &str, result| CheckLine { subject: format!("{}: {topic}", self.item), result };
-        let known = match catalog::active_images(checksums).await {
+        let known = match catalog::complete_images(checksums).await {
             Ok(known) => known,
             Err(error) => return vec![line("Glance's database", Err(error.to_string()))],
         };
-        let mut lines = vec![line("Glance's database", Ok(format!("knows {} active images", known.len())))];
+        let mut lines =
+            vec![line("Glance's database", Ok(format!("knows {} images with data", known.len())))];
         let there: BTreeSet<&str> = images.iter().map(String::as_str).collect();
         let missing: Vec<String> = known.iter().filter(|id| !there.contains(id.as_str())).cloned().collect();
         if !missing.is_empty() {
             let why = format!(
-                "active in Glance's database and not in {}: {}\n  hint: they may be in another store, or lost",
+                "with data by Glance's database and not in {}: {}\n  hint: they may be in another store, or lost",
                 self.store,
                 few(&missing)
             );
@@ -106,6 +115,7 @@ impl Source for Glance {
                 (images, others, unreadable)
             }),
             Store::Pool(rbd) => in_pool(rbd).await.map(|(images, others)| (images, others, Vec::new())),
+            Store::Api(api) => return api.check(line).await,
         };
         let (images, oddities, unreadable) = match found {
             Ok(found) => found,
@@ -130,8 +140,24 @@ impl Source for Glance {
         let images = match &self.store {
             Store::Folder(folder) => images(folder)?.1,
             Store::Pool(rbd) => in_pool(rbd).await?.0,
+            Store::Api(api) => api.list().await?,
         };
+        // What is not uploaded yet is no image, and the row that says so travels with the database.
+        let unfinished: BTreeSet<String> = match &self.checksums {
+            Some(checksums) => catalog::unfinished_images(checksums).await?.into_iter().collect(),
+            None => BTreeSet::new(),
+        };
+        let images: Vec<String> = images.into_iter().filter(|image| !unfinished.contains(image)).collect();
         Ok(images.iter().map(|name| ItemId::new(ItemKind::Glance, name)).collect())
+    }
+
+    /// A file that is gone while Glance's row says that its image has data was deleted by nobody's order.
+    async fn lost(&self, gone: &[ItemId]) -> Result<Vec<ItemId>, SourceError> {
+        let Some(checksums) = self.checksums.as_ref().filter(|_| !gone.is_empty()) else {
+            return Ok(Vec::new());
+        };
+        let complete: BTreeSet<String> = catalog::complete_images(checksums).await?.into_iter().collect();
+        Ok(gone.iter().filter(|item| complete.contains(item.name())).cloned().collect())
     }
 
     async fn capture(&self, item: &ItemId, context: &CaptureContext) -> Result<Capture, SourceError> {
@@ -151,6 +177,7 @@ impl Source for Glance {
                     let is_whole = tracking.is_some();
                     (content, tracking, is_whole)
                 }
+                Store::Api(api) => return api.capture(item, context).await,
             };
         let consistency = class(row.as_ref(), content.size_bytes(), is_quiet);
         Ok(Capture {
@@ -200,7 +227,7 @@ fn is_quiet(path: &Path, now: SystemTime) -> bool {
 /// What a capture may be called.
 fn class(row: Option<&Row>, size_bytes: u64, is_quiet: bool) -> Consistency {
     match row {
-        Some(row) if row.is_active() && row.size_bytes == Some(size_bytes) => Consistency::Application,
+        Some(row) if row.is_complete() && row.size_bytes == Some(size_bytes) => Consistency::Application,
         // Queued, saving, importing: its bytes are still coming.
         Some(row) if row.is_uploading() => Consistency::Fuzzy,
         _ if is_quiet => Consistency::Crash,
@@ -298,11 +325,47 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn an_image_is_captured_while_its_data_is_there_and_not_before_it_is_uploaded() {
+        for status in ["active", "deactivated", "pending_delete"] {
+            let dir = store();
+            let source = with_catalog(dir.path(), &[(A, status, 1000), (B, "active", 2000)]);
+            let database = rusqlite::Connection::open(dir.path().join("glance.db")).unwrap();
+            database.execute("UPDATE images SET deleted = 1 WHERE status = 'pending_delete'", []).unwrap();
+            assert_eq!(source.items().await.unwrap().len(), 2, "{status}");
+            let there = capture(&*source, A, dir.path()).await;
+            assert_eq!((there.consistency, there.still), (Consistency::Application, true), "{status}");
+            assert_eq!(there.details["status"], status);
+        }
+        for status in ["queued", "saving", "importing", "uploading"] {
+            let dir = store();
+            let source = with_catalog(dir.path(), &[(A, status, 1000), (B, "active", 2000)]);
+            assert_eq!(source.items().await.unwrap(), [ItemId::new(ItemKind::Glance, B)], "{status}");
+        }
+        for status in ["killed", "deleted"] {
+            // Nobody will ask for it; what is not known to be nothing is kept.
+            let dir = store();
+            let source = with_catalog(dir.path(), &[(A, status, 1000), (B, "active", 2000)]);
+            assert_eq!(source.items().await.unwrap().len(), 2, "{status}");
+            assert_eq!(capture(&*source, A, dir.path()).await.consistency, Consistency::Crash, "{status}");
+        }
+    }
+
+    #[tokio::test]
     async fn an_active_image_without_a_file_is_reported() {
         let dir = store();
         let source = with_catalog(dir.path(), &[(A, "active", 1000), (C, "active", 10)]);
         let lines = source.check().await;
         assert!(lines.iter().any(|l| matches!(&l.result, Err(why) if why.contains(C))), "{lines:?}");
+    }
+
+    #[tokio::test]
+    async fn an_image_whose_file_is_gone_is_lost_as_long_as_glance_has_its_row() {
+        let dir = store();
+        let source =
+            with_catalog(dir.path(), &[(A, "active", 1000), (B, "deleted", 2000), (C, "deactivated", 10)]);
+        let gone = [A, B, C].map(|id| ItemId::new(ItemKind::Glance, id));
+        assert_eq!(source.lost(&gone).await.unwrap(), [gone[0].clone(), gone[2].clone()]);
+        assert_eq!(super::tests::source(dir.path(), "").lost(&gone).await.unwrap(), [], "nobody tells");
     }
 
     #[tokio::test]
