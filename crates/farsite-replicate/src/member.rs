@@ -12,7 +12,6 @@ use std::time::Instant;
 use farsite_model::clock::Clock;
 use farsite_model::policy::Item;
 use farsite_model::{CaptureTime, Epoch, ItemId};
-use farsite_openstack::SiteCloud;
 use farsite_sources::{CaptureContext, LogPosition};
 use farsite_store::StoreError;
 use farsite_store::ingest::{IngestOptions, Press, RunWriter};
@@ -29,6 +28,7 @@ use crate::basis::Basis;
 use crate::capture::{EntryOutcome, Intake, Listed, Memory, directory_id};
 use crate::databases::{self, Begun, Logs, TakenBase};
 use crate::group::Group;
+use crate::hosts::Hosts;
 use crate::lent::Lent;
 use crate::point;
 use crate::record::RunRow;
@@ -67,6 +67,7 @@ pub(crate) struct Begin {
     pub(crate) memory_bytes: u64,
     pub(crate) clock: RunClock,
     pub(crate) press: Arc<Press>,
+    pub(crate) hosts: Arc<Hosts>,
     pub(crate) ready: oneshot::Sender<()>,
     pub(crate) orders: mpsc::Receiver<Order>,
 }
@@ -110,7 +111,7 @@ pub(crate) async fn run(begin: Begin) -> Result<RunReport, ReplicateError> {
 }
 
 async fn attempt(begin: Begin, run_id: &mut String) -> Result<RunReport, ReplicateError> {
-    let Begin { group, options, number, memory_bytes, clock, press, ready, mut orders } = begin;
+    let Begin { group, options, number, memory_bytes, clock, press, hosts, ready, mut orders } = begin;
     let group = &*group;
     let begun = Instant::now();
     let mut logs = group.logs.lock().await;
@@ -176,8 +177,7 @@ async fn attempt(begin: Begin, run_id: &mut String) -> Result<RunReport, Replica
         kept: group.home().kept(),
         owner: group.home().owner(),
     };
-    let cloud = group.cloud.clone();
-    let mut part = Part { intake, logs: &mut logs, epoch, context, cloud, begun: BTreeMap::new() };
+    let mut part = Part { intake, logs: &mut logs, epoch, context, hosts, begun: BTreeMap::new() };
     let _ = ready.send(());
 
     let mut outcome = EntryOutcome::default();
@@ -309,7 +309,7 @@ struct Part<'g> {
     logs: &'g mut Logs,
     epoch: Epoch,
     context: CaptureContext,
-    cloud: Arc<SiteCloud>,
+    hosts: Arc<Hosts>,
     begun: BTreeMap<ItemId, Begun>,
 }
 
@@ -320,7 +320,7 @@ impl Part<'_> {
         match step {
             Step::Listed(item, listed) => {
                 for gone in self.intake.listed(&item, &listed, outcome) {
-                    if let Ok(source) = farsite_sources::source(&item, &self.cloud) {
+                    if let Ok(source) = self.hosts.source(&item).await {
                         source.forget(&gone, &self.context).await;
                     }
                 }
