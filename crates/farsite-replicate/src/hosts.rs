@@ -5,16 +5,16 @@
 //! What must hold: a host that cannot be reached is tried once in a round, and fails its own entries and no others; of each
 //! host there is one process, which ends when the last source, capture and version of it is let go.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 
-use farsite_model::SiteName;
 use farsite_model::config::Config;
 use farsite_model::policy::{Item, Policy};
 use farsite_openstack::SiteCloud;
 use farsite_sources::remote::{self, Hello, Line};
 use farsite_sources::{Source, SourceError};
 use tokio::sync::OnceCell;
+use tokio::task::JoinSet;
 
 use crate::capture::host_name;
 use crate::group::Home;
@@ -49,6 +49,28 @@ impl Hosts {
         }
     }
 
+    /// Starts the processes on all of them, side by side, so that nothing stays frozen for as long as that takes. Who cannot be
+    /// reached is told of where its entries are captured.
+    pub(crate) async fn begin(self: &Arc<Self>) {
+        let elsewhere: BTreeSet<String> = self
+            .policy
+            .items
+            .iter()
+            .filter(|item| self.is_elsewhere(item))
+            .filter_map(|item| item.on().map(str::to_owned))
+            .collect();
+        let mut opening = JoinSet::new();
+        for host in elsewhere {
+            let hosts = self.clone();
+            opening.spawn(async move { hosts.line(&host).await.err() });
+        }
+        while let Some(failed) = opening.join_next().await {
+            if let Ok(Some(error)) = failed {
+                tracing::warn!(group = %self.policy.group, "{error}");
+            }
+        }
+    }
+
     /// Whether an entry is read by another host.
     pub fn is_elsewhere(&self, item: &Item) -> bool {
         item.on().is_some_and(|host| host != self.here)
@@ -75,17 +97,13 @@ impl Hosts {
         let items = self.policy.items.iter().filter(|item| item.on() == Some(host)).cloned().collect();
         let hello = Hello {
             host: host.to_owned(),
-            site: self.site().clone(),
+            site: self.policy.site.clone(),
             group: self.policy.group.clone(),
             owner: Home::of(&self.config, &self.policy).owner(),
             items,
             patience: how.patience(),
         };
         Line::open(how, hello).await
-    }
-
-    fn site(&self) -> &SiteName {
-        &self.policy.site
     }
 }
 

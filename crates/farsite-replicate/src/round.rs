@@ -228,6 +228,7 @@ impl Round {
         if let Err(error) = frozen::thaw_left_over(&leader).await {
             return self.fail(&error.to_string());
         }
+        self.hosts.begin().await;
         kept::bound(&self.policy, &leader.home(), &self.hosts, leader.clock.clone(), &leader.record).await;
         let scratch = leader.folder.join("scratch");
         if let Err(error) = fresh_folder(&scratch) {

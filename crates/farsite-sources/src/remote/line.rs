@@ -419,7 +419,7 @@ fn hear(shared: &Shared, errors: ChildStderr) {
             Ok(_) => {}
         }
         let line = String::from_utf8_lossy(&line).trim_end().to_owned();
-        tracing::debug!(host = %shared.host, "{line}");
+        tracing::info!(host = %shared.host, "it says: {line}");
         let mut said = shared.said.lock().expect("no holder of this lock panics");
         said.push(line);
         let many = said.len().saturating_sub(SAID_LINES);

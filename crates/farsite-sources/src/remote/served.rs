@@ -19,7 +19,7 @@ use tokio::task::AbortHandle;
 
 use super::messages::{Answered, Call, Captured, ContentIs, Extents, Lent, Part, SourceRef, TrackingIs};
 use super::state::Folders;
-use super::{ANSWER_BYTES, READS, frames};
+use super::{ANSWER_BYTES, LONGEST_ANSWER, READS, frames};
 use crate::tracking::ChangeTracking;
 use crate::tree::{self, LocalTree, TreeFiles};
 use crate::{CaptureContext, Content, Source, SourceError};
@@ -64,6 +64,11 @@ struct Done {
 impl Done {
     fn of(answer: &impl Serialize) -> Result<Self, SourceError> {
         let answer = serde_json::to_vec(answer).map_err(|error| SourceError::new("answering", error))?;
+        if answer.len() > LONGEST_ANSWER {
+            let why = format!("a list of {} bytes is longer than {LONGEST_ANSWER}", answer.len());
+            return Err(SourceError::new("answering", why)
+                .hint("make several entries of this one, or have its own host's agent replicate it"));
+        }
         Ok(Self { answer, things: Vec::new() })
     }
 }
@@ -358,3 +363,17 @@ fn answered(id: u64, answer: &[u8]) -> Vec<io::Result<Vec<u8>>> {
 }
 
 const _: () = assert!(READERS <= READS, "more readers than reads would have nothing to do");
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lent_clock_goes_by_the_coordinators_time_whatever_this_hosts_clock_says() {
+        let told = Timestamp::now() - SignedDuration::from_hours(1);
+        let clock = Lended { told, heard: Instant::now() };
+        std::thread::sleep(std::time::Duration::from_millis(20));
+        let later = clock.capture_time().0.duration_since(told);
+        assert!((20..2000).contains(&later.as_millis()), "{later:?}");
+    }
+}
