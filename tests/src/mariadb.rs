@@ -17,7 +17,12 @@ impl Server {
         std::fs::create_dir_all(folder).expect("a folder can be made");
         let data = folder.join("data");
         let installed = program("mariadb-install-db")
-            .args(["--no-defaults", "--auth-root-authentication-method=normal", "--skip-test-db", "--user=root"])
+            .args([
+                "--no-defaults",
+                "--auth-root-authentication-method=normal",
+                "--skip-test-db",
+                "--user=root",
+            ])
             .arg(format!("--datadir={}", data.display()))
             .output()
             .expect("mariadb-install-db starts");

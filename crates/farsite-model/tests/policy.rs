@@ -338,8 +338,16 @@ fn the_host_of_the_logged_databases_coordinates_else_the_first_that_is_named() {
 fn a_log_is_shipped_by_one_agent_out_of_its_own_host() {
     let share = "  - cinder: { path: /srv/cinder, on: stor1 }\n";
     let nowhere = of_items(&format!("{share}  - mariadb: {{ socket: /s, log: continuous }}\n")).unwrap_err();
-    assert_says(&nowhere, "9:5", &["mariadb/main ships its log", "say `on: HOST` for it", "cinder/main says `on: stor1`"]);
+    assert_says(
+        &nowhere,
+        "9:5",
+        &["mariadb/main ships its log", "say `on: HOST` for it", "cinder/main says `on: stor1`"],
+    );
     let two = "  - mariadb: { socket: /s, log: continuous, on: ctl1 }\n  - mariadb: { name: two, socket: /t, log: continuous, on: ctl2 }\n";
     let two = of_items(two).unwrap_err();
-    assert_says(&two, "9:5", &["mariadb/two ships its log on host ctl2, and mariadb/main on ctl1", "a group of its own"]);
+    assert_says(
+        &two,
+        "9:5",
+        &["mariadb/two ships its log on host ctl2, and mariadb/main on ctl1", "a group of its own"],
+    );
 }

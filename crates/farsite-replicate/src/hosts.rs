@@ -111,8 +111,12 @@ impl Hosts {
 pub fn not_ours(policy: &Policy) -> Option<String> {
     let here = host_name();
     let coordinator = policy.coordinator().filter(|coordinator| *coordinator != here)?;
-    let read_here: Vec<String> =
-        policy.items.iter().filter(|item| item.on() == Some(&*here)).map(|item| item.id().to_string()).collect();
+    let read_here: Vec<String> = policy
+        .items
+        .iter()
+        .filter(|item| item.on() == Some(&*here))
+        .map(|item| item.id().to_string())
+        .collect();
     let part = match read_here.as_slice() {
         [] => format!("nothing of it is read on this host, {here}"),
         items => format!("this host, {here}, serves it {}", items.join(", ")),

@@ -102,8 +102,7 @@ impl Lent {
         let place = if let Some(place) = there {
             place
         } else {
-            let (entries, layout) =
-                tree::place(tree.files.entries()?, u64::from(self.block_bytes), previous);
+            let (entries, layout) = tree::place(tree.files.entries()?, u64::from(self.block_bytes), previous);
             let content: Arc<dyn ReadAt> = Arc::new(TreeContent::of(tree.files.clone(), &entries));
             let bytes = Arc::new(self.terms.share(content, self.block_bytes));
             all.iter().flat_map(|other| &other.readers).for_each(|reader| bytes.leave(*reader));

@@ -38,7 +38,11 @@ pub struct StatusReader {
 impl StatusReader {
     pub async fn open(config: &Config, to: &SiteName) -> Result<Self, ReplicateError> {
         let record = Record::open_existing(&config.state_dir());
-        Ok(Self { record, site: Some(config.site.clone()), ..Self::of(connect::store(config, to).await?, to) })
+        Ok(Self {
+            record,
+            site: Some(config.site.clone()),
+            ..Self::of(connect::store(config, to).await?, to)
+        })
     }
     pub fn of(store: Store, to: &SiteName) -> Self {
         Self { to: to.clone(), store, site: None, record: None, ledgers: BTreeMap::new() }
@@ -92,7 +96,8 @@ impl StatusReader {
             let kept = record.and_then(|record| record.kept(status.group.as_str()).ok());
             status.kept = kept.flatten();
             // A site's other hosts than the coordinator look here as well.
-            let ours = policies.iter().find(|p| p.group == status.group && self.site.as_ref() == Some(&p.site));
+            let ours =
+                policies.iter().find(|p| p.group == status.group && self.site.as_ref() == Some(&p.site));
             status.warnings.extend(ours.and_then(hosts::not_ours));
         }
         found.sort_by(|a, b| a.group.cmp(&b.group));

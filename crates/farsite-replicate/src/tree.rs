@@ -159,12 +159,7 @@ impl TreeTarget {
                 TreeEntryKind::Symlink { .. } => {}
             }
         }
-        Ok(Self {
-            stretches: stretches(&entries),
-            root: root.to_owned(),
-            entries,
-            open: Mutex::new(None),
-        })
+        Ok(Self { stretches: stretches(&entries), root: root.to_owned(), entries, open: Mutex::new(None) })
     }
 
     fn path_of(&self, stretch: usize) -> PathBuf {

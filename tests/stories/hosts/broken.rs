@@ -5,6 +5,9 @@ use rustix::process::{Pid, Signal, kill_process};
 use super::*;
 use farsite_scenarios::process::Running;
 
+/// What is read waits for what is sent, of which little is held.
+const SLOW: &str = "bandwidth: { limit: 16MiB/s }\nmemory: 64MiB\n";
+
 /// A round that reads slowly enough to be met in the middle: its process at stor1 has a snapshot, and is read from.
 async fn in_the_middle() -> (TwoSites, Mounted, Running) {
     let (sites, disk) = two_hosts().await;
@@ -12,15 +15,14 @@ async fn in_the_middle() -> (TwoSites, Mounted, Running) {
     assert_eq!(point["whole"], true, "{point}");
     assert_nothing_is_left(&sites);
     for (seed, name) in [(17, "volume-a"), (18, "volume-b")] {
-        fs::write(sites.data("volumes").join(name), noise(seed, 24 << 20)).unwrap();
+        fs::write(sites.data("volumes").join(name), noise(seed, 96 << 20)).unwrap();
     }
-    sites.edit("north/policies/cloud.yaml", |text| format!("{text}bandwidth: {{ limit: 1MiB/s }}\n"));
+    sites.edit("north/policies/cloud.yaml", |text| format!("{text}{SLOW}"));
     let command = sites.command("north/farsite.yaml", &["replicate", "--json"]);
     let run = Running::start(command, &sites.path("run.log"));
     let volumes = sites.data("volumes");
     assert!(comes_true(Duration::from_secs(30), || snapshots(&volumes) == 1), "{}", run.said());
-    // What is read now waits for what is sent.
-    std::thread::sleep(Duration::from_secs(2));
+    std::thread::sleep(Duration::from_secs(1));
     (sites, disk, run)
 }
 
@@ -30,7 +32,7 @@ fn signal(pid: u32, signal: Signal) {
 
 /// The run goes on at full speed.
 fn hurry(sites: &TwoSites) {
-    sites.edit("north/policies/cloud.yaml", |text| text.replace("bandwidth: { limit: 1MiB/s }\n", ""));
+    sites.edit("north/policies/cloud.yaml", |text| text.replace(SLOW, ""));
 }
 
 /// The point that is made has all of this host, of the other what it had before, and says why.
@@ -47,7 +49,10 @@ fn assert_partial(run: &mut Running, why: &[&str]) {
     let failed = report["failed"].as_array().unwrap();
     assert!(failed.iter().any(|item| item["id"] == "cinder/volume-b"), "{report}");
     for word in why {
-        assert!(failed.iter().any(|item| item["why"].as_str().unwrap().contains(word)), "no {word:?}: {report}");
+        assert!(
+            failed.iter().any(|item| item["why"].as_str().unwrap().contains(word)),
+            "no {word:?}: {report}"
+        );
     }
 }
 
@@ -56,7 +61,7 @@ fn assert_next_is_whole(sites: &TwoSites) {
     hurry(sites);
     let report = replicate(sites);
     assert_eq!(report["whole"], true, "{report}");
-    assert!(restored(sites, &report, "cinder/volume-b") == noise(18, 24 << 20));
+    assert!(restored(sites, &report, "cinder/volume-b") == noise(18, 96 << 20));
     assert_nothing_is_left(sites);
 }
 

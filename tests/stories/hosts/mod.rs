@@ -62,12 +62,13 @@ async fn with_items(items: &str) -> (TwoSites, Mounted) {
     let small = rusqlite::Connection::open(sites.data("small.db")).unwrap();
     small.execute_batch("CREATE TABLE t (n); INSERT INTO t VALUES (42)").unwrap();
     fs::create_dir(sites.data("volumes")).unwrap();
-    let disk = Mounted::btrfs(&sites.data("volumes"), &sites.path("btrfs.image"), 600);
+    let disk = Mounted::btrfs(&sites.data("volumes"), &sites.path("btrfs.image"), 1200);
     for (seed, name) in [(7, "volume-a"), (8, "volume-b")] {
         fs::write(sites.data("volumes").join(name), noise(seed, 8 << 20)).unwrap();
     }
     reached_by(&sites, &["unshare", "--uts", "sh", "-c", &serve(&sites)]);
-    fs::write(sites.path("north/stor1.yaml"), "site: north\nsites: { north: {} }\nstate: state-of-stor1\n").unwrap();
+    fs::write(sites.path("north/stor1.yaml"), "site: north\nsites: { north: {} }\nstate: state-of-stor1\n")
+        .unwrap();
     (sites, disk)
 }
 
@@ -109,7 +110,8 @@ fn snapshots(volumes: &Path) -> usize {
 #[track_caller]
 fn assert_nothing_is_left(sites: &TwoSites) {
     let scratch = || {
-        let owners = fs::read_dir(sites.path("north/state-of-stor1/served/cloud")).into_iter().flatten().flatten();
+        let owners =
+            fs::read_dir(sites.path("north/state-of-stor1/served/cloud")).into_iter().flatten().flatten();
         owners.map(|owner| fs::read_dir(owner.path().join("runs")).unwrap().count()).sum::<usize>()
     };
     let volumes = sites.data("volumes");
@@ -126,7 +128,11 @@ fn assert_nothing_is_left(sites: &TwoSites) {
 #[test]
 fn one_point_holds_what_two_hosts_read_and_only_changes_travel_again() {
     if !mounts::are_own() {
-        return mounts::with_own(module_path!(), "one_point_holds_what_two_hosts_read_and_only_changes_travel_again", &PROBE);
+        return mounts::with_own(
+            module_path!(),
+            "one_point_holds_what_two_hosts_read_and_only_changes_travel_again",
+            &PROBE,
+        );
     }
     tokio::runtime::Runtime::new().unwrap().block_on(async {
         let (sites, _disk) = two_hosts().await;

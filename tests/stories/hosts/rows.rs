@@ -9,8 +9,10 @@ use farsite_scenarios::mariadb::Server;
 
 /// Commits a row and only then writes its number into the volume, again and again; gives where the log stood after each row.
 fn writes(server: &Server, volume: &Path, stop: &AtomicBool) -> Vec<u64> {
-    let mut client = server.client().arg("--unbuffered").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
-    let (mut ask, mut answers) = (client.stdin.take().unwrap(), BufReader::new(client.stdout.take().unwrap()));
+    let mut client =
+        server.client().arg("--unbuffered").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let (mut ask, mut answers) =
+        (client.stdin.take().unwrap(), BufReader::new(client.stdout.take().unwrap()));
     let flushed = std::os::unix::fs::OpenOptionsExt::custom_flags(
         fs::File::options().write(true),
         rustix::fs::OFlags::DSYNC.bits().cast_signed(),
@@ -48,8 +50,11 @@ fn rows_here_and_volumes_there_are_of_one_moment() {
         let (sites, _disk) = with_items(SHARE).await;
         let server = Server::start(&sites.path("db"));
         server.sql("CREATE DATABASE d; CREATE TABLE d.t (n BIGINT PRIMARY KEY) ENGINE=InnoDB");
-        let database =
-            format!("  - mariadb: {{ socket: {}, user: root, log: continuous, on: {} }}\n", server.socket().display(), here());
+        let database = format!(
+            "  - mariadb: {{ socket: {}, user: root, log: continuous, on: {} }}\n",
+            server.socket().display(),
+            here()
+        );
         sites.policy(&format!("{database}{SHARE}"));
         let first = replicate(&sites);
         assert_eq!(first["whole"], true, "{first}");
@@ -73,7 +78,10 @@ fn rows_here_and_volumes_there_are_of_one_moment() {
             let rows = stood.iter().filter(|at| **at <= log.p1.offset).count() as u64;
             let bytes = restored(&sites, &report, "cinder/volume-a");
             let written = u64::from_le_bytes(bytes[..8].try_into().unwrap());
-            assert!(rows > 0 && (rows - 1..=rows).contains(&written), "{rows} rows, and {written} in the volume");
+            assert!(
+                rows > 0 && (rows - 1..=rows).contains(&written),
+                "{rows} rows, and {written} in the volume"
+            );
         }
         assert_nothing_is_left(&sites);
     });

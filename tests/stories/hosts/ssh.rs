@@ -7,7 +7,8 @@ use super::*;
 
 #[track_caller]
 fn key(path: &Path) -> String {
-    let made = Command::new("ssh-keygen").args(["-q", "-t", "ed25519", "-N", "", "-f"]).arg(path).output().unwrap();
+    let made =
+        Command::new("ssh-keygen").args(["-q", "-t", "ed25519", "-N", "", "-f"]).arg(path).output().unwrap();
     assert!(made.status.success(), "{}", said(&made));
     fs::read_to_string(path.with_extension("pub")).unwrap().trim().to_owned()
 }

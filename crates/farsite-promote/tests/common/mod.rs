@@ -235,7 +235,8 @@ impl World {
         let data = put(&id, Arc::new(InMemory(volume(n))));
         items.push(item(id, ItemKind::Cinder, data, None));
         let (root, paths) = self.key_files(n);
-        let (entries, _) = tree::place(LocalTree::new(&root, paths).entries().unwrap(), 65536, &tree::Layout::new());
+        let (entries, _) =
+            tree::place(LocalTree::new(&root, paths).entries().unwrap(), 65536, &tree::Layout::new());
         let id = ItemId::new(ItemKind::Files, "keystone");
         let data = put(&id, Arc::new(tree::TreeContent::new(&root, &entries)));
         let directory = put(

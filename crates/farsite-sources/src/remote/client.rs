@@ -14,11 +14,7 @@ use super::tracking::FarTracking;
 use crate::{Capture, CaptureContext, CheckLine, Content, KeptSpace, Source, SourceError};
 
 /// The source of an entry that is read at the other end. Nothing is asked yet.
-pub fn source(
-    line: &Arc<Line>,
-    item: &Item,
-    cloud: &Arc<SiteCloud>,
-) -> Result<Box<dyn Source>, SourceError> {
+pub fn source(line: &Arc<Line>, item: &Item, cloud: &Arc<SiteCloud>) -> Result<Box<dyn Source>, SourceError> {
     // The policy's own words for it are the same everywhere.
     let words = format!("{}, on host {}", crate::source(item, cloud)?.describe(), line.host());
     let id = line.next_id();
@@ -80,8 +76,7 @@ impl Source for Far {
     async fn capture(&self, item: &ItemId, context: &CaptureContext) -> Result<Capture, SourceError> {
         let before = context.clock.capture_time();
         let id = self.line().next_id();
-        let call =
-            Call::Capture { source: self.source(), item: item.clone(), context: Lent::of(context) };
+        let call = Call::Capture { source: self.source(), item: item.clone(), context: Lent::of(context) };
         let captured: Captured = self.line().ask(id, call).await?;
         let held = |part| Held { line: self.line().clone(), id, part };
         // The other end carries this clock on by its own ticks, so it is behind; whatever it says, no capture is younger than
@@ -94,7 +89,9 @@ impl Source for Far {
             captured: captured.captured.min(latest),
             consistency: captured.consistency,
             content: match captured.content {
-                ContentIs::Volume { size_bytes } => Content::Volume(Arc::new(FarVolume::new(content, size_bytes))),
+                ContentIs::Volume { size_bytes } => {
+                    Content::Volume(Arc::new(FarVolume::new(content, size_bytes)))
+                }
                 ContentIs::Tree => Content::FarTree(Arc::new(FarFiles::new(content))),
             },
             still: captured.still,
@@ -132,8 +129,7 @@ impl Source for Far {
     }
 
     async fn forget(&self, item: &ItemId, context: &CaptureContext) {
-        let call =
-            Call::Forget { source: self.source(), item: item.clone(), context: Lent::of(context) };
+        let call = Call::Forget { source: self.source(), item: item.clone(), context: Lent::of(context) };
         let asked: Result<(), SourceError> = self.line().ask(self.line().next_id(), call).await;
         if let Err(error) = asked {
             tracing::warn!(%item, "what is kept of it stays where it is: {error}");

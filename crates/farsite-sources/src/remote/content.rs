@@ -81,10 +81,7 @@ impl TreeFiles for FarFiles {
 }
 
 /// Fills buffers, each of a file (or of the volume) from an offset on.
-fn read<'b>(
-    held: &Held,
-    parts: impl Iterator<Item = (Option<usize>, u64, &'b mut [u8])>,
-) -> io::Result<()> {
+fn read<'b>(held: &Held, parts: impl Iterator<Item = (Option<usize>, u64, &'b mut [u8])>) -> io::Result<()> {
     let line = &held.line;
     let pieces = parts.flat_map(|(file, offset, buffer)| {
         let pieces = buffer.chunks_mut(READ_BYTES).enumerate();

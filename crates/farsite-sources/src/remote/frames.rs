@@ -49,7 +49,10 @@ pub(super) fn read(from: &mut impl Read) -> io::Result<Option<Frame>> {
     let (header, body) =
         (u32::from_le_bytes([a, b, c, d]) as usize, u32::from_le_bytes([e, f, g, h]) as usize);
     if header + body > LONGEST {
-        return Err(io::Error::other(format!("a message of {} bytes is longer than {LONGEST}", header + body)));
+        return Err(io::Error::other(format!(
+            "a message of {} bytes is longer than {LONGEST}",
+            header + body
+        )));
     }
     let mut frame = Frame { header: vec![0; header], body: vec![0; body] };
     from.read_exact(&mut frame.header)?;

@@ -126,10 +126,22 @@ impl Line {
             return Err(shared.failed("it has no standard input and output", OPEN_HINT));
         };
         let threads = [
-            thread("line-out", { let shared = shared.clone(); move || write(&shared, &queue, input) }),
-            thread("line-in", { let shared = shared.clone(); move || read(&shared, output) }),
-            thread("line-err", { let shared = shared.clone(); move || hear(&shared, errors) }),
-            thread("line-end", { let shared = shared.clone(); move || keep(&shared, child) }),
+            thread("line-out", {
+                let shared = shared.clone();
+                move || write(&shared, &queue, input)
+            }),
+            thread("line-in", {
+                let shared = shared.clone();
+                move || read(&shared, output)
+            }),
+            thread("line-err", {
+                let shared = shared.clone();
+                move || hear(&shared, errors)
+            }),
+            thread("line-end", {
+                let shared = shared.clone();
+                move || keep(&shared, child)
+            }),
         ];
         if let Some(Err(error)) = threads.into_iter().find(Result::is_err) {
             return Err(shared.failed(&format!("no thread could be started: {error}"), "see `ulimit -u`"));
@@ -389,7 +401,10 @@ fn listen(shared: &Shared, from: &mut impl Read) -> Result<(), String> {
         let mut more = Vec::new();
         let _ = BufReader::new(from).take(SAID_BYTES).read_until(b'\n', &mut more);
         magic.extend(more);
-        return Err(format!("it is not `farsite serve-sources` that answers, but {:?}", String::from_utf8_lossy(&magic)));
+        return Err(format!(
+            "it is not `farsite serve-sources` that answers, but {:?}",
+            String::from_utf8_lossy(&magic)
+        ));
     }
     let mut next = || frames::read(from).map_err(|error| error.to_string());
     let Some(frame) = next()? else { return Ok(()) };

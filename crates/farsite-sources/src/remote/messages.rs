@@ -58,8 +58,14 @@ pub(super) enum Answered {
     /// Nothing will be done.
     Refused(Failure),
     /// The body is an answer, or the next part of one that is followed by more.
-    Answer { id: u64, more: bool },
-    Failed { id: u64, failure: Failure },
+    Answer {
+        id: u64,
+        more: bool,
+    },
+    Failed {
+        id: u64,
+        failure: Failure,
+    },
     Alive,
 }
 

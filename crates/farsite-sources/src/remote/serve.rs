@@ -2,8 +2,8 @@
 
 use std::io::{self, Read, Write};
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use farsite_model::SiteName;
@@ -108,7 +108,10 @@ pub async fn serve(
     let held = served.end();
     let ended = tokio::task::spawn_blocking(move || drop(held));
     if tokio::time::timeout(END_LIMIT, ended).await.is_err() {
-        tracing::error!("not all that was held could be let go in {} s; the next run removes it", END_LIMIT.as_secs());
+        tracing::error!(
+            "not all that was held could be let go in {} s; the next run removes it",
+            END_LIMIT.as_secs()
+        );
     }
     result
 }
@@ -146,7 +149,11 @@ fn is_meant(options: &ServeOptions, hello: &Hello) -> Result<(), SourceError> {
         .hint("correct `site:` in that host's farsite.yaml"));
     }
     let is_plain = !hello.owner.is_empty() && hello.owner.bytes().all(|byte| byte.is_ascii_alphanumeric());
-    if is_plain { Ok(()) } else { Err(SourceError::new("serving", "the coordinator's name for itself is odd")) }
+    if is_plain {
+        Ok(())
+    } else {
+        Err(SourceError::new("serving", "the coordinator's name for itself is odd"))
+    }
 }
 
 async fn refuse(outbox: &mpsc::Sender<Vec<u8>>, error: SourceError) -> Result<(), SourceError> {

@@ -251,7 +251,8 @@ impl Served {
             },
             Call::ChangedSince { of, token } => {
                 let tracking = self.tracking(of)?;
-                let told = blocking("asking what has changed", move || tracking.changed_since(&token)).await?;
+                let told =
+                    blocking("asking what has changed", move || tracking.changed_since(&token)).await?;
                 let told: Option<Vec<(u64, u64)>> =
                     told.map(|ranges| ranges.into_iter().map(|Range { start, end }| (start, end)).collect());
                 Done::of(&told)
@@ -291,7 +292,16 @@ async fn blocking<T: Send + 'static>(
 /// A capture, taken apart into what is told of it and what is held.
 fn captured(capture: crate::Capture) -> Result<Done, SourceError> {
     let crate::Capture {
-        item, kind, captured, consistency, content, still, ancestor, details, tracking, guard,
+        item,
+        kind,
+        captured,
+        consistency,
+        content,
+        still,
+        ancestor,
+        details,
+        tracking,
+        guard,
     } = capture;
     let (content, held) = match content {
         Content::Volume(volume) => {

@@ -161,7 +161,11 @@ async fn source(policy: &Policy, item: &Item, hosts: &Hosts, lines: &mut Lines) 
     let area = format!("policy {}", policy.group);
     let id = item.id().to_string();
     if hosts.is_elsewhere(item) && !item.hooks().before_capture.is_empty() {
-        lines.wrong(&area, &id, "it has hooks and is read on another host, where they are not run: it fails in every run");
+        lines.wrong(
+            &area,
+            &id,
+            "it has hooks and is read on another host, where they are not run: it fails in every run",
+        );
     }
     let source = match hosts.source(item).await {
         Ok(source) => source,
