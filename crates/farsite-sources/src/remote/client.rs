@@ -86,7 +86,7 @@ impl Source for Far {
         Ok(Capture {
             item: captured.item,
             kind: captured.kind,
-            captured: captured.captured.min(latest),
+            captured: captured.at.min(latest),
             consistency: captured.consistency,
             content: match captured.content {
                 ContentIs::Volume { size_bytes } => {

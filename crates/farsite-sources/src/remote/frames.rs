@@ -45,9 +45,11 @@ pub(super) fn read(from: &mut impl Read) -> io::Result<Option<Frame>> {
             Err(error) => return Err(error),
         }
     }
-    let [a, b, c, d, e, f, g, h] = lengths;
-    let (header, body) =
-        (u32::from_le_bytes([a, b, c, d]) as usize, u32::from_le_bytes([e, f, g, h]) as usize);
+    let [header, body] = [0, 4].map(|at| {
+        let mut length = [0; 4];
+        length.copy_from_slice(&lengths[at..at + 4]);
+        u32::from_le_bytes(length) as usize
+    });
     if header + body > LONGEST {
         return Err(io::Error::other(format!(
             "a message of {} bytes is longer than {LONGEST}",

@@ -139,7 +139,7 @@ impl Lent {
 pub(super) struct Captured {
     pub(super) item: ItemId,
     pub(super) kind: ItemKind,
-    pub(super) captured: CaptureTime,
+    pub(super) at: CaptureTime,
     pub(super) consistency: Consistency,
     pub(super) content: ContentIs,
     pub(super) still: bool,

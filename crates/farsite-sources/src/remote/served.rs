@@ -164,7 +164,9 @@ impl Served {
     pub(super) fn end(&self) -> impl Send + use<> {
         let mut state = self.lock();
         state.is_over = true;
-        std::mem::take(&mut state.under_way).into_values().for_each(|task| task.abort());
+        for task in std::mem::take(&mut state.under_way).into_values() {
+            task.abort();
+        }
         std::mem::take(&mut state.things)
     }
 
@@ -325,7 +327,8 @@ fn captured(capture: crate::Capture) -> Result<Done, SourceError> {
     if let Some(guard) = guard {
         things.push((Part::Guard, Thing::Guard(Arc::from(guard))));
     }
-    let told = Captured { item, kind, captured, consistency, content, still, ancestor, details, tracking };
+    let told =
+        Captured { item, kind, at: captured, consistency, content, still, ancestor, details, tracking };
     Ok(Done { things, ..Done::of(&told)? })
 }
 
@@ -344,16 +347,12 @@ fn bytes(of: &Thing, file: Option<usize>, offset: u64, length: usize) -> io::Res
 fn extents(volume: &dyn ReadAt, offset: u64) -> io::Result<Extents> {
     let mut found = Extents { ranges: Vec::new(), until: offset };
     while found.ranges.len() < EXTENTS {
-        match volume.next_data(found.until)? {
-            Some(range) => {
-                found.ranges.push((range.start, range.end));
-                found.until = range.end;
-            }
-            None => {
-                found.until = volume.size_bytes().max(offset + 1);
-                break;
-            }
-        }
+        let Some(range) = volume.next_data(found.until)? else {
+            found.until = volume.size_bytes().max(offset + 1);
+            break;
+        };
+        found.ranges.push((range.start, range.end));
+        found.until = range.end;
     }
     Ok(found)
 }
