@@ -19,14 +19,16 @@ use tokio::task::JoinSet;
 use crate::capture::host_name;
 use crate::group::Home;
 
+/// The line to a host, or why there is none.
+type Reached = Arc<OnceCell<Result<Arc<Line>, SourceError>>>;
+
 /// The hosts of one policy's entries.
 pub struct Hosts {
     config: Arc<Config>,
     policy: Arc<Policy>,
     cloud: Arc<SiteCloud>,
     here: String,
-    /// By host: the line to it, or why there is none.
-    lines: Mutex<BTreeMap<String, Arc<OnceCell<Result<Arc<Line>, SourceError>>>>>,
+    lines: Mutex<BTreeMap<String, Reached>>,
 }
 
 impl Hosts {

@@ -3,9 +3,9 @@
 //! long, and sees to its end.
 
 use std::collections::BTreeMap;
-use std::io::{self, BufRead, BufReader, Read, Write};
+use std::io;
 use std::os::unix::process::CommandExt;
-use std::process::{Child, ChildStderr, ChildStdin, ChildStdout, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
@@ -15,22 +15,12 @@ use farsite_model::config::Host;
 use serde::de::DeserializeOwned;
 use tokio::sync::oneshot;
 
-use super::messages::{Answered, Call, Failure, Hello, Opening, Part, Said};
-use super::{LONGEST_ANSWER, PROTOCOL, READS, frames};
+use super::messages::{Answered, Call, Failure, Hello, Part, Said};
+use super::{LONGEST_ANSWER, READS, frames, process};
 use crate::{SourceError, commands};
 
-/// How often the process is looked at.
-const LOOK: Duration = Duration::from_millis(50);
-/// How long a process that has closed its end may take to say how it ended, and one that was sent away to let go of what it
-/// holds.
-const CLOSED_LIMIT: Duration = Duration::from_secs(1);
-const END_LIMIT: Duration = Duration::from_secs(30);
 /// How long one read, or one question of the change tracking, may take at a host that is alive.
 const ANSWER_LIMIT: Duration = Duration::from_mins(10);
-/// What is kept of what it says on its standard error.
-const SAID_LINES: usize = 20;
-const SAID_BYTES: u64 = 400;
-
 const OPEN_HINT: &str = "run that command by hand as the agent's user: it has to start `farsite serve-sources` there, without a \
                          question and without a word of its own on standard output";
 const BROKEN_HINT: &str = "what it reads stays as it was last captured, and the next run tries again; look at that host, and at the way to it";
@@ -42,30 +32,30 @@ pub struct Line {
     next: AtomicU64,
 }
 
-struct Shared {
-    host: String,
+pub(super) struct Shared {
+    pub(super) host: String,
     /// The command in words.
     command: String,
-    patience: Duration,
+    pub(super) patience: Duration,
     begun: Instant,
     /// When it was heard last, in milliseconds since `begun`.
     heard_ms: AtomicU64,
     state: Mutex<State>,
     /// Nobody asks any more.
-    is_over: AtomicBool,
-    said: Mutex<Vec<String>>,
+    pub(super) is_over: AtomicBool,
+    pub(super) said: Mutex<Vec<String>>,
     free_reads: Mutex<usize>,
     freed: Condvar,
 }
 
 #[derive(Default)]
-struct State {
+pub(super) struct State {
     waiting: BTreeMap<u64, Waiting>,
     ready: Option<oneshot::Sender<()>>,
     /// The process has closed its end, and why that is wrong where it is.
-    closed: Option<(Instant, Option<String>)>,
+    pub(super) closed: Option<(Instant, Option<String>)>,
     is_open: bool,
-    ended: Option<SourceError>,
+    pub(super) ended: Option<SourceError>,
 }
 
 struct Waiting {
@@ -126,21 +116,21 @@ impl Line {
             return Err(shared.failed("it has no standard input and output", OPEN_HINT));
         };
         let threads = [
-            thread("line-out", {
+            process::thread("line-out", {
                 let shared = shared.clone();
-                move || write(&shared, &queue, input)
+                move || process::write(&shared, &queue, input)
             }),
-            thread("line-in", {
+            process::thread("line-in", {
                 let shared = shared.clone();
-                move || read(&shared, output)
+                move || process::read(&shared, output)
             }),
-            thread("line-err", {
+            process::thread("line-err", {
                 let shared = shared.clone();
-                move || hear(&shared, errors)
+                move || process::hear(&shared, errors)
             }),
-            thread("line-end", {
+            process::thread("line-end", {
                 let shared = shared.clone();
-                move || keep(&shared, child)
+                move || process::keep(&shared, child)
             }),
         ];
         if let Some(Err(error)) = threads.into_iter().find(Result::is_err) {
@@ -274,11 +264,11 @@ impl Drop for Line {
 }
 
 impl Shared {
-    fn lock(&self) -> MutexGuard<'_, State> {
+    pub(super) fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().expect("no holder of this lock panics")
     }
 
-    fn failed(&self, why: &str, hint: &str) -> SourceError {
+    pub(super) fn failed(&self, why: &str, hint: &str) -> SourceError {
         let what = format!("host {}, through `{}`", self.host, self.command);
         SourceError::new(what, format!("{why}{}", self.said())).hint(hint)
     }
@@ -298,7 +288,7 @@ impl Shared {
     }
 
     /// Everybody who waits hears why nothing comes any more; the first reason counts.
-    fn end(&self, why: SourceError) {
+    pub(super) fn end(&self, why: SourceError) {
         let (why, waiting) = {
             let mut state = self.lock();
             let why = state.ended.get_or_insert(why).clone();
@@ -313,16 +303,16 @@ impl Shared {
         }
     }
 
-    fn heard(&self) {
+    pub(super) fn heard(&self) {
         self.heard_ms.store(self.begun.elapsed().as_millis() as u64, Ordering::Relaxed);
     }
 
-    fn silent_for(&self) -> Duration {
+    pub(super) fn silent_for(&self) -> Duration {
         self.begun.elapsed().saturating_sub(Duration::from_millis(self.heard_ms.load(Ordering::Relaxed)))
     }
 
     /// One frame of the other end. An error is one of the line, and ends it.
-    fn take(&self, frame: frames::Frame) -> Result<(), String> {
+    pub(super) fn take(&self, frame: frames::Frame) -> Result<(), String> {
         let odd = |error: serde_json::Error| format!("its words make no sense: {error}");
         match serde_json::from_slice(&frame.header).map_err(odd)? {
             Answered::Alive => {}
@@ -365,130 +355,8 @@ impl Shared {
     }
 }
 
-fn thread(name: &str, work: impl FnOnce() + Send + 'static) -> io::Result<()> {
-    std::thread::Builder::new().name(name.to_owned()).spawn(work).map(drop)
-}
-
-/// Sends what is to be said, and a sign of life when that is nothing. The input is closed when nobody asks any more.
-fn write(shared: &Shared, queue: &Receiver<Vec<u8>>, mut input: ChildStdin) {
-    let opening = Opening { protocol: PROTOCOL, version: env!("CARGO_PKG_VERSION").to_owned() };
-    let mut begin = frames::MAGIC.to_vec();
-    begin.extend(frames::encode(&opening, &[]).unwrap_or_default());
-    let alive = frames::encode(&Said::Alive, &[]).unwrap_or_default();
-    let mut written = input.write_all(&begin);
-    while written.is_ok() {
-        written = match queue.recv_timeout(shared.patience / 4) {
-            Ok(bytes) => input.write_all(&bytes),
-            Err(RecvTimeoutError::Timeout) => input.write_all(&alive),
-            Err(RecvTimeoutError::Disconnected) => return,
-        };
-    }
-}
-
-fn read(shared: &Shared, output: ChildStdout) {
-    let why = listen(shared, &mut BufReader::with_capacity(64 << 10, output)).err();
-    shared.lock().closed = Some((Instant::now(), why));
-}
-
-fn listen(shared: &Shared, from: &mut impl Read) -> Result<(), String> {
-    let mut magic = Vec::new();
-    from.take(frames::MAGIC.len() as u64).read_to_end(&mut magic).map_err(|error| error.to_string())?;
-    if magic.is_empty() {
-        return Ok(());
-    }
-    if magic != frames::MAGIC {
-        // A login's greeting, or another program: its first line says which.
-        let mut more = Vec::new();
-        let _ = BufReader::new(from).take(SAID_BYTES).read_until(b'\n', &mut more);
-        magic.extend(more);
-        return Err(format!(
-            "it is not `farsite serve-sources` that answers, but {:?}",
-            String::from_utf8_lossy(&magic)
-        ));
-    }
-    let mut next = || frames::read(from).map_err(|error| error.to_string());
-    let Some(frame) = next()? else { return Ok(()) };
-    let theirs: Opening = serde_json::from_slice(&frame.header).map_err(|error| error.to_string())?;
-    if theirs.protocol != PROTOCOL {
-        return Err(format!(
-            "it speaks protocol {} (farsite {}), and this host speaks {PROTOCOL} (farsite {}): both need the same version",
-            theirs.protocol,
-            theirs.version,
-            env!("CARGO_PKG_VERSION")
-        ));
-    }
-    while let Some(frame) = next()? {
-        shared.heard();
-        shared.take(frame)?;
-    }
-    Ok(())
-}
-
-/// Keeps the last lines of what it says.
-fn hear(shared: &Shared, errors: ChildStderr) {
-    let mut errors = BufReader::new(errors);
-    loop {
-        let mut line = Vec::new();
-        match (&mut errors).take(SAID_BYTES).read_until(b'\n', &mut line) {
-            Ok(0) | Err(_) => return,
-            Ok(_) => {}
-        }
-        let line = String::from_utf8_lossy(&line).trim_end().to_owned();
-        tracing::info!(host = %shared.host, "it says: {line}");
-        let mut said = shared.said.lock().expect("no holder of this lock panics");
-        said.push(line);
-        let many = said.len().saturating_sub(SAID_LINES);
-        said.drain(..many);
-    }
-}
-
-/// Looks after the process until it has ended.
-fn keep(shared: &Shared, mut child: Child) {
-    let mut over_since: Option<Instant> = None;
-    loop {
-        match child.try_wait() {
-            Ok(None) => {}
-            Ok(Some(status)) => {
-                // Its last words are on their way.
-                std::thread::sleep(LOOK);
-                let closed = shared.lock().closed.take().and_then(|(_, why)| why);
-                let why = closed.unwrap_or_else(|| format!("it ended with {status}"));
-                return shared.end(shared.failed(&why, shared.hint()));
-            }
-            Err(error) => return shared.end(shared.failed(&error.to_string(), shared.hint())),
-        }
-        let closed_for = shared.lock().closed.as_ref().map(|(since, _)| since.elapsed());
-        if shared.is_over.load(Ordering::Relaxed) {
-            over_since.get_or_insert_with(Instant::now);
-        }
-        let is_over = over_since.is_some_and(|since| since.elapsed() > END_LIMIT);
-        let silent = shared.silent_for();
-        if silent > shared.patience {
-            let why = format!("it has said nothing for {} s and was given up", silent.as_secs());
-            shared.end(shared.failed(&why, shared.hint()));
-        } else if over_since.is_none() && closed_for.is_some_and(|closed| closed > CLOSED_LIMIT) {
-            let why = shared.lock().closed.take().and_then(|(_, why)| why);
-            let why = why.unwrap_or_else(|| "it closed its end without ending".to_owned());
-            shared.end(shared.failed(&why, shared.hint()));
-        }
-        // Once it has ended for the others, nothing more comes of it.
-        if is_over || (over_since.is_none() && shared.lock().ended.is_some()) || silent > shared.patience {
-            kill(&mut child);
-        }
-        std::thread::sleep(LOOK);
-    }
-}
-
 impl Shared {
-    fn hint(&self) -> &'static str {
+    pub(super) fn hint(&self) -> &'static str {
         if self.lock().is_open { BROKEN_HINT } else { OPEN_HINT }
     }
-}
-
-/// The command and what it has started.
-fn kill(child: &mut Child) {
-    if let Some(group) = i32::try_from(child.id()).ok().and_then(rustix::process::Pid::from_raw) {
-        let _ = rustix::process::kill_process_group(group, rustix::process::Signal::KILL);
-    }
-    let _ = child.kill();
 }

@@ -11,6 +11,7 @@ mod content;
 mod frames;
 mod line;
 mod messages;
+mod process;
 mod serve;
 mod served;
 mod state;

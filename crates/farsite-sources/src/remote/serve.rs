@@ -11,6 +11,7 @@ use farsite_openstack::SiteCloud;
 use tokio::sync::mpsc;
 
 use super::messages::{Answered, Failure, Hello, Opening, Said};
+use super::process::thread;
 use super::served::Served;
 use super::state::Folders;
 use super::{PROTOCOL, frames};
@@ -167,10 +168,6 @@ async fn say(outbox: &mpsc::Sender<Vec<u8>>, what: &Answered) {
     if let Ok(frame) = frames::encode(what, &[]) {
         let _ = outbox.send(frame).await;
     }
-}
-
-fn thread(name: &str, work: impl FnOnce() + Send + 'static) -> io::Result<()> {
-    std::thread::Builder::new().name(name.to_owned()).spawn(work).map(drop)
 }
 
 fn write(mut queue: mpsc::Receiver<Vec<u8>>, mut output: impl Write) {
