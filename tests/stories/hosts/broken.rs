@@ -73,7 +73,9 @@ fn a_serving_process_that_is_killed_makes_a_partial_point_and_the_next_is_whole(
     }
     tokio::runtime::Runtime::new().unwrap().block_on(async {
         let (sites, _disk, mut run) = in_the_middle().await;
-        serving(&sites).into_iter().for_each(|pid| signal(pid, Signal::KILL));
+        for pid in serving(&sites) {
+            signal(pid, Signal::KILL);
+        }
         assert_partial(&mut run, &["host stor1, through `unshare --uts", "signal: 9", "hint: "]);
         assert_next_is_whole(&sites);
     });
@@ -87,7 +89,9 @@ fn a_host_that_says_nothing_any_more_is_given_up() {
     }
     tokio::runtime::Runtime::new().unwrap().block_on(async {
         let (sites, _disk, mut run) = in_the_middle().await;
-        serving(&sites).into_iter().for_each(|pid| signal(pid, Signal::STOP));
+        for pid in serving(&sites) {
+            signal(pid, Signal::STOP);
+        }
         assert_partial(&mut run, &["it has said nothing for 4 s and was given up"]);
         assert_next_is_whole(&sites);
     });
