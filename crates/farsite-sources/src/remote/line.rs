@@ -44,6 +44,8 @@ pub(super) struct Shared {
     /// Nobody asks any more.
     pub(super) is_over: AtomicBool,
     pub(super) said: Mutex<Vec<String>>,
+    /// It says no more.
+    pub(super) has_said_all: AtomicBool,
     free_reads: Mutex<usize>,
     freed: Condvar,
 }
@@ -97,6 +99,7 @@ impl Line {
             state: Mutex::default(),
             is_over: AtomicBool::new(false),
             said: Mutex::default(),
+            has_said_all: AtomicBool::new(false),
             free_reads: Mutex::new(READS),
             freed: Condvar::new(),
         });

@@ -85,7 +85,7 @@ pub(super) fn hear(shared: &Shared, errors: ChildStderr) {
     loop {
         let mut line = Vec::new();
         match (&mut errors).take(SAID_BYTES).read_until(b'\n', &mut line) {
-            Ok(0) | Err(_) => return,
+            Ok(0) | Err(_) => return shared.has_said_all.store(true, Ordering::Release),
             Ok(_) => {}
         }
         let line = String::from_utf8_lossy(&line).trim_end().to_owned();
@@ -104,8 +104,13 @@ pub(super) fn keep(shared: &Shared, mut child: Child) {
         match child.try_wait() {
             Ok(None) => {}
             Ok(Some(status)) => {
-                // Its last words are on their way.
-                std::thread::sleep(LOOK);
+                // Its last words are on their way. What it has left running may hold its ends open: that is not waited for.
+                let ended = Instant::now();
+                let has_all =
+                    || shared.has_said_all.load(Ordering::Acquire) && shared.lock().closed.is_some();
+                while !has_all() && ended.elapsed() < CLOSED_LIMIT {
+                    std::thread::sleep(LOOK / 10);
+                }
                 let closed = shared.lock().closed.take().and_then(|(_, why)| why);
                 let why = closed.unwrap_or_else(|| format!("it ended with {status}"));
                 return shared.end(shared.failed(&why, shared.hint()));
