@@ -4,6 +4,7 @@
 pub mod ceph;
 pub mod images;
 pub mod listing;
+pub mod mariadb;
 pub mod mounts;
 pub mod process;
 

@@ -5,6 +5,7 @@ mod anomaly;
 mod coverage;
 mod frozen_driver;
 mod full_disk;
+mod hosts;
 mod invariants;
 mod kill_agent;
 mod meanwhile;

@@ -38,6 +38,10 @@ pub const TEST_PROGRAMS: &[Program] = &[
     Program { name: "ceph-mon", package: "ceph-mon" },
     Program { name: "ceph-osd", package: "ceph-osd" },
     Program { name: "rbd", package: "ceph-common" },
+    // Both ends of ssh, over a pipe; nothing of it listens.
+    Program { name: "ssh", package: "openssh-client" },
+    Program { name: "ssh-keygen", package: "openssh-client" },
+    Program { name: "sshd", package: "openssh-server" },
     Program { name: "nbdinfo", package: "libnbd-bin" },
     Program { name: "nbdcopy", package: "libnbd-bin" },
 ];

@@ -1,5 +1,6 @@
 //! `farsite.yaml`: one per host. Which site this is, which stores there are, and where this host's own files lie.
 
+mod hosts;
 mod identity;
 
 use std::collections::BTreeMap;
@@ -8,6 +9,7 @@ use std::path::{Path, PathBuf};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+pub use hosts::Host;
 pub use identity::Identity;
 
 use crate::nearest::did_you_mean;
@@ -48,6 +50,10 @@ pub struct Config {
     /// Key files that this host has.
     #[serde(default)]
     pub keys: Keys,
+    /// Other hosts of this site, by the name that policies call them in `on:`. Where this host coordinates a group, what they
+    /// read is read through a process on each of them.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub hosts: BTreeMap<String, Host>,
     /// At a standby, by group: where a promotion restores to.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub places: BTreeMap<GroupName, Places>,
@@ -266,6 +272,8 @@ struct Located {
     #[serde(default)]
     stores: BTreeMap<SiteName, At<LocatedStore>>,
     #[serde(default)]
+    hosts: BTreeMap<String, At<Host>>,
+    #[serde(default)]
     places: BTreeMap<GroupName, LocatedPlaces>,
 }
 #[derive(Deserialize)]
@@ -335,6 +343,11 @@ impl Config {
                         Some("a recipient begins with age1; an identity (AGE-SECRET-KEY-…) opens the store and does not belong here".into()),
                     ));
                 }
+            }
+        }
+        for (name, host) in &located.hosts {
+            if let Err((why, hint)) = host.check() {
+                return Err(source.error(host, format!("host {name}: {why}"), Some(hint.to_owned())));
             }
         }
         for (group, places) in &located.places {

@@ -5,6 +5,7 @@ mod check;
 mod compression;
 mod file;
 mod hooks;
+mod hosts;
 mod items;
 mod select;
 

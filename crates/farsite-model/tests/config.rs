@@ -185,3 +185,18 @@ fn a_storage_place_is_a_folder_or_a_pool_and_never_both() {
         assert!(error.starts_with("f.yaml:5:13") && error.contains(says), "{error}");
     }
 }
+
+#[test]
+fn another_host_is_reached_by_a_command() {
+    let of = |host: &str| {
+        let text = format!("site: north\nsites: {{ north: {} }}\nhosts:\n  stor1: {host}\n", "{}");
+        Config::parse("c.yaml", &text, Path::new("/")).map_err(|error| error.to_string())
+    };
+    let config = of("{ command: [ssh, stor1, farsite, serve-sources] }").unwrap();
+    assert_eq!(config.hosts["stor1"].command[1], "stor1");
+    assert_eq!(config.hosts["stor1"].patience(), std::time::Duration::from_secs(30));
+    let nothing = of("{ command: [] }").unwrap_err();
+    assert!(nothing.starts_with("c.yaml:4:10: host stor1: no command"), "{nothing}");
+    assert!(of("{ command: [ssh], patience: 10ms }").unwrap_err().contains("given up too early"));
+    assert!(of("{ comand: [ssh] }").unwrap_err().contains("comand"));
+}

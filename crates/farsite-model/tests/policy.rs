@@ -315,3 +315,43 @@ fn only_qcow2_images_are_read_through_the_process_that_has_them_open() {
         assert_eq!(policy.keep_versions, Some(ByteSize(5 << 30)));
     }
 }
+
+/// A policy of these entries.
+fn of_items(items: &str) -> Result<Policy, String> {
+    let text = format!(
+        "group: g\nsite: north\nto: [south]\nlevel: data\nschedule: '@hourly'\nrpo: 1h\nitems:\n{items}"
+    );
+    Policy::parse("p.yaml", &text).map_err(|error| error.to_string())
+}
+
+#[test]
+fn the_host_of_the_logged_databases_coordinates_else_the_first_that_is_named() {
+    let database = "  - mariadb: { socket: /s, log: continuous, on: ctl1 }\n";
+    let share = "  - cinder: { path: /srv/cinder, on: stor1 }\n";
+    let files = "  - files: { paths: [/etc/keystone] }\n";
+    let of = |items: &str| of_items(items).unwrap().coordinator().map(str::to_owned);
+    assert_eq!(of(files), None);
+    assert_eq!(of(&format!("{files}{share}")).as_deref(), Some("stor1"));
+    assert_eq!(of(&format!("{share}{files}{database}")).as_deref(), Some("ctl1"));
+    let policy = of_items(&format!("{share}{database}")).unwrap();
+    assert!(policy.is_coordinated_by("ctl1") && !policy.is_coordinated_by("stor1"));
+    assert!(of_items(files).unwrap().is_coordinated_by("anywhere"));
+}
+
+#[test]
+fn a_log_is_shipped_by_one_agent_out_of_its_own_host() {
+    let share = "  - cinder: { path: /srv/cinder, on: stor1 }\n";
+    let nowhere = of_items(&format!("{share}  - mariadb: {{ socket: /s, log: continuous }}\n")).unwrap_err();
+    assert_says(
+        &nowhere,
+        "9:5",
+        &["mariadb/main ships its log", "say `on: HOST` for it", "cinder/main says `on: stor1`"],
+    );
+    let two = "  - mariadb: { socket: /s, log: continuous, on: ctl1 }\n  - mariadb: { name: two, socket: /t, log: continuous, on: ctl2 }\n";
+    let two = of_items(two).unwrap_err();
+    assert_says(
+        &two,
+        "9:5",
+        &["mariadb/two ships its log on host ctl2, and mariadb/main on ctl1", "a group of its own"],
+    );
+}

@@ -29,6 +29,7 @@ use farsite_promote::report::Report;
 use farsite_promote::{Standby, dry_run};
 use farsite_replicate::tree;
 use farsite_sources::mariadb::instance::Instance;
+use farsite_sources::tree::{LocalTree, TreeFiles};
 use farsite_sources::{BaseBackup, LogPosition, LoggedDatabase};
 use farsite_store::hex::Hex;
 use farsite_store::ingest::{IngestOptions, Input, RunWriter};
@@ -85,7 +86,11 @@ async fn replicate(world: &World, base: &BaseBackup, spool: &Path, p1: &LogPosit
         out.commit().unwrap();
         map
     };
-    let (entries, _) = tree::scan(&base.root, &base.paths, 65536, &tree::Layout::new()).unwrap();
+    let (entries, _) = tree::place(
+        LocalTree::new(&base.root, base.paths.clone()).entries().unwrap(),
+        65536,
+        &tree::Layout::new(),
+    );
     let data = put("main", Arc::new(tree::TreeContent::new(&base.root, &entries)));
     let directory = put("main#directory", Arc::new(InMemory(serde_json::to_vec(&entries).unwrap())));
     writer.flush().await.unwrap();

@@ -14,7 +14,7 @@ use farsite_model::{GroupName, ItemId, SiteName};
 use farsite_openstack::{AskError, Client, Service, SiteCloud, Wanted};
 use serde::Serialize;
 
-use crate::capture::host_name;
+use crate::hosts::Hosts;
 use compare::{Comparison, Covers, Entry};
 
 /// The longest that listing one entry's items may take.
@@ -93,9 +93,11 @@ pub async fn coverage(
         Err(error) => return Err(error),
     };
     let mut entries = Vec::new();
+    let config = Arc::new(config.clone());
     for policy in policies.iter().filter(|policy| policy.site == *site) {
+        let hosts = Hosts::of(&config, policy, cloud);
         for item in &policy.items {
-            if let Some(covers) = covers(config, policy, item, cloud, client, &mut notes).await? {
+            if let Some(covers) = covers(&config, policy, item, &hosts, client, &mut notes).await? {
                 entries.push(Entry::new(policy.group.clone(), item, covers));
             }
         }
@@ -150,13 +152,13 @@ async fn services(client: &Client, notes: &mut Vec<String>) -> Result<(bool, boo
     Ok((there[0], there[1]))
 }
 
-/// What an entry captures: as its source lists it where it is read by this host, else by the policy's words. `None` for what
+/// What an entry captures: as its source lists it where it is read by this host or by one that it reaches, else by the policy's words. `None` for what
 /// is neither images nor volumes of Cinder.
 async fn covers(
     config: &Config,
     policy: &Policy,
     item: &Item,
-    cloud: &Arc<SiteCloud>,
+    hosts: &Hosts,
     client: &Client,
     notes: &mut Vec<String>,
 ) -> Result<Option<Covers>, AskError> {
@@ -167,7 +169,9 @@ async fn covers(
     }
     let elsewhere = match item.on() {
         _ if policy.site != config.site => Some(format!("at site {}", policy.site)),
-        Some(host) if host != host_name() => Some(format!("on host {host}")),
+        Some(host) if hosts.is_elsewhere(item) && !config.hosts.contains_key(host) => {
+            Some(format!("on host {host}"))
+        }
         _ => None,
     };
     if let Some(elsewhere) = elsewhere {
@@ -177,7 +181,7 @@ async fn covers(
         ));
         return by_words(item, client).await.map(Some);
     }
-    let listed = match farsite_sources::source(item, cloud) {
+    let listed = match hosts.source(item).await {
         Ok(source) => match tokio::time::timeout(LISTING_LIMIT, source.items()).await {
             Ok(listed) => listed.map_err(|error| error.to_string()),
             Err(_) => Err(format!("it took longer than {} s", LISTING_LIMIT.as_secs())),

@@ -23,7 +23,7 @@ use rustix::fs::{FlockOperation, flock};
 use crate::databases::Logs;
 use crate::record::Record;
 use crate::throttle::Throttled;
-use crate::{ReplicateError, connect};
+use crate::{ReplicateError, connect, hosts};
 
 /// Rounds and writers of the race that every start holds at the store; `farsite init` and `check` hold longer ones.
 const RACE_ROUNDS: usize = 12;
@@ -60,6 +60,12 @@ impl Group {
             return Err(ReplicateError::Setup(format!(
                 "group {} is at site {}, and this host is at {}\n  hint: replication runs where the data is",
                 policy.group, policy.site, config.site
+            )));
+        }
+        if let Some(why) = hosts::not_ours(policy) {
+            return Err(ReplicateError::Setup(format!(
+                "group {} is {why}\n  hint: run it there; `on:` in the policy says which host that is (that of the logged databases, else the first one named), and `uname -n` what this one calls itself",
+                policy.group
             )));
         }
         let folder = Home::of(config, policy).of_standby(to);

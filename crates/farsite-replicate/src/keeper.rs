@@ -25,6 +25,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::agent::Board;
 use crate::group::{Group, Home};
+use crate::hosts::{self, Hosts};
 use crate::patience::Patience;
 use crate::record::Record;
 use crate::round::{self, Ended, Member};
@@ -51,6 +52,13 @@ pub(crate) async fn keep(
 ) {
     for missing in policy.not_yet() {
         tracing::warn!(group = %policy.group, "{missing}");
+    }
+    if let Some(why) = hosts::not_ours(&policy) {
+        tracing::info!(group = %policy.group, "nothing to replicate here: {why}");
+        for to in &policy.to {
+            board.says(&policy, to, why.clone());
+        }
+        return stop.cancelled().await;
     }
     let (opened, mut openings) = mpsc::unbounded_channel();
     let (ended, mut ends) = mpsc::unbounded_channel();
@@ -161,7 +169,8 @@ impl Opening {
         match Record::open(&self.config.state_dir()) {
             Ok(record) => {
                 let cloud = Arc::new(SiteCloud::of(&self.config, &self.policy.site));
-                kept::bound(&self.policy, &home, &cloud, self.clock.clone(), &record).await;
+                let hosts = Hosts::of(&self.config, &self.policy, &cloud);
+                kept::bound(&self.policy, &home, &hosts, self.clock.clone(), &record).await;
             }
             Err(error) => tracing::warn!(group = %self.policy.group, "{error}"),
         }

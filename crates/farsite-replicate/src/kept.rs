@@ -8,12 +8,11 @@ use farsite_model::clock::Clock;
 use farsite_model::policy::Policy;
 use farsite_model::quantity::ByteSize;
 use farsite_model::status::KeptVersions;
-use farsite_openstack::SiteCloud;
 use farsite_sources::{CaptureContext, KeptSpace, Source};
 use jiff::{SignedDuration, Timestamp};
 
-use crate::capture::host_name;
 use crate::group::Home;
+use crate::hosts::Hosts;
 use crate::record::Record;
 
 /// Measuring takes a command for each pool, and a look at each volume's extents.
@@ -25,7 +24,7 @@ const LIMIT: Duration = Duration::from_mins(5);
 pub(crate) async fn bound(
     policy: &Policy,
     home: &Home,
-    cloud: &Arc<SiteCloud>,
+    hosts: &Hosts,
     clock: Arc<dyn Clock>,
     record: &Record,
 ) {
@@ -47,10 +46,11 @@ pub(crate) async fn bound(
     };
     let mut all: Vec<(KeptSpace, Arc<dyn Source>)> = Vec::new();
     for item in &policy.items {
-        if item.kind().is_database() || item.on().is_some_and(|host| host != host_name()) {
+        if item.kind().is_database() {
             continue;
         }
-        let Ok(source) = farsite_sources::source(item, cloud) else { continue };
+        // Who cannot be reached is told of where the entry is captured.
+        let Ok(source) = hosts.source(item).await else { continue };
         let source: Arc<dyn Source> = Arc::from(source);
         match tokio::time::timeout(LIMIT, source.kept(&context)).await {
             Ok(Ok(kept)) => all.extend(kept.into_iter().map(|kept| (kept, source.clone()))),

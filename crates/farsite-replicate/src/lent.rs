@@ -3,11 +3,11 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
 use farsite_model::content::{ReadAt, TreeEntry};
 use farsite_model::{CaptureTime, Consistency, ItemId, ItemKind};
+use farsite_sources::tree::{LocalTree, TreeFiles};
 use farsite_sources::{Capture, Content};
 
 use crate::group::Home;
@@ -47,8 +47,7 @@ pub(crate) enum Bytes {
 
 /// Files, which each member may have given other places.
 pub(crate) struct Tree {
-    root: PathBuf,
-    paths: Vec<PathBuf>,
+    files: Arc<dyn TreeFiles>,
     laid_out: Mutex<Vec<LaidOut>>,
 }
 
@@ -62,6 +61,12 @@ pub(crate) struct LaidOut {
     readers: Vec<usize>,
 }
 
+impl Tree {
+    fn of(files: Arc<dyn TreeFiles>) -> Self {
+        Self { files, laid_out: Mutex::default() }
+    }
+}
+
 impl Lent {
     pub(crate) fn new(capture: Capture, block_bytes: u32, terms: Terms) -> Arc<Self> {
         let Capture {
@@ -69,7 +74,8 @@ impl Lent {
         } = capture;
         let bytes = match content {
             Content::Volume(content) => Bytes::Volume(Arc::new(terms.share(content, block_bytes))),
-            Content::Tree { root, paths } => Bytes::Tree(Tree { root, paths, laid_out: Mutex::default() }),
+            Content::Tree { root, paths } => Bytes::Tree(Tree::of(Arc::new(LocalTree::new(&root, paths)))),
+            Content::FarTree(files) => Bytes::Tree(Tree::of(files)),
         };
         let version =
             tracking.map(|tracking| Arc::new(Version::new(tracking, item.clone(), terms.home.clone())));
@@ -96,9 +102,8 @@ impl Lent {
         let place = if let Some(place) = there {
             place
         } else {
-            let (entries, layout) =
-                tree::scan(&tree.root, &tree.paths, u64::from(self.block_bytes), previous)?;
-            let content: Arc<dyn ReadAt> = Arc::new(TreeContent::new(&tree.root, &entries));
+            let (entries, layout) = tree::place(tree.files.entries()?, u64::from(self.block_bytes), previous);
+            let content: Arc<dyn ReadAt> = Arc::new(TreeContent::of(tree.files.clone(), &entries));
             let bytes = Arc::new(self.terms.share(content, self.block_bytes));
             all.iter().flat_map(|other| &other.readers).for_each(|reader| bytes.leave(*reader));
             all.push(LaidOut {

@@ -15,6 +15,7 @@ pub mod databases;
 mod frozen;
 pub mod group;
 mod hooks;
+pub mod hosts;
 pub mod hydrate;
 mod keeper;
 mod kept;

@@ -12,7 +12,6 @@ use std::time::Instant;
 use farsite_model::clock::Clock;
 use farsite_model::policy::Item;
 use farsite_model::{CaptureTime, Epoch, ItemId};
-use farsite_openstack::SiteCloud;
 use farsite_sources::{CaptureContext, LogPosition};
 use farsite_store::StoreError;
 use farsite_store::ingest::{IngestOptions, Press, RunWriter};
@@ -29,6 +28,7 @@ use crate::basis::Basis;
 use crate::capture::{EntryOutcome, Intake, Listed, Memory, directory_id};
 use crate::databases::{self, Begun, Logs, TakenBase};
 use crate::group::Group;
+use crate::hosts::Hosts;
 use crate::lent::Lent;
 use crate::point;
 use crate::record::RunRow;
@@ -74,6 +74,7 @@ pub(crate) struct Begin {
     pub(crate) memory_bytes: u64,
     pub(crate) clock: RunClock,
     pub(crate) press: Arc<Press>,
+    pub(crate) hosts: Arc<Hosts>,
     pub(crate) ready: oneshot::Sender<()>,
     pub(crate) orders: mpsc::Receiver<Order>,
 }
@@ -117,7 +118,7 @@ pub(crate) async fn run(begin: Begin) -> Result<RunReport, ReplicateError> {
 }
 
 async fn attempt(begin: Begin, run_id: &mut String) -> Result<RunReport, ReplicateError> {
-    let Begin { group, options, number, memory_bytes, clock, press, ready, mut orders } = begin;
+    let Begin { group, options, number, memory_bytes, clock, press, hosts, ready, mut orders } = begin;
     let group = &*group;
     let begun = Instant::now();
     let mut logs = group.logs.lock().await;
@@ -183,8 +184,7 @@ async fn attempt(begin: Begin, run_id: &mut String) -> Result<RunReport, Replica
         kept: group.home().kept(),
         owner: group.home().owner(),
     };
-    let cloud = group.cloud.clone();
-    let mut part = Part { intake, logs: &mut logs, epoch, context, cloud, begun: BTreeMap::new() };
+    let mut part = Part { intake, logs: &mut logs, epoch, context, hosts, begun: BTreeMap::new() };
     let _ = ready.send(());
 
     let mut outcome = EntryOutcome::default();
@@ -316,7 +316,7 @@ struct Part<'g> {
     logs: &'g mut Logs,
     epoch: Epoch,
     context: CaptureContext,
-    cloud: Arc<SiteCloud>,
+    hosts: Arc<Hosts>,
     begun: BTreeMap<ItemId, Begun>,
 }
 
@@ -324,8 +324,15 @@ impl Part<'_> {
     /// What is gone was deleted, and its source keeps nothing of it any more, or it was lost: then it has failed, and what the
     /// point before has of it goes on standing for it.
     async fn told_from_lost(&self, item: &Item, gone: Vec<ItemId>, outcome: &mut EntryOutcome) {
-        let Ok(source) = farsite_sources::source(item, &self.cloud) else { return };
-        let (lost, why) = match source.lost(&gone).await {
+        if gone.is_empty() {
+            return;
+        }
+        let source = self.hosts.source(item).await;
+        let lost = match &source {
+            Ok(source) => source.lost(&gone).await.map_err(|error| error.to_string()),
+            Err(error) => Err(error.to_string()),
+        };
+        let (lost, why) = match lost {
             Ok(lost) => (lost, LOST.to_owned()),
             Err(error) => (gone.clone(), format!("whether it was deleted cannot be told: {error}")),
         };
@@ -333,7 +340,7 @@ impl Part<'_> {
         for id in gone {
             if lost.contains(&id) {
                 outcome.failed.push((id, why.clone()));
-            } else {
+            } else if let Ok(source) = &source {
                 source.forget(&id, &self.context).await;
             }
         }

@@ -12,15 +12,14 @@ use std::time::{Duration, Instant};
 
 use farsite_model::policy::{Item, Policy};
 use farsite_model::{ItemId, SiteName};
-use farsite_openstack::SiteCloud;
 use farsite_sources::{Capture, CaptureContext, Source};
 use farsite_store::ingest::Press;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::{AbortHandle, JoinSet};
 
-use crate::capture::host_name;
 use crate::databases;
 use crate::group::Group;
+use crate::hosts::Hosts;
 use crate::lent::{Lent, Terms};
 use crate::member::{Begin, Order, Step};
 use crate::patience::Patience;
@@ -61,12 +60,14 @@ pub async fn round(members: Vec<Member>, ended: mpsc::UnboundedSender<Ended>) {
         many => memory.saturating_sub(window_bytes + pressed_bytes) / many,
     };
     let clock = RunClock::begin(&*first.group.clock);
+    let hosts = Arc::new(Hosts::of(&first.group.config, &policy, &first.group.cloud));
     let press = Press::new(pressed_bytes as usize);
     let (ends, end) = mpsc::unbounded_channel();
     let mut round = Round {
         seats: Vec::new(),
         patience: Arc::new(Patience::of(&policy)),
         policy: Arc::new(policy),
+        hosts: hosts.clone(),
         window_bytes,
         clock,
         end,
@@ -84,6 +85,7 @@ pub async fn round(members: Vec<Member>, ended: mpsc::UnboundedSender<Ended>) {
             memory_bytes: share,
             clock,
             press: press.clone(),
+            hosts: hosts.clone(),
             ready: is_ready,
             orders: queue,
         };
@@ -91,7 +93,7 @@ pub async fn round(members: Vec<Member>, ended: mpsc::UnboundedSender<Ended>) {
         tokio::spawn(seated(begin, number, left_by.clone(), ends.clone(), ended.clone()));
         round.seats.push(Seat { group, options, orders: Some(orders), left_by, has_ended: false });
     }
-    drop((ends, ended, press));
+    drop((ends, ended, press, hosts));
     round.all(ready).await;
     round.heed_fences();
     round.captures().await;
@@ -102,6 +104,7 @@ struct Round {
     policy: Arc<Policy>,
     seats: Vec<Seat>,
     patience: Arc<Patience>,
+    hosts: Arc<Hosts>,
     window_bytes: u64,
     clock: RunClock,
     end: mpsc::UnboundedReceiver<End>,
@@ -228,7 +231,8 @@ impl Round {
         if let Err(error) = frozen::thaw_left_over(&leader).await {
             return self.fail(&error.to_string());
         }
-        kept::bound(&self.policy, &leader.home(), &leader.cloud, leader.clock.clone(), &leader.record).await;
+        self.hosts.begin().await;
+        kept::bound(&self.policy, &leader.home(), &self.hosts, leader.clock.clone(), &leader.record).await;
         let scratch = leader.folder.join("scratch");
         if let Err(error) = fresh_folder(&scratch) {
             return self.fail(&error.to_string());
@@ -272,7 +276,7 @@ impl Round {
             self.stage(&format!("the log of {}", item.id()));
             self.database(&Arc::new((*item).clone()), leader, context).await;
         }
-        let mut held = self.instants(&logged, &others, leader, context).await;
+        let mut held = self.instants(&logged, &others, context).await;
         for item in dumped.into_iter().chain(others) {
             if self.leader().is_none() {
                 break;
@@ -296,13 +300,12 @@ impl Round {
         &mut self,
         logged: &[&Item],
         others: &[&Item],
-        leader: &Group,
         context: &CaptureContext,
     ) -> BTreeMap<ItemId, Box<dyn Source>> {
         let mut offered = Vec::new();
         // An entry with hooks of its own is held only while they have frozen it.
-        for item in others.iter().filter(|item| item.hooks().before_capture.is_empty() && is_here(item)) {
-            let Ok(source) = farsite_sources::source(item, &leader.cloud) else { continue };
+        for item in others.iter().filter(|item| item.hooks().before_capture.is_empty()) {
+            let Ok(source) = self.hosts.source(item).await else { continue };
             if tokio::time::timeout(context.timeout, source.prepare()).await == Ok(true) {
                 offered.push((item.id(), source));
             }
@@ -387,7 +390,7 @@ impl Round {
         leader: &Group,
         context: &CaptureContext,
     ) {
-        let listed = listed(item, held, &leader.cloud, context).await;
+        let listed = self.listed(item, held, context).await;
         let (source, listed) = match listed {
             Ok((source, ids)) => {
                 let from = source.describe();
@@ -431,18 +434,18 @@ impl Round {
         for capture in still {
             missed.note(self.lend(item, capture, leader).await);
         }
-        self.settle(item, missed, leader, &context).await;
+        self.settle(item, missed, &context).await;
     }
 
     /// What could not be captured or read has failed, unless a second listing has it no more: then it was deleted meanwhile, as
     /// if it had been before the first one. A list that cannot be had, or is empty, settles nothing.
-    async fn settle(&mut self, item: &Arc<Item>, missed: Missed, leader: &Group, context: &CaptureContext) {
+    async fn settle(&mut self, item: &Arc<Item>, missed: Missed, context: &CaptureContext) {
         // Who is told to stop makes no point.
         if missed.is_none() || self.taking_part().all(|(_, seat)| seat.options.cancel.load(Ordering::Relaxed))
         {
             return;
         }
-        let now = listed(item, None, &leader.cloud, context).await;
+        let now = self.listed(item, None, context).await;
         let now = now.map(|(_, ids)| ids).ok().filter(|ids| !ids.is_empty());
         let is_gone = |id: &ItemId| now.as_ref().is_some_and(|now| !now.contains(id));
         for (id, why) in missed.uncaptured {
@@ -453,6 +456,30 @@ impl Round {
             if is_gone(&id) {
                 self.step(Step::Gone(item.clone(), id)).await;
             }
+        }
+    }
+
+    /// An entry's source, and its items now.
+    async fn listed(
+        &self,
+        item: &Item,
+        held: Option<Box<dyn Source>>,
+        context: &CaptureContext,
+    ) -> Result<(Box<dyn Source>, BTreeSet<ItemId>), String> {
+        if self.hosts.is_elsewhere(item) && !item.hooks().before_capture.is_empty() {
+            return Err(format!(
+                "its hooks would run on this host, and it is read on {}\n  hint: have hooks of the group do it from here, or make a group of its own of it",
+                item.on().unwrap_or_default()
+            ));
+        }
+        let source = match held {
+            Some(held) => held,
+            None => self.hosts.source(item).await.map_err(|error| error.to_string())?,
+        };
+        match tokio::time::timeout(context.timeout, source.items()).await {
+            Ok(Ok(ids)) => Ok((source, ids.into_iter().collect())),
+            Ok(Err(error)) => Err(error.to_string()),
+            Err(_) => Err(format!("{} could not be listed in time", source.describe())),
         }
     }
 
@@ -580,31 +607,6 @@ async fn instant_of(source: &dyn Source, context: &CaptureContext) -> Option<Box
     };
     tracing::warn!("{}: not all of it is of one moment: {why}", source.describe());
     None
-}
-
-/// An entry's source, and its items now.
-async fn listed(
-    item: &Item,
-    held: Option<Box<dyn Source>>,
-    cloud: &Arc<SiteCloud>,
-    context: &CaptureContext,
-) -> Result<(Box<dyn Source>, BTreeSet<ItemId>), String> {
-    if let Some(host) = item.on().filter(|_| !is_here(item)) {
-        return Err(format!("it is read on host {host}, and this agent runs on {}", host_name()));
-    }
-    let source = match held {
-        Some(held) => held,
-        None => farsite_sources::source(item, cloud).map_err(|error| error.to_string())?,
-    };
-    match tokio::time::timeout(context.timeout, source.items()).await {
-        Ok(Ok(ids)) => Ok((source, ids.into_iter().collect())),
-        Ok(Err(error)) => Err(error.to_string()),
-        Err(_) => Err(format!("{} could not be listed in time", source.describe())),
-    }
-}
-
-fn is_here(item: &Item) -> bool {
-    item.on().is_none_or(|host| host == host_name())
 }
 
 fn fresh_folder(path: &Path) -> Result<(), ReplicateError> {

@@ -10,6 +10,7 @@ use farsite_store::manifest::FailedItem;
 use serde::Serialize;
 
 use crate::group::Group;
+use crate::hosts::Hosts;
 
 /// Longest time that one listing, query or external command of a source may take.
 pub(crate) const SOURCE_LIMIT: Duration = Duration::from_hours(6);
@@ -75,9 +76,10 @@ pub struct Planned {
 
 /// Lists what a run would capture.
 pub async fn dry_run(group: &Group) -> Vec<Planned> {
+    let hosts = Hosts::of(&group.config, &group.policy, &group.cloud);
     let mut planned = Vec::new();
     for item in &group.policy.items {
-        let items = match farsite_sources::source(item, &group.cloud) {
+        let items = match hosts.source(item).await {
             Ok(source) => match tokio::time::timeout(Duration::from_mins(1), source.items()).await {
                 Ok(items) => items.map_err(|error| error.to_string()),
                 Err(_) => Err("could not be listed within 60s".to_owned()),

@@ -13,7 +13,7 @@ use jiff::SignedDuration;
 
 use crate::record::Record;
 use crate::throttle::shortfall;
-use crate::{ReplicateError, connect};
+use crate::{ReplicateError, connect, hosts};
 
 /// An old primary that still writes this long after its epoch ended was not merely finishing.
 const LATE: SignedDuration = SignedDuration::from_secs(5);
@@ -28,6 +28,8 @@ const STALE: SignedDuration = SignedDuration::from_secs(3600);
 pub struct StatusReader {
     to: SiteName,
     store: Store,
+    /// Where this host is, if that is known.
+    site: Option<SiteName>,
     /// Of this host, where it replicates something itself.
     record: Option<Record>,
     ledgers: BTreeMap<GroupName, Ledger>,
@@ -36,10 +38,14 @@ pub struct StatusReader {
 impl StatusReader {
     pub async fn open(config: &Config, to: &SiteName) -> Result<Self, ReplicateError> {
         let record = Record::open_existing(&config.state_dir());
-        Ok(Self { record, ..Self::of(connect::store(config, to).await?, to) })
+        Ok(Self {
+            record,
+            site: Some(config.site.clone()),
+            ..Self::of(connect::store(config, to).await?, to)
+        })
     }
     pub fn of(store: Store, to: &SiteName) -> Self {
-        Self { to: to.clone(), store, record: None, ledgers: BTreeMap::new() }
+        Self { to: to.clone(), store, site: None, record: None, ledgers: BTreeMap::new() }
     }
     pub fn store(&self) -> &Store {
         &self.store
@@ -89,6 +95,10 @@ impl StatusReader {
             let record = self.record.as_ref();
             let kept = record.and_then(|record| record.kept(status.group.as_str()).ok());
             status.kept = kept.flatten();
+            // A site's other hosts than the coordinator look here as well.
+            let ours =
+                policies.iter().find(|p| p.group == status.group && self.site.as_ref() == Some(&p.site));
+            status.warnings.extend(ours.and_then(hosts::not_ours));
         }
         found.sort_by(|a, b| a.group.cmp(&b.group));
         Ok(found)

@@ -29,7 +29,8 @@ pub(crate) struct Told {
 impl Told {
     pub(crate) fn of(group: &Group, id: &ItemId, previous: &LocalMap, tracking: &dyn ChangeTracking) -> Self {
         let Some(token) = previous.token() else { return Self::default() };
-        let before = tracking.version(token);
+        // At another host, that is a question and its answer.
+        let before = tokio::task::block_in_place(|| tracking.version(token));
         if previous.is_hit() {
             // What is sent again because it is damaged at the store says nothing about what the source tells.
             return Self { before, ..Self::default() };

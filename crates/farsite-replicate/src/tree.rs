@@ -5,69 +5,36 @@ use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io;
 use std::ops::Range;
-use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Component, Path, PathBuf};
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
 use farsite_model::content::{ReadAt, TreeEntry, TreeEntryKind, WriteAt};
+use farsite_sources::tree::{LocalTree, Part, TreeFiles};
 use rustix::fs::{AtFlags, CWD, Timespec, Timestamps, utimensat};
 
 /// Offset and reserved length of each file, by path: what the next run starts from.
 pub type Layout = BTreeMap<String, (u64, u64)>;
 
-/// Describes the files of a tree and gives each its place.
-pub fn scan(
-    root: &Path,
-    paths: &[PathBuf],
-    block_bytes: u64,
-    previous: &Layout,
-) -> io::Result<(Vec<TreeEntry>, Layout)> {
-    let mut entries = Vec::new();
+/// Gives each file of a tree its place: where it lay before, if it still fits there.
+pub fn place(mut entries: Vec<TreeEntry>, block_bytes: u64, previous: &Layout) -> (Vec<TreeEntry>, Layout) {
     let mut layout = Layout::new();
     let mut end = previous.values().map(|(offset, length)| offset + length).max().unwrap_or(0);
-    for path in paths {
-        let name = path.to_str().ok_or_else(|| {
-            io::Error::other(format!(
-                "{}: its name is not UTF-8, which a tree item cannot hold",
-                path.display()
-            ))
-        })?;
-        let metadata = fs::symlink_metadata(root.join(path))?;
-        let kind = if metadata.is_dir() {
-            TreeEntryKind::Directory
-        } else if metadata.is_symlink() {
-            let target = fs::read_link(root.join(path))?;
-            let target = target
-                .to_str()
-                .ok_or_else(|| io::Error::other(format!("{name}: its link's target is not UTF-8")))?
-                .to_owned();
-            TreeEntryKind::Symlink { target }
-        } else if metadata.is_file() {
-            let size_bytes = metadata.len();
-            let needed = size_bytes.div_ceil(block_bytes) * block_bytes;
-            let (offset, length) = match previous.get(name) {
-                Some((offset, length)) if *length >= needed => (*offset, *length),
-                _ => {
-                    let place = (end, needed);
-                    end += needed;
-                    place
-                }
-            };
-            layout.insert(name.to_owned(), (offset, length));
-            TreeEntryKind::File { size_bytes, offset }
-        } else {
-            return Err(io::Error::other(format!("{name}: neither file, folder nor symbolic link")));
+    for entry in &mut entries {
+        let TreeEntryKind::File { size_bytes, offset } = &mut entry.kind else { continue };
+        let needed = size_bytes.div_ceil(block_bytes) * block_bytes;
+        let (start, length) = match previous.get(&entry.path) {
+            Some((start, length)) if *length >= needed => (*start, *length),
+            _ => {
+                let place = (end, needed);
+                end += needed;
+                place
+            }
         };
-        entries.push(TreeEntry {
-            path: name.to_owned(),
-            kind,
-            mode: metadata.mode() & 0o7777,
-            uid: metadata.uid(),
-            gid: metadata.gid(),
-            modified_ns: metadata.mtime() * 1_000_000_000 + metadata.mtime_nsec(),
-        });
+        *offset = start;
+        layout.insert(entry.path.clone(), (start, length));
     }
-    Ok((entries, layout))
+    (entries, layout)
 }
 
 /// One file's stretch of the address space.
@@ -75,15 +42,17 @@ pub fn scan(
 struct Stretch {
     offset: u64,
     size_bytes: u64,
-    path: PathBuf,
+    /// Its number among the tree's entries.
+    file: usize,
 }
 
-fn stretches(entries: &[TreeEntry], root: &Path) -> Vec<Stretch> {
+fn stretches(entries: &[TreeEntry]) -> Vec<Stretch> {
     let mut found: Vec<Stretch> = entries
         .iter()
-        .filter_map(|entry| match entry.kind {
+        .enumerate()
+        .filter_map(|(file, entry)| match entry.kind {
             TreeEntryKind::File { size_bytes, offset } if size_bytes > 0 => {
-                Some(Stretch { offset, size_bytes, path: root.join(&entry.path) })
+                Some(Stretch { offset, size_bytes, file })
             }
             _ => None,
         })
@@ -95,26 +64,19 @@ fn stretches(entries: &[TreeEntry], root: &Path) -> Vec<Stretch> {
 /// The files of a tree, read as one address space; what no file covers is a hole.
 pub struct TreeContent {
     stretches: Vec<Stretch>,
-    /// The file that was read last stays open: reading goes file by file.
-    open: Mutex<Option<(usize, File)>>,
+    files: Arc<dyn TreeFiles>,
 }
 
 impl TreeContent {
+    /// Of files below a folder of this host.
     pub fn new(root: &Path, entries: &[TreeEntry]) -> Self {
-        Self { stretches: stretches(entries, root), open: Mutex::new(None) }
+        let paths = entries.iter().map(|entry| PathBuf::from(&entry.path)).collect();
+        Self::of(Arc::new(LocalTree::new(root, paths)), entries)
     }
 
-    fn read_file(&self, index: usize, buffer: &mut [u8], offset: u64) -> io::Result<()> {
-        let mut open = self.open.lock().expect("no holder of this lock panics");
-        if open.as_ref().is_none_or(|(which, _)| *which != index) {
-            *open = Some((index, File::open(&self.stretches[index].path)?));
-        }
-        match open.as_ref() {
-            Some((_, file)) => file.read_exact_at(buffer, offset).map_err(|error| {
-                io::Error::new(error.kind(), format!("{}: {error}", self.stretches[index].path.display()))
-            }),
-            None => Err(io::ErrorKind::NotFound.into()),
-        }
+    /// `entries` are those of `files`, with their places.
+    pub fn of(files: Arc<dyn TreeFiles>, entries: &[TreeEntry]) -> Self {
+        Self { stretches: stretches(entries), files }
     }
 }
 
@@ -127,15 +89,17 @@ impl ReadAt for TreeContent {
         buffer.fill(0);
         let end = offset + buffer.len() as u64;
         let first = self.stretches.partition_point(|s| s.offset + s.size_bytes <= offset);
-        for (index, stretch) in
-            self.stretches.iter().enumerate().skip(first).take_while(|(_, s)| s.offset < end)
-        {
+        let mut parts = Vec::new();
+        let (mut rest, mut at) = (buffer, offset);
+        for stretch in self.stretches[first..].iter().take_while(|s| s.offset < end) {
             let from = offset.max(stretch.offset);
             let to = end.min(stretch.offset + stretch.size_bytes);
-            let part = &mut buffer[(from - offset) as usize..(to - offset) as usize];
-            self.read_file(index, part, from - stretch.offset)?;
+            let (_, after) = rest.split_at_mut((from - at) as usize);
+            let (part, after) = after.split_at_mut((to - from) as usize);
+            parts.push(Part { file: stretch.file, offset: from - stretch.offset, buffer: part });
+            (rest, at) = (after, to);
         }
-        Ok(())
+        self.files.read(&mut parts)
     }
 
     fn next_data(&self, offset: u64) -> io::Result<Option<Range<u64>>> {
@@ -195,18 +159,17 @@ impl TreeTarget {
                 TreeEntryKind::Symlink { .. } => {}
             }
         }
-        Ok(Self {
-            stretches: stretches(&entries, root),
-            root: root.to_owned(),
-            entries,
-            open: Mutex::new(None),
-        })
+        Ok(Self { stretches: stretches(&entries), root: root.to_owned(), entries, open: Mutex::new(None) })
+    }
+
+    fn path_of(&self, stretch: usize) -> PathBuf {
+        self.root.join(&self.entries[self.stretches[stretch].file].path)
     }
 
     fn write_file(&self, index: usize, bytes: &[u8], offset: u64) -> io::Result<()> {
         let mut open = self.open.lock().expect("no holder of this lock panics");
         if open.as_ref().is_none_or(|(which, _)| *which != index) {
-            *open = Some((index, File::options().write(true).open(&self.stretches[index].path)?));
+            *open = Some((index, File::options().write(true).open(self.path_of(index))?));
         }
         match open.as_ref() {
             Some((_, file)) => file.write_all_at(bytes, offset),
@@ -313,6 +276,10 @@ mod tests {
         found
     }
 
+    fn scan(root: &Path, paths: Vec<PathBuf>, previous: &Layout) -> (Vec<TreeEntry>, Layout) {
+        place(LocalTree::new(root, paths).entries().unwrap(), 4096, previous)
+    }
+
     #[test]
     fn a_tree_survives_its_address_space() {
         let (from, to) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
@@ -322,7 +289,7 @@ mod tests {
         fs::write(from.path().join("c"), vec![3; 100]).unwrap();
         std::os::unix::fs::symlink("d/a", from.path().join("l")).unwrap();
         fs::set_permissions(from.path().join("c"), fs::Permissions::from_mode(0o640)).unwrap();
-        let (entries, layout) = scan(from.path(), &walk(from.path()), 4096, &Layout::new()).unwrap();
+        let (entries, layout) = scan(from.path(), walk(from.path()), &Layout::new());
         let content = TreeContent::new(from.path(), &entries);
         let mut bytes = vec![0; content.size_bytes() as usize];
         content.read_exact_at(&mut bytes, 0).unwrap();
@@ -331,7 +298,7 @@ mod tests {
             target.write_all_at(chunk, i as u64 * 1000).unwrap();
         }
         target.finish(0).unwrap();
-        let (again, _) = scan(to.path(), &walk(to.path()), 4096, &layout).unwrap();
+        let (again, _) = scan(to.path(), walk(to.path()), &layout);
         assert_eq!(again, entries, "modes, times, links and places are the same");
         assert_eq!(fs::read(to.path().join("d/a")).unwrap(), vec![1; 5000]);
         assert_eq!(fs::read(to.path().join("l")).unwrap(), vec![1; 5000]);
@@ -344,9 +311,9 @@ mod tests {
             fs::write(dir.path().join(name), vec![1; 5000]).unwrap();
         }
         let paths = |names: &[&str]| names.iter().map(PathBuf::from).collect::<Vec<_>>();
-        let (_, first) = scan(dir.path(), &paths(&["a", "b", "c"]), 4096, &Layout::new()).unwrap();
+        let (_, first) = scan(dir.path(), paths(&["a", "b", "c"]), &Layout::new());
         fs::write(dir.path().join("a"), vec![1; 50_000]).unwrap();
-        let (_, second) = scan(dir.path(), &paths(&["a", "c"]), 4096, &first).unwrap();
+        let (_, second) = scan(dir.path(), paths(&["a", "c"]), &first);
         assert_eq!(second["c"], first["c"]);
         assert!(second["a"].0 >= first["c"].0 + first["c"].1, "the grown file moves to the end");
     }

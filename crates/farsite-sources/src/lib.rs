@@ -18,6 +18,7 @@ pub mod mariadb;
 mod qcow2;
 mod random;
 pub mod rbd;
+pub mod remote;
 mod share;
 mod snapshot;
 pub mod sqlite;
@@ -25,6 +26,7 @@ mod target;
 #[cfg(test)]
 mod tests;
 pub mod tracking;
+pub mod tree;
 mod volume;
 
 use std::collections::BTreeMap;
@@ -71,7 +73,7 @@ fn plain_name(item: &ItemId) -> Result<&str, SourceError> {
 }
 
 /// What went wrong at a source, for the person who reads it at 3 a.m.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Clone, thiserror::Error)]
 #[error("{what}: {why}{}", hint.as_ref().map(|h| format!("\n  hint: {h}")).unwrap_or_default())]
 pub struct SourceError {
     /// Operation and object: `reading /var/lib/glance/images/4f…`.
@@ -152,10 +154,12 @@ pub enum Content {
         root: PathBuf,
         paths: Vec<PathBuf>,
     },
+    /// The same at another host.
+    FarTree(Arc<dyn tree::TreeFiles>),
 }
 
 /// What the versions take that are kept to tell an item's changes.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct KeptSpace {
     pub item: ItemId,
     /// Held for them alone, at most.

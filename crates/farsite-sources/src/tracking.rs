@@ -11,7 +11,7 @@ use farsite_model::content::ReadAt;
 /// The tracking of one capture. A version that a point was made of is known by its token.
 pub trait ChangeTracking: Send + Sync {
     /// In a few words, for messages: `reflink extents`.
-    fn kind(&self) -> &'static str;
+    fn kind(&self) -> &str;
     /// Extents, in bytes, that may differ between the version called `token` and this capture; all else is the same. `None`:
     /// that version is not there any more, or cannot be compared.
     fn changed_since(&self, token: &str) -> io::Result<Option<Vec<Range<u64>>>>;

@@ -55,6 +55,8 @@ pub enum Command {
     Hydrate(commands::hydrate::Args),
     /// Phase, newest point, exposure and achieved RPO of each group.
     Status(commands::status::Args),
+    /// Read what is local to this host for the agent that coordinates its group; started by that agent, see `hosts:`.
+    ServeSources(commands::serve_sources::Args),
     /// What exists at a site that no policy protects.
     Coverage(commands::coverage::Args),
     /// Recovery points: list, show, verify, hold, release.

@@ -22,6 +22,7 @@ mod restore_image;
 mod restore_log;
 pub mod rollback;
 pub mod runbook;
+pub mod serve_sources;
 pub mod status;
 pub mod store;
 
@@ -67,6 +68,7 @@ async fn run(command: Command, context: &Context) -> Ended {
         Command::DemoStore(args) => crate::demo::store::run(args, context).await,
         Command::Agent(args) => agent::run(args, context).await,
         Command::Mount(args) => mount::run(args, context).await,
+        Command::ServeSources(args) => serve_sources::run(args, context).await,
         Command::Replicate(args) => replicate::run(args, context).await,
         Command::Hydrate(args) => hydrate::run(args, context).await,
         Command::Failover(args) => failover::run(args, context).await,

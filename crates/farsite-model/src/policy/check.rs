@@ -25,6 +25,7 @@ pub(super) fn check(source: Source<'_>, file: PolicyFile) -> Result<Policy, Yaml
     let schedule = parse_schedule(source, &file.schedule, tz)?;
     check_sites(source, &file)?;
     check_items(source, &file.items)?;
+    super::hosts::check(source, &file)?;
     for target in [Some(&file.rpo), file.rto.as_ref()].into_iter().flatten() {
         if target.value == Span::from_millis(0) {
             return Err(source.error(target, "a target of nothing can never be met", None));

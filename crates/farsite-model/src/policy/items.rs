@@ -36,7 +36,8 @@ macro_rules! item {
             #[serde(default, deserialize_with = "crate::env::deserialize")]
             #[serde(skip_serializing_if = "Option::is_none")]
             pub name: Option<String>,
-            /// The host whose agent reads it; every host of the site where it is not given.
+            /// The host that reads it, as it calls itself (`uname -n`); the one whose agent coordinates the group where it is not
+            /// given: that of the logged databases, else of the first entry that names one.
             #[serde(default, deserialize_with = "crate::env::deserialize")]
             #[serde(skip_serializing_if = "Option::is_none")]
             pub on: Option<String>,
@@ -371,7 +372,7 @@ impl Item {
         ItemId::new(self.kind(), &self.name())
     }
 
-    /// The host whose agent reads it; `None` for every host of the site.
+    /// The host that reads it; `None` for the one whose agent coordinates the group.
     pub fn on(&self) -> Option<&str> {
         common!(self, on).as_deref()
     }

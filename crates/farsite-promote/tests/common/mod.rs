@@ -14,6 +14,7 @@ use farsite_model::rpo::{CaptureStamp, ClockSkew};
 use farsite_model::{CaptureTime, Consistency, GroupName, ItemId, ItemKind, PointId, RunId, SiteName};
 use farsite_promote::Standby;
 use farsite_replicate::tree;
+use farsite_sources::tree::{LocalTree, TreeFiles};
 use farsite_store::Store;
 use farsite_store::backend::SharedBackend;
 use farsite_store::backend::folder::Folder;
@@ -234,7 +235,8 @@ impl World {
         let data = put(&id, Arc::new(InMemory(volume(n))));
         items.push(item(id, ItemKind::Cinder, data, None));
         let (root, paths) = self.key_files(n);
-        let (entries, _) = tree::scan(&root, &paths, 65536, &tree::Layout::new()).unwrap();
+        let (entries, _) =
+            tree::place(LocalTree::new(&root, paths).entries().unwrap(), 65536, &tree::Layout::new());
         let id = ItemId::new(ItemKind::Files, "keystone");
         let data = put(&id, Arc::new(tree::TreeContent::new(&root, &entries)));
         let directory = put(

@@ -10,6 +10,7 @@ use std::time::Duration;
 use farsite_model::config::Config;
 use farsite_model::policy::{Item, Policy};
 use farsite_openstack::SiteCloud;
+use farsite_replicate::hosts::{self, Hosts};
 use farsite_sources::CheckLine;
 use serde::Serialize;
 
@@ -86,9 +87,18 @@ pub async fn run(args: Args, context: &Context) -> Ended {
         if args.no_sources || policy.site != config.site {
             continue;
         }
+        let elsewhere = hosts::not_ours(policy);
+        if let Some(why) = &elsewhere {
+            lines.ok(&format!("policy {}", policy.group), "coordination", why.clone());
+        }
+        let hosts = Hosts::of(&config, policy, &cloud);
         for item in &policy.items {
+            let is_here = item.on().map_or(elsewhere.is_none(), |_| !hosts.is_elsewhere(item));
+            if elsewhere.is_some() && !is_here {
+                continue;
+            }
             progress.says(format!("looking at {}", item.id()));
-            source(policy, item, &cloud, &mut lines).await;
+            source(policy, item, &hosts, &mut lines).await;
         }
     }
     progress.clear();
@@ -147,14 +157,17 @@ fn runbooks(config: &Config, lines: &mut Lines) {
     }
 }
 
-async fn source(policy: &Policy, item: &Item, cloud: &Arc<SiteCloud>, lines: &mut Lines) {
+async fn source(policy: &Policy, item: &Item, hosts: &Hosts, lines: &mut Lines) {
     let area = format!("policy {}", policy.group);
     let id = item.id().to_string();
-    if let Some(host) = item.on().filter(|host| *host != farsite_replicate::capture::host_name()) {
-        lines.warn(&area, &id, format!("is read on host {host}, not on this one: not looked at"));
-        return;
+    if hosts.is_elsewhere(item) && !item.hooks().before_capture.is_empty() {
+        lines.wrong(
+            &area,
+            &id,
+            "it has hooks and is read on another host, where they are not run: it fails in every run",
+        );
     }
-    let source = match farsite_sources::source(item, cloud) {
+    let source = match hosts.source(item).await {
         Ok(source) => source,
         Err(error) => return lines.wrong(&area, &id, error.to_string()),
     };
