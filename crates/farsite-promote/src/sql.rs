@@ -78,19 +78,23 @@ impl Database {
         }
     }
 
+    /// Whether a server's database has that table; one in a file has none of its kind.
+    pub async fn has_table(&self, schema: &str, table: &str) -> Result<bool, String> {
+        let Self::Mariadb(instance) = self else { return Ok(false) };
+        let sql = format!(
+            "SELECT COUNT(*) FROM information_schema.tables WHERE table_schema = {} AND table_name = {}",
+            quoted(schema),
+            quoted(table)
+        );
+        Ok(first(&instance.query(&sql).await.map_err(|e| e.to_string())?) == Some("1"))
+    }
+
     /// Whether the note of these statements is there.
     pub async fn is_rewritten(&self, rewrite: &Rewrite) -> Result<bool, String> {
         match self {
             Self::Mariadb(instance) => {
                 let schema = rewrite.schema()?;
-                let exists = instance
-                    .query(&format!(
-                        "SELECT COUNT(*) FROM information_schema.tables WHERE table_schema = {} AND table_name = '{TABLE}'",
-                        quoted(&rewrite.schema)
-                    ))
-                    .await
-                    .map_err(|e| e.to_string())?;
-                if first(&exists) != Some("1") {
+                if !self.has_table(&rewrite.schema, TABLE).await? {
                     return Ok(false);
                 }
                 let noted = instance

@@ -277,14 +277,20 @@ async fn a_cancelled_promotion_leaves_nobody_fenced() {
     assert_eq!((state.epoch(), state.primary()), (Epoch(3), Some(&north())));
     // The site is still lost, and its points are what they were: the next attempt needs no special words, however many there are.
     for n in 2..4 {
-        assert_eq!(world.state().await.default_point().map(|p| p.id()), Some(first));
+        assert_eq!(
+            world.state().await.default_point().map(farsite_store::ledger::CommittedPoint::id),
+            Some(first)
+        );
         let promotion = begin(&standby, &world.operator, &order(n)).await.unwrap();
         assert_eq!(world.state().await.default_point(), None, "nothing that north has is of the new epoch");
         drive(&standby, &world.operator, &promotion, &driving("ann")).await.unwrap();
         cancel(&standby, &world.operator, id(n), &back("ann")).await.unwrap();
     }
     let next = world.point(7).await;
-    assert_eq!(world.state().await.default_point().map(|p| p.id()), Some(next));
+    assert_eq!(
+        world.state().await.default_point().map(farsite_store::ledger::CommittedPoint::id),
+        Some(next)
+    );
     assert!(open(&standby, &north()).await.is_err(), "nothing is open any more");
 }
 

@@ -21,6 +21,7 @@ use farsite_promote::dry_run::{DryRun, dry_run};
 use farsite_promote::failover::begin;
 use farsite_promote::{PromoteError, Standby};
 use farsite_replicate::tree;
+use farsite_sources::tree::{LocalTree, TreeFiles};
 use farsite_store::ingest::{IngestOptions, Input, RunWriter};
 use farsite_store::local_map::LocalMapWriter;
 use farsite_store::seal::Sealer;
@@ -223,7 +224,8 @@ async fn point_of(world: &World, server: &Server) {
         out.commit().unwrap();
         map
     };
-    let (entries, _) = tree::scan(&base.root, &base.paths, 65536, &tree::Layout::new()).unwrap();
+    let entries = LocalTree::new(&base.root, base.paths.clone()).entries().unwrap();
+    let (entries, _) = tree::place(entries, 65536, &tree::Layout::new());
     let data = put("main", Arc::new(tree::TreeContent::new(&base.root, &entries)));
     let directory = put("main#directory", Arc::new(InMemory(serde_json::to_vec(&entries).unwrap())));
     writer.flush().await.unwrap();

@@ -3,6 +3,7 @@
 //! What must hold: every effect asks the lease first; what stood in a place before is moved aside, never deleted; an
 //! action that was cut off anywhere can be run again.
 
+mod check_catalog;
 mod check_database;
 mod check_keys;
 mod check_release;
@@ -43,6 +44,7 @@ pub fn registry(run: Option<Arc<GroupRun>>) -> Registry {
     registry.add(scan_site::ScanSite(held.clone()));
     registry.add(check_keys::CheckKeys(held.clone()));
     registry.add(check_site::CheckSite(held.clone()));
+    registry.add(check_catalog::CheckCatalog(held.clone()));
     registry.add(check_release::CheckRelease(held.clone()));
     registry.add(install_files::InstallFiles(held.clone()));
     registry.add(RestoreItems { held: held.clone(), name: "restore-images", kinds: &[ItemKind::Glance] });

@@ -19,7 +19,7 @@ use crate::group_run::{GroupRun, failed};
 use crate::place::Storage;
 use crate::reconcile::volumes::{Here, Rows};
 use crate::reconcile::{Plan, files, images, volumes};
-use crate::sql::{Database, Rewrite, first};
+use crate::sql::{Database, Rewrite};
 
 pub(crate) struct Reconcile(pub(super) Held);
 
@@ -36,13 +36,6 @@ fn note(run: &GroupRun, statements: Vec<String>) -> Rewrite {
     }
 }
 
-async fn has(database: &Database, schema: &str, table: &str) -> Result<bool, String> {
-    let sql = format!(
-        "SELECT COUNT(*) FROM information_schema.tables WHERE table_schema = '{schema}' AND table_name = '{table}'"
-    );
-    Ok(first(&database.query(&sql).await?) == Some("1"))
-}
-
 /// Sizes in bytes. A point without such items leaves no folder.
 fn listed(folder: &Path) -> Result<BTreeMap<String, u64>, String> {
     match files(folder) {
@@ -53,7 +46,9 @@ fn listed(folder: &Path) -> Result<BTreeMap<String, u64>, String> {
 
 async fn of_images(run: &GroupRun, database: &Database) -> Result<Plan, String> {
     // Of OpenStack's making.
-    if !has(database, "glance", "images").await? || !has(database, "glance", "alembic_version").await? {
+    if !database.has_table("glance", "images").await?
+        || !database.has_table("glance", "alembic_version").await?
+    {
         return Ok(Plan::default());
     }
     let rows = images::Row::gather(database.query(images::QUESTION).await?);
@@ -103,7 +98,9 @@ async fn images_in_pool(rbd: &Rbd) -> Result<images::Here, String> {
 }
 
 async fn of_volumes(run: &GroupRun, database: &Database) -> Result<Plan, String> {
-    if !has(database, "cinder", "volumes").await? || !has(database, "cinder", "alembic_version").await? {
+    if !database.has_table("cinder", "volumes").await?
+        || !database.has_table("cinder", "alembic_version").await?
+    {
         return Ok(Plan::default());
     }
     let rows = Rows {

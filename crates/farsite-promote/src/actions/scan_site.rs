@@ -1,16 +1,19 @@
 //! `scan-site`: looks for the lost site's names in all databases and in the configuration. What must hold: it fails when
 //! anything that is in use names the lost site; what is not in use is told.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use farsite_model::config::Site;
+use farsite_openstack::Clouds;
 use farsite_runbook::action::{Action, ActionContext, ActionError, Done, Foreseen, Outcome, parameters};
 use serde::Deserialize;
 use serde_json::Value;
 
 use super::Held;
-use crate::group_run::failed;
+use crate::group_run::{GroupRun, failed};
 use crate::site::{self, Found};
 use crate::sql::Database;
 
@@ -28,6 +31,30 @@ impl With {
     fn paths(&self) -> Vec<PathBuf> {
         self.paths.split(':').map(str::trim).filter(|path| !path.is_empty()).map(PathBuf::from).collect()
     }
+}
+
+/// What is rewritten, and where clouds.yaml says that the lost site's Keystone is, unless this site's own is there too: an address
+/// that nobody thought of rewriting would be found nowhere else.
+fn names(run: &GroupRun) -> BTreeMap<&'static str, Vec<(String, String)>> {
+    let mut names = site::names(&run.targets.rewrite);
+    let keystone = |site| {
+        let about: Site = run.standby.config.sites.get(site).cloned().unwrap_or_default();
+        let cloud = Clouds::load().ok()?.find(about.cloud.as_deref()?).ok()?;
+        let scheme = if cloud.auth_url.is_tls() { "https" } else { "http" };
+        Some(format!("{scheme}://{}", cloud.auth_url.host()))
+    };
+    let lost = keystone(&run.from).filter(|lost| keystone(&run.standby.site).as_ref() != Some(lost));
+    let urls = names.entry("urls").or_default();
+    // Another host's name may begin like this one's.
+    for behind in [":", "/"] {
+        let begin = lost.as_ref().map(|lost| format!("{lost}{behind}"));
+        urls.extend(
+            begin
+                .filter(|begin| urls.iter().all(|(old, _)| old != begin))
+                .map(|begin| (begin, String::new())),
+        );
+    }
+    names
 }
 
 fn line(found: &Found) -> String {
@@ -63,7 +90,7 @@ impl Action for ScanSite {
     async fn run(&self, context: &ActionContext, with: &Value) -> Result<Outcome, ActionError> {
         let run = self.0.run()?;
         let with: With = parameters(with).map_err(ActionError::Failed)?;
-        let names = site::names(&run.targets.rewrite);
+        let names = names(run);
         let looked: Vec<&str> = names.values().flatten().map(|(old, _)| old.as_str()).collect();
         if looked.is_empty() {
             return Ok(Outcome::said("the two sites use the same names: there is nothing to look for"));
@@ -98,8 +125,7 @@ impl Action for ScanSite {
         let with: With = parameters(with).map_err(ActionError::Failed)?;
         let paths = with.paths();
         // What this site's configuration says is known before anything is promoted.
-        let found =
-            site::scan_files(&paths, &site::names(&run.targets.rewrite)).map_err(ActionError::Failed)?;
+        let found = site::scan_files(&paths, &names(run)).map_err(ActionError::Failed)?;
         match found.first() {
             Some(find) => Err(ActionError::failed(format!(
                 "this site's configuration names the site that is to be promoted here: {}\n  hint: give it this site's own",
