@@ -110,6 +110,31 @@ async fn a_folder_that_is_suddenly_empty_is_a_failure_and_not_a_deletion() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_folder_that_is_empty_when_a_promotion_was_given_back_is_no_deletion_either() {
+    let sites = two_volumes().await;
+    sites.replicate().await;
+    let operator = farsite_replicate::connect::operator(&sites.config("south")).unwrap();
+    let mut ledger = sites.ledger().await;
+    for primary in ["south", "north"] {
+        let begun = |state: &GroupState| Statement::EpochBegun {
+            epoch: state.epoch().next(),
+            primary: site(primary),
+            promotion: PromotionId::from_random(1),
+            point: None,
+            logs: Vec::new(),
+            who: "ann".into(),
+            reason: "a test".into(),
+        };
+        ledger.append(&operator, |state| Ok(begun(state))).await.unwrap();
+    }
+    // The site comes back, and its share is not mounted yet.
+    std::fs::rename(sites.data("volumes"), sites.data("unmounted")).unwrap();
+    std::fs::create_dir(sites.data("volumes")).unwrap();
+    let second = sites.replicate().await;
+    assert!(!second.whole && second.failed[0].why.contains("is it mounted?"), "{second:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_deleted_volume_is_absent_and_the_point_is_whole() {
     let sites = two_volumes().await;
     sites.replicate().await;

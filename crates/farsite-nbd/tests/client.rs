@@ -33,7 +33,8 @@ fn serve(socket: &Path, image: &Path) -> Killed {
     command.args(["-r", "-t", "-e", "0", "-f", "qcow2", "-B", "b", "-k"]).arg(socket).arg(image);
     let child = Killed(command.spawn().unwrap());
     let begun = std::time::Instant::now();
-    while !socket.exists() {
+    // The socket is there a moment before anybody listens at it.
+    while std::os::unix::net::UnixStream::connect(socket).is_err() {
         assert!(begun.elapsed() < LIMIT, "qemu-nbd does not listen");
         std::thread::sleep(Duration::from_millis(5));
     }

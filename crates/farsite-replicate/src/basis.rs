@@ -83,6 +83,12 @@ impl Basis {
         self.sound().find(|m| Some(m.epoch) == self.epoch)
     }
 
+    /// The newest undamaged point of any epoch that counts: what is listed now is compared with it. A folder that is not mounted
+    /// after a promotion was given back is as empty as any other.
+    pub(crate) fn before(&self) -> Option<&Manifest> {
+        self.sound().next()
+    }
+
     /// How many blocks of an item held data when a map was written, where that was counted.
     pub(crate) fn data_blocks(&self, item: &ItemId, map: &farsite_store::map::MapRoot) -> Option<u64> {
         let items = self.manifests.iter().filter_map(|m| m.item(item));

@@ -341,7 +341,7 @@ impl Intake<'_> {
     /// The entry's items in the newest point that this run builds on.
     fn items_before(&self, item: &Item) -> BTreeSet<ItemId> {
         let entry = item.id().to_string();
-        let items = self.basis.newest().into_iter().flat_map(|m| &m.items);
+        let items = self.basis.before().into_iter().flat_map(|m| &m.items);
         items.filter(|i| i.details.get(ENTRY) == Some(&entry)).map(|i| i.id.clone()).collect()
     }
 }

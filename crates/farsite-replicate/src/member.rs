@@ -255,7 +255,7 @@ async fn attempt(begin: Begin, run_id: &mut String) -> Result<RunReport, Replica
     let committed = async {
         let hash = manifest.write(&group.store, &group.signer).await?;
         let suspicious =
-            anomaly::suspicious(group, &history, ledger.state(), &manifest, basis.newest()).await;
+            anomaly::suspicious(group, &history, ledger.state(), &manifest, basis.before()).await;
         for words in &suspicious {
             tracing::warn!(group = %group.policy.group, point = %manifest.point, "suspicious: {words}");
         }

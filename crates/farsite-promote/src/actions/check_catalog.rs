@@ -44,7 +44,7 @@ fn door(url: &str) -> Option<String> {
     // `[::1]` has colons of its own.
     let behind = host.rsplit(']').next()?;
     Some(if behind.contains(':') { host.to_owned() } else { format!("{host}:{port}") })
-        .filter(|d| d.len() > 3)
+        .filter(|door| !door.starts_with(':'))
 }
 
 fn doors(rows: &[Vec<Option<String>>], interfaces: &str) -> Result<Doors, String> {
@@ -107,8 +107,10 @@ impl Action for CheckCatalog {
         }
         let (database, item) = run.database(None)?;
         let fail = |error: String| failed(context, format!("{}: {error}", item.id));
-        if !database.has_table("keystone", "endpoint").await.map_err(fail)? {
-            return Ok(Outcome::said("the database has no catalog of Keystone's"));
+        for table in ["endpoint", "alembic_version"] {
+            if !database.has_table("keystone", table).await.map_err(fail)? {
+                return Ok(Outcome::said("the database has no catalog of Keystone's making"));
+            }
         }
         let rows = database.query(QUESTION).await.map_err(fail)?;
         let doors = doors(&rows, &with.interfaces).map_err(fail)?;

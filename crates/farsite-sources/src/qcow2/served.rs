@@ -82,7 +82,8 @@ impl Served {
         command.stdout(std::process::Stdio::null()).stderr(File::create(&log).map_err(fail)?);
         let mut child = commands::spawn(&what, command).await?;
         let begun = Instant::now();
-        while !socket.exists() {
+        // The socket is there a moment before anybody listens at it.
+        while std::os::unix::net::UnixStream::connect(&socket).is_err() {
             if let Some(status) = child.try_wait().map_err(fail)? {
                 let said = std::fs::read_to_string(&log).unwrap_or_default();
                 let why = format!("it ended with {status}{}", commands::shown(&said));
