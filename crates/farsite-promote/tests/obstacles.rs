@@ -304,3 +304,43 @@ async fn heavy_a_wrong_password_and_another_release_are_found_before_and_mended_
     let asked = farsite_sources::mariadb::account::ask_as(&door, "glance", Some(&secret), "SELECT 1").await;
     assert_eq!(asked, Ok(vec![vec![Some("1".to_owned())]]), "south's services are let in");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn heavy_only_the_way_in_that_a_service_uses_judges_its_password() {
+    let world = World::new().await;
+    world.point(1).await;
+    let port = std::net::TcpListener::bind(("127.0.0.1", 0)).unwrap().local_addr().unwrap().port();
+    let listens =
+        ["--skip-networking=0", "--bind-address=127.0.0.1", &format!("--port={port}"), "--skip-name-resolve"];
+    let own = Server::start(&world.dir.path().join("s"), Root::UnixSocket, &listens);
+    own.sql("CREATE USER glance@localhost IDENTIFIED BY 'another'; CREATE USER glance@127.0.0.1 IDENTIFIED BY 'south-pass'");
+    let mut standby = with_own_server(&world, &world.standby("one").await, &own);
+    let mut config = (*standby.config).clone();
+    config.places.get_mut(&cloud()).unwrap().mariadb.as_mut().unwrap().port = Some(port);
+    standby.config = Arc::new(config);
+    write_secret(&world.dir.path().join("db.password"), "south-pass");
+    // The socket, which its configuration names, refuses; that the port lets it in helps the service nothing.
+    let dry = dry_run(&standby, &order(1)).await.unwrap();
+    is_found(&dry, "check-site", &["refuses the account glance", "where its service logs in"]);
+
+    let logs_in_at = |port: u16| {
+        let url = format!("mysql+pymysql://glance:south-pass@127.0.0.1:{port}/glance");
+        let file = world.dir.path().join("etc-south/glance-api.conf");
+        std::fs::write(file, format!("[database]\nconnection = {url}\n")).unwrap();
+    };
+    // The socket would refuse it, and nobody asks there.
+    logs_in_at(port);
+    let dry = dry_run(&standby, &order(1)).await.unwrap();
+    let said = step(&dry, "check-site");
+    assert!(said.precondition.as_ref().is_ok_and(|said| said.contains("glance is let in")), "{said:?}");
+    assert_eq!(said.notes, [""; 0]);
+
+    // Its own way in is silent: what the socket says of another account is a note.
+    logs_in_at(1);
+    own.sql("DROP USER glance@127.0.0.1");
+    let dry = dry_run(&standby, &order(1)).await.unwrap();
+    let said = step(&dry, "check-site");
+    assert!(said.precondition.as_ref().is_ok_and(|said| !said.contains("is let in")), "{said:?}");
+    let note = said.notes.iter().find(|note| note.contains("could not be tried by its own way in"));
+    assert!(note.is_some_and(|note| note.contains("says nothing of its own way in")), "{said:?}");
+}
