@@ -12,10 +12,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 
 use common::{World, cloud, north, south};
-use drives::{driving, order};
+use drives::{driving, id, order};
 use farsite_model::config::{MariadbPlace, SiteRewrite};
 use farsite_model::content::{InMemory, ReadAt};
 use farsite_model::{Consistency, ItemId, ItemKind, RunId};
+use farsite_promote::accept::skip;
 use farsite_promote::drive::{Ended, drive};
 use farsite_promote::dry_run::{DryRun, dry_run};
 use farsite_promote::failover::begin;
@@ -303,6 +304,65 @@ async fn heavy_a_wrong_password_and_another_release_are_found_before_and_mended_
     let secret = farsite_model::secret::Secret::new("south-pass");
     let asked = farsite_sources::mariadb::account::ask_as(&door, "glance", Some(&secret), "SELECT 1").await;
     assert_eq!(asked, Ok(vec![vec![Some("1".to_owned())]]), "south's services are let in");
+}
+
+/// A point of north's Glance of one release, and south with its own of another, which serves.
+async fn two_releases() -> (World, Server, Standby) {
+    let world = World::new().await;
+    let logged = ["--log-bin=mariadb-bin", "--binlog-format=ROW", "--server-id=7"];
+    let lost = Server::start(&world.dir.path().join("n"), Root::UnixSocket, &logged);
+    schema(&lost, "2023_2_contract01", "north-pass");
+    point_of(&world, &lost).await;
+    let own = Server::start(&world.dir.path().join("s"), Root::UnixSocket, &[]);
+    schema(&own, "2024_1_contract01", "south-pass");
+    let standby = with_own_server(&world, &world.standby("one").await, &own);
+    (world, own, standby)
+}
+
+fn restored(own: &Server) -> server::Stopped {
+    server::Stopped(farsite_sources::mariadb::instance::Instance {
+        datadir: own.data(),
+        socket: own.socket(),
+        port: None,
+        server_args: Vec::new(),
+    })
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn heavy_whoever_skips_the_passwords_is_still_told_of_another_release() {
+    let (world, own, standby) = two_releases().await;
+    write_secret(&world.dir.path().join("db.password"), "old-pass");
+    let promotion = begin(&standby, &world.operator, &order(1)).await.unwrap();
+    let ended = drive(&standby, &world.operator, &promotion, &driving("ann")).await.unwrap();
+    stopped_at(&ended, "check-site", &["refuses the account glance"]);
+    skip(&standby, &world.operator, id(1), None, "check-site", "ann", "not to be tried from here")
+        .await
+        .unwrap();
+    let _stopped = restored(&own);
+    let ended = go_on(&world, &standby).await.unwrap();
+    stopped_at(&ended, "check-release", &["2023_2_contract01", "2024_1_contract01", "promotion skip"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn heavy_a_release_that_nobody_could_note_is_asked_about_before_and_not_taken_for_the_same() {
+    let (world, mut own, mut standby) = two_releases().await;
+    own.kill();
+    let mut config = (*standby.config).clone();
+    config.places.get_mut(&cloud()).unwrap().variables.insert("standby_stop".into(), "true".into());
+    standby.config = Arc::new(config);
+    write_secret(&world.dir.path().join("db.password"), "south-pass");
+    let unknown = ["its database has glance", "nothing is changed yet", "hint:"];
+    is_found(&dry_run(&standby, &order(1)).await.unwrap(), "note-release", &unknown);
+    let promotion = begin(&standby, &world.operator, &order(1)).await.unwrap();
+    let ended = drive(&standby, &world.operator, &promotion, &driving("ann")).await.unwrap();
+    stopped_at(&ended, "note-release", &unknown);
+    skip(&standby, &world.operator, id(1), None, "note-release", "ann", "it sleeps").await.unwrap();
+    let _stopped = restored(&own);
+    let ended = go_on(&world, &standby).await.unwrap();
+    stopped_at(&ended, "check-release", &["was not noted", "glance at 2023_2_contract01", "promotion skip"]);
+    skip(&standby, &world.operator, id(1), None, "check-release", "ann", "compared by hand").await.unwrap();
+    let ended = go_on(&world, &standby).await.unwrap();
+    assert!(ended.is_completed(), "{ended:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
