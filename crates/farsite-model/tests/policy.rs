@@ -333,9 +333,7 @@ fn the_host_of_the_logged_databases_coordinates_else_the_first_that_is_named() {
     assert_eq!(of(files), None);
     assert_eq!(of(&format!("{files}{share}")).as_deref(), Some("stor1"));
     assert_eq!(of(&format!("{share}{files}{database}")).as_deref(), Some("ctl1"));
-    let policy = of_items(&format!("{share}{database}")).unwrap();
-    assert!(policy.is_coordinated_by("ctl1") && !policy.is_coordinated_by("stor1"));
-    assert!(of_items(files).unwrap().is_coordinated_by("anywhere"));
+    assert_eq!(of(&format!("{share}{database}")).as_deref(), Some("ctl1"));
 }
 
 #[test]

@@ -29,9 +29,16 @@ struct Share<'r> {
     /// A folder of it that is there now.
     at: PathBuf,
     free_bytes: u64,
-    items: Vec<&'r ManifestItem>,
+    coming: Vec<Coming<'r>>,
     /// Of those whose place holds something of their size: it may be the very same, and then stays.
     standing_bytes: u64,
+}
+
+/// One item that is to be written.
+struct Coming<'r> {
+    item: &'r ManifestItem,
+    /// A hydrated copy of another version has so much: the restore takes it and writes what differs.
+    copied_bytes: u64,
 }
 
 /// The nearest folder that is there.
@@ -44,6 +51,11 @@ fn free_bytes(path: &Path) -> Option<u64> {
     Some(room.f_bavail.saturating_mul(room.f_frsize))
 }
 
+/// What a file has without its holes.
+fn allocated_bytes(path: &Path) -> u64 {
+    std::fs::metadata(path).map_or(0, |there| there.blocks() * 512)
+}
+
 /// Looks at every place that is a file or a folder.
 pub(crate) async fn look(run: &GroupRun) -> Findings {
     let mut findings = Findings::default();
@@ -51,9 +63,10 @@ pub(crate) async fn look(run: &GroupRun) -> Findings {
     for item in &run.manifest.items {
         let Ok(Spot::File(place)) = run.targets.item(&run.manifest, item) else { continue };
         let is_image = matches!(item.kind, ItemKind::Glance | ItemKind::Cinder | ItemKind::Volume);
-        let copy = || Copy::of(&item.id, &place).untouched().ok().flatten();
+        let copy = Copy::of(&item.id, &place);
+        let version = if is_image { copy.untouched().ok().flatten() } else { None };
         // A hydrated copy is moved; a device has its own room.
-        if is_image && copy().is_some_and(|version| version.is_same_content(&item.data)) {
+        if version.as_ref().is_some_and(|version| version.is_same_content(&item.data)) {
             continue;
         }
         let Some(at) = there(&place) else { continue };
@@ -68,13 +81,14 @@ pub(crate) async fn look(run: &GroupRun) -> Findings {
         let share = shares.entry(metadata.dev()).or_insert_with(|| Share {
             at: at.to_owned(),
             free_bytes,
-            items: Vec::new(),
+            coming: Vec::new(),
             standing_bytes: 0,
         });
         if is_image && std::fs::metadata(&place).is_ok_and(|there| there.len() == item.data.size_bytes) {
             share.standing_bytes += item.data.size_bytes;
         } else {
-            share.items.push(item);
+            let copied_bytes = if version.is_some() { allocated_bytes(copy.path()) } else { 0 };
+            share.coming.push(Coming { item, copied_bytes });
         }
     }
     let until = Instant::now() + COUNT_LIMIT;
@@ -85,20 +99,24 @@ pub(crate) async fn look(run: &GroupRun) -> Findings {
 }
 
 async fn of(run: &GroupRun, share: Share<'_>, until: Instant, findings: &mut Findings) {
-    let whole: u64 = share.items.iter().map(|item| item.data.size_bytes).sum::<u64>() + share.standing_bytes;
+    let whole: u64 =
+        share.coming.iter().map(|coming| coming.item.data.size_bytes).sum::<u64>() + share.standing_bytes;
     if whole <= share.free_bytes {
         return;
     }
     let (at, free) = (share.at.display(), ByteSize(share.free_bytes));
     // What counts is the data; from the smallest on, so that as much as can be is counted in time.
-    let mut items = share.items;
-    items.sort_by_key(|item| item.data.size_bytes);
-    let (mut sure, mut uncounted) = (0, 0);
-    for item in items {
-        match tokio::time::timeout_at(until, data_bytes(run, item)).await {
-            Ok(Ok(bytes)) => sure += bytes,
-            Ok(Err(_)) | Err(_) => uncounted += item.data.size_bytes,
-        }
+    let mut coming = share.coming;
+    coming.sort_by_key(|coming| coming.item.data.size_bytes);
+    let (mut sure, mut uncounted, mut standing) = (0, 0, share.standing_bytes);
+    for Coming { item, copied_bytes } in coming {
+        let counted = tokio::time::timeout_at(until, data_bytes(run, item)).await;
+        let (kind, whole) = match counted.ok().and_then(Result::ok) {
+            Some(bytes) => (&mut sure, bytes),
+            None => (&mut uncounted, item.data.size_bytes),
+        };
+        *kind += whole.saturating_sub(copied_bytes);
+        standing += copied_bytes.min(whole);
     }
     if sure > share.free_bytes {
         findings.problems.push(format!(
@@ -114,10 +132,10 @@ async fn of(run: &GroupRun, share: Share<'_>, until: Instant, findings: &mut Fin
             ByteSize(uncounted)
         ));
     }
-    if share.standing_bytes > 0 && sure + share.standing_bytes > share.free_bytes {
+    if standing > 0 && sure + standing > share.free_bytes {
         findings.notes.push(format!(
-            "at {at} {free} are free, which is enough only if most of what stands there with the right size ({}) is what the point holds",
-            ByteSize(share.standing_bytes)
+            "at {at} {free} are free, which is enough only if most of what stands there with the right size, or is hydrated to an older point ({}), is what the point holds: what differs is written",
+            ByteSize(standing)
         ));
     }
 }

@@ -12,10 +12,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 
 use common::{World, cloud, north, south};
-use drives::{driving, order};
+use drives::{driving, id, order};
 use farsite_model::config::{MariadbPlace, SiteRewrite};
 use farsite_model::content::{InMemory, ReadAt};
 use farsite_model::{Consistency, ItemId, ItemKind, RunId};
+use farsite_promote::accept::skip;
 use farsite_promote::drive::{Ended, drive};
 use farsite_promote::dry_run::{DryRun, dry_run};
 use farsite_promote::failover::begin;
@@ -303,4 +304,103 @@ async fn heavy_a_wrong_password_and_another_release_are_found_before_and_mended_
     let secret = farsite_model::secret::Secret::new("south-pass");
     let asked = farsite_sources::mariadb::account::ask_as(&door, "glance", Some(&secret), "SELECT 1").await;
     assert_eq!(asked, Ok(vec![vec![Some("1".to_owned())]]), "south's services are let in");
+}
+
+/// A point of north's Glance of one release, and south with its own of another, which serves.
+async fn two_releases() -> (World, Server, Standby) {
+    let world = World::new().await;
+    let logged = ["--log-bin=mariadb-bin", "--binlog-format=ROW", "--server-id=7"];
+    let lost = Server::start(&world.dir.path().join("n"), Root::UnixSocket, &logged);
+    schema(&lost, "2023_2_contract01", "north-pass");
+    point_of(&world, &lost).await;
+    let own = Server::start(&world.dir.path().join("s"), Root::UnixSocket, &[]);
+    schema(&own, "2024_1_contract01", "south-pass");
+    let standby = with_own_server(&world, &world.standby("one").await, &own);
+    (world, own, standby)
+}
+
+fn restored(own: &Server) -> server::Stopped {
+    server::Stopped(farsite_sources::mariadb::instance::Instance {
+        datadir: own.data(),
+        socket: own.socket(),
+        port: None,
+        server_args: Vec::new(),
+    })
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn heavy_whoever_skips_the_passwords_is_still_told_of_another_release() {
+    let (world, own, standby) = two_releases().await;
+    write_secret(&world.dir.path().join("db.password"), "old-pass");
+    let promotion = begin(&standby, &world.operator, &order(1)).await.unwrap();
+    let ended = drive(&standby, &world.operator, &promotion, &driving("ann")).await.unwrap();
+    stopped_at(&ended, "check-site", &["refuses the account glance"]);
+    skip(&standby, &world.operator, id(1), None, "check-site", "ann", "not to be tried from here")
+        .await
+        .unwrap();
+    let _stopped = restored(&own);
+    let ended = go_on(&world, &standby).await.unwrap();
+    stopped_at(&ended, "check-release", &["2023_2_contract01", "2024_1_contract01", "promotion skip"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn heavy_a_release_that_nobody_could_note_is_asked_about_before_and_not_taken_for_the_same() {
+    let (world, mut own, mut standby) = two_releases().await;
+    own.kill();
+    let mut config = (*standby.config).clone();
+    config.places.get_mut(&cloud()).unwrap().variables.insert("standby_stop".into(), "true".into());
+    standby.config = Arc::new(config);
+    write_secret(&world.dir.path().join("db.password"), "south-pass");
+    let unknown = ["its database has glance", "nothing is changed yet", "hint:"];
+    is_found(&dry_run(&standby, &order(1)).await.unwrap(), "note-release", &unknown);
+    let promotion = begin(&standby, &world.operator, &order(1)).await.unwrap();
+    let ended = drive(&standby, &world.operator, &promotion, &driving("ann")).await.unwrap();
+    stopped_at(&ended, "note-release", &unknown);
+    skip(&standby, &world.operator, id(1), None, "note-release", "ann", "it sleeps").await.unwrap();
+    let _stopped = restored(&own);
+    let ended = go_on(&world, &standby).await.unwrap();
+    stopped_at(&ended, "check-release", &["was not noted", "glance at 2023_2_contract01", "promotion skip"]);
+    skip(&standby, &world.operator, id(1), None, "check-release", "ann", "compared by hand").await.unwrap();
+    let ended = go_on(&world, &standby).await.unwrap();
+    assert!(ended.is_completed(), "{ended:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn heavy_only_the_way_in_that_a_service_uses_judges_its_password() {
+    let world = World::new().await;
+    world.point(1).await;
+    let port = std::net::TcpListener::bind(("127.0.0.1", 0)).unwrap().local_addr().unwrap().port();
+    let listens =
+        ["--skip-networking=0", "--bind-address=127.0.0.1", &format!("--port={port}"), "--skip-name-resolve"];
+    let own = Server::start(&world.dir.path().join("s"), Root::UnixSocket, &listens);
+    own.sql("CREATE USER glance@localhost IDENTIFIED BY 'another'; CREATE USER glance@127.0.0.1 IDENTIFIED BY 'south-pass'");
+    let mut standby = with_own_server(&world, &world.standby("one").await, &own);
+    let mut config = (*standby.config).clone();
+    config.places.get_mut(&cloud()).unwrap().mariadb.as_mut().unwrap().port = Some(port);
+    standby.config = Arc::new(config);
+    write_secret(&world.dir.path().join("db.password"), "south-pass");
+    // The socket, which its configuration names, refuses; that the port lets it in helps the service nothing.
+    let dry = dry_run(&standby, &order(1)).await.unwrap();
+    is_found(&dry, "check-site", &["refuses the account glance", "where its service logs in"]);
+
+    let logs_in_at = |port: u16| {
+        let url = format!("mysql+pymysql://glance:south-pass@127.0.0.1:{port}/glance");
+        let file = world.dir.path().join("etc-south/glance-api.conf");
+        std::fs::write(file, format!("[database]\nconnection = {url}\n")).unwrap();
+    };
+    // The socket would refuse it, and nobody asks there.
+    logs_in_at(port);
+    let dry = dry_run(&standby, &order(1)).await.unwrap();
+    let said = step(&dry, "check-site");
+    assert!(said.precondition.as_ref().is_ok_and(|said| said.contains("glance is let in")), "{said:?}");
+    assert_eq!(said.notes, [""; 0]);
+
+    // Its own way in is silent: what the socket says of another account is a note.
+    logs_in_at(1);
+    own.sql("DROP USER glance@127.0.0.1");
+    let dry = dry_run(&standby, &order(1)).await.unwrap();
+    let said = step(&dry, "check-site");
+    assert!(said.precondition.as_ref().is_ok_and(|said| !said.contains("is let in")), "{said:?}");
+    let note = said.notes.iter().find(|note| note.contains("could not be tried by its own way in"));
+    assert!(note.is_some_and(|note| note.contains("says nothing of its own way in")), "{said:?}");
 }

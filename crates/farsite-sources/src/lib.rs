@@ -10,7 +10,7 @@ pub mod commands;
 pub mod extent;
 mod files;
 mod folder;
-mod glance;
+pub mod glance;
 mod guards;
 mod kept;
 mod log_position;

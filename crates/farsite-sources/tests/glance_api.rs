@@ -123,6 +123,10 @@ async fn an_image_is_downloaded_when_it_is_read_and_not_before() {
     assert_eq!((capture.consistency, capture.still), (Consistency::Application, true));
     assert_eq!(capture.details["sha512"], hash(&data()));
     assert_eq!(
+        capture.details["backend"], "api",
+        "the standby knows that it would be here whatever its store was"
+    );
+    assert_eq!(
         (capture.details["status"].as_str(), capture.details["container_format"].as_str()),
         ("active", "bare")
     );

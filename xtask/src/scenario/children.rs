@@ -76,23 +76,31 @@ impl Drop for Running {
     }
 }
 
-/// Runs a command to its end; its standard output.
-pub fn output(mut command: Command, limit: Duration, next: &str) -> Result<(Option<i32>, String), Failure> {
-    let line = step::shown(&command);
-    let mut timed = Command::new("timeout");
-    timed
-        .arg("--kill-after=5")
-        .arg(limit.as_secs().to_string())
-        .arg(command.get_program())
-        .args(command.get_args());
+/// `outer` runs `command`, with the environment that was meant for it.
+fn within(mut outer: Command, command: &Command) -> Command {
+    outer.arg(command.get_program()).args(command.get_args());
     for (name, value) in command.get_envs() {
         match value {
-            Some(value) => timed.env(name, value),
-            None => timed.env_remove(name),
+            Some(value) => outer.env(name, value),
+            None => outer.env_remove(name),
         };
     }
-    command = timed;
-    let ended = command
+    outer
+}
+
+/// Runs a command to its end; all that it said: errors are told on standard error.
+pub fn all_output(command: &Command, limit: Duration, next: &str) -> Result<(Option<i32>, String), Failure> {
+    let mut shell = Command::new("sh");
+    shell.args(["-c", "exec \"$@\" 2>&1", "sh"]);
+    output(within(shell, command), limit, next)
+}
+
+/// Runs a command to its end; its standard output.
+pub fn output(command: Command, limit: Duration, next: &str) -> Result<(Option<i32>, String), Failure> {
+    let line = step::shown(&command);
+    let mut timed = Command::new("timeout");
+    timed.arg("--kill-after=5").arg(limit.as_secs().to_string());
+    let ended = within(timed, &command)
         .stdin(Stdio::null())
         .stderr(Stdio::inherit())
         .output()

@@ -7,7 +7,7 @@ use std::thread::sleep;
 use std::time::Duration;
 
 use super::Options;
-use super::children::{Running, output, wait_for};
+use super::children::{Running, all_output, output, wait_for};
 use super::world::{World, at};
 use crate::failure::Failure;
 use crate::lab::site;
@@ -86,14 +86,5 @@ fn play(world: &World<'_>) -> Result<String, Failure> {
 
 /// What a command of the operator's ended with, and all that it said.
 fn all(world: &World<'_>, words: &[&str]) -> Result<(Option<i32>, String), Failure> {
-    let command = world.sites.command("operator", words);
-    let mut shell = std::process::Command::new("sh");
-    shell.args(["-c", "exec \"$@\" 2>&1", "sh"]).arg(command.get_program()).args(command.get_args());
-    for (name, value) in command.get_envs() {
-        match value {
-            Some(value) => shell.env(name, value),
-            None => shell.env_remove(name),
-        };
-    }
-    output(shell, minutes(5), "")
+    all_output(&world.sites.command("operator", words), minutes(5), "")
 }

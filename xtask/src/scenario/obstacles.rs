@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::Command;
 
 use super::Options;
-use super::children::output;
+use super::children::{all_output, output};
 use super::world::{World, at};
 use crate::failure::Failure;
 use crate::lab::site::Site;
@@ -132,16 +132,7 @@ fn upgraded(world: &World<'_>) -> Result<(), Failure> {
 fn farsite(world: &World<'_>, words: &[&str], clouds: &Path) -> Result<(Option<i32>, String), Failure> {
     let mut command = world.sites.command("operator", words);
     command.env("OS_CLIENT_CONFIG_FILE", clouds);
-    // Errors are told on standard error.
-    let mut both = Command::new("sh");
-    both.args(["-c", "exec \"$@\" 2>&1", "sh"]).arg(command.get_program()).args(command.get_args());
-    for (name, value) in command.get_envs() {
-        match value {
-            Some(value) => both.env(name, value),
-            None => both.env_remove(name),
-        };
-    }
-    output(both, minutes(8), "")
+    all_output(&command, minutes(8), "")
 }
 
 fn stops_at(world: &World<'_>, words: &[&str], step: &str, why: &str) -> Result<(), Failure> {

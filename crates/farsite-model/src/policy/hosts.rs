@@ -12,11 +12,6 @@ impl Policy {
         let logged = self.items.iter().filter(|item| item.ships_log());
         logged.chain(&self.items).find_map(Item::on)
     }
-
-    /// Whether the agent on this host makes the group's points.
-    pub fn is_coordinated_by(&self, host: &str) -> bool {
-        self.coordinator().is_none_or(|coordinator| coordinator == host)
-    }
 }
 
 /// The logs of databases are shipped by the coordinating agent, out of its own host.

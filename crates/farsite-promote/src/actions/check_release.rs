@@ -10,6 +10,7 @@ use farsite_runbook::journal::{JournalEntry, StepStatus};
 use farsite_sources::mariadb::revisions::{self, Revisions};
 use serde_json::Value;
 
+use super::note_release::NOTHING_BEFORE;
 use super::{Held, no_parameters};
 use crate::group_run::{GroupRun, failed};
 use crate::journal::StoreJournal;
@@ -19,14 +20,23 @@ use crate::sql::Database;
 
 pub(crate) struct CheckRelease(pub(super) Held);
 
-/// What this site's services had before its database made room: `check-site` noted it in the journal.
-async fn noted(run: &GroupRun) -> Result<Revisions, String> {
+/// What this site's services had before its database made room.
+#[derive(Default)]
+struct Noted {
+    own: Revisions,
+    /// Why there was nothing to note. Where this and `own` are empty, nothing was noted, which says nothing.
+    nothing_before: Option<String>,
+}
+
+/// `note-release` noted it in the journal.
+async fn noted(run: &GroupRun) -> Result<Noted, String> {
     let journal = StoreJournal::reading(&run.standby.store, run.promotion, &run.group);
     let entries = journal.entries().await.map_err(|error| error.to_string())?;
-    let mut noted = Revisions::new();
+    let mut noted = Noted::default();
     for (_, entry) in &entries {
         if let JournalEntry::Outcome { status: StepStatus::Completed, evidence, .. } = entry {
-            noted.extend(revisions::of_details(evidence));
+            noted.own.extend(revisions::of_details(evidence));
+            noted.nothing_before = evidence.get(NOTHING_BEFORE).cloned().or(noted.nothing_before);
         }
     }
     Ok(noted)
@@ -35,6 +45,16 @@ async fn noted(run: &GroupRun) -> Result<Revisions, String> {
 async fn living(run: &GroupRun) -> Result<(Revisions, Vec<String>), String> {
     let accounts = Accounts::fetch(&run.targets.rewrite)?;
     Ok(own::own(&accounts, &own::doors(&run.standby.config, &run.group)).await)
+}
+
+fn never_noted(run: &GroupRun, restored: &Revisions) -> String {
+    let theirs: Vec<String> = restored.iter().map(|(schema, at)| format!("{schema} at {at}")).collect();
+    format!(
+        "of which revision the schemas of {}'s own services were was not noted before their database made room: nothing is compared with {}'s ({})\n  hint: the restored database serves, and no service has started on it yet: compare its revisions with what {0}'s release wants (`glance-manage db_version`, say), bring its schema there where it differs, and then `farsite promotion skip` this step and `--resume`",
+        run.standby.site,
+        run.from,
+        theirs.join(", ")
+    )
 }
 
 fn not_compared(compared: &Compared) -> Option<String> {
@@ -56,7 +76,7 @@ impl Action for CheckRelease {
         "check-release"
     }
     fn summary(&self) -> &'static str {
-        "the restored databases' schemas are of the revision that this site's own services have, as `check-site` noted it; in a drill, as they have it now"
+        "the restored databases' schemas are of the revision that this site's own services have, as `note-release` noted it; in a drill, as they have it now"
     }
     fn validate(&self, with: &Value) -> Result<(), String> {
         no_parameters(with)
@@ -85,10 +105,14 @@ impl Action for CheckRelease {
         }
         let restored =
             own::of_database(&database).await.map_err(|e| failed(context, format!("{}: {e}", item.id)))?;
-        let own = if run.is_drill() {
-            living(run).await.map_err(fail)?.0
+        let (own, nothing_before) = if run.is_drill() {
+            (living(run).await.map_err(fail)?.0, None)
         } else {
-            noted(run).await.map_err(fail)?
+            let noted = noted(run).await.map_err(fail)?;
+            if noted.own.is_empty() && noted.nothing_before.is_none() && !restored.is_empty() {
+                return Err(failed(context, never_noted(run, &restored)));
+            }
+            (noted.own, noted.nothing_before)
         };
         let compared = own::compare(run.from.as_str(), &restored, run.standby.site.as_str(), &own);
         if !compared.differ.is_empty() {
@@ -101,7 +125,10 @@ impl Action for CheckRelease {
         }
         let outcome = Outcome::said(same(&compared));
         Ok(match not_compared(&compared) {
-            Some(note) => outcome.with("not compared", note),
+            Some(note) => {
+                let why = nothing_before.map(|why| format!(": {why}")).unwrap_or_default();
+                outcome.with("not compared", format!("{note}{why}"))
+            }
             None => outcome,
         })
     }

@@ -1,12 +1,10 @@
 //! `check-site`: before anything is changed, this site's own database and configuration are asked whether the passwords are right
-//! that the promotion will give to its accounts; and the revisions of its schemas are noted, which nobody can ask any more once
-//! its database has made room.
+//! that the promotion will give to its accounts.
 
 use std::time::Duration;
 
 use async_trait::async_trait;
 use farsite_runbook::action::{Action, ActionContext, ActionError, Done, Foreseen, Outcome, parameters};
-use farsite_sources::mariadb::revisions;
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -25,7 +23,7 @@ struct With {
     paths: String,
 }
 
-async fn look(run: &GroupRun, with: &Value) -> Result<(Accounts, Findings), String> {
+async fn look(run: &GroupRun, with: &Value) -> Result<Findings, String> {
     let With { paths } = parameters(with)?;
     let accounts = Accounts::fetch(&run.targets.rewrite)?;
     let paths = own::paths(&paths);
@@ -34,12 +32,10 @@ async fn look(run: &GroupRun, with: &Value) -> Result<(Accounts, Findings), Stri
         .map_err(|error| error.to_string())??;
     let doors = own::doors(&run.standby.config, &run.group);
     // Logins say something only of a database that is carried; a site that shares all passwords names none.
-    let findings = if accounts.is_empty() {
-        Findings::default()
-    } else {
-        own::passwords(&accounts, &logins, &doors).await
-    };
-    Ok((accounts, findings))
+    if accounts.is_empty() {
+        return Ok(Findings::default());
+    }
+    Ok(own::passwords(&accounts, &logins, &doors).await)
 }
 
 fn said(findings: &Findings) -> String {
@@ -52,7 +48,7 @@ impl Action for CheckSite {
         "check-site"
     }
     fn summary(&self) -> &'static str {
-        "before anything is changed: this site's database and configuration (`paths`) have the passwords of `places.<group>.rewrite`; its schemas' revisions are noted"
+        "before anything is changed: this site's database and configuration (`paths`) have the passwords of `places.<group>.rewrite`"
     }
     fn validate(&self, with: &Value) -> Result<(), String> {
         parameters::<With>(with).map(|_| ())
@@ -70,20 +66,19 @@ impl Action for CheckSite {
         Ok(Done::No)
     }
     async fn run(&self, context: &ActionContext, with: &Value) -> Result<Outcome, ActionError> {
-        let run = self.0.run()?;
-        let (accounts, findings) = look(run, with).await.map_err(|e| failed(context, e))?;
+        let findings = look(self.0.run()?, with).await.map_err(|e| failed(context, e))?;
         if !findings.problems.is_empty() {
             return Err(failed(context, findings.problems.join("\n")));
         }
-        let doors = own::doors(&run.standby.config, &run.group);
-        let (own, why_not) = own::own(&accounts, &doors).await;
-        let mut outcome = Outcome::said(said(&findings));
-        outcome.evidence.extend(revisions::as_details(&own));
-        let notes: Vec<String> = findings.notes.into_iter().chain(why_not).collect();
-        Ok(if notes.is_empty() { outcome } else { outcome.with("not looked at", notes.join("\n")) })
+        let outcome = Outcome::said(said(&findings));
+        Ok(if findings.notes.is_empty() {
+            outcome
+        } else {
+            outcome.with("not looked at", findings.notes.join("\n"))
+        })
     }
     async fn dry_run(&self, _: &ActionContext, with: &Value) -> Result<Foreseen, ActionError> {
-        let (_, findings) = look(self.0.run()?, with).await.map_err(ActionError::Failed)?;
+        let findings = look(self.0.run()?, with).await.map_err(ActionError::Failed)?;
         if !findings.problems.is_empty() {
             return Err(ActionError::Failed(findings.problems.join("\n")));
         }

@@ -9,6 +9,7 @@ mod check_keys;
 mod check_release;
 mod check_site;
 mod install_files;
+mod note_release;
 mod pool_items;
 mod reconcile;
 mod restore_database;
@@ -44,6 +45,7 @@ pub fn registry(run: Option<Arc<GroupRun>>) -> Registry {
     registry.add(scan_site::ScanSite(held.clone()));
     registry.add(check_keys::CheckKeys(held.clone()));
     registry.add(check_site::CheckSite(held.clone()));
+    registry.add(note_release::NoteRelease(held.clone()));
     registry.add(check_catalog::CheckCatalog(held.clone()));
     registry.add(check_release::CheckRelease(held.clone()));
     registry.add(install_files::InstallFiles(held.clone()));

@@ -10,6 +10,7 @@ use async_trait::async_trait;
 use farsite_model::ItemKind;
 use farsite_model::policy::Rbd;
 use farsite_runbook::action::{Action, ActionContext, ActionError, Done, Outcome};
+use farsite_sources::glance;
 use farsite_sources::rbd::{self, PoolImage};
 use serde_json::Value;
 
@@ -57,9 +58,15 @@ async fn of_images(run: &GroupRun, database: &Database) -> Result<Plan, String> 
     };
     let here = match storage {
         Storage::Folder(folder) => images_in_folder(run, folder)?,
-        Storage::Pool(rbd) => images_in_pool(rbd).await?,
+        Storage::Pool(rbd) => images_in_pool(run, rbd).await?,
     };
     Ok(images::plan(&rows, &here))
+}
+
+/// Whether the point's images come out of every store that Glance has.
+fn through_api(run: &GroupRun) -> bool {
+    let mut images = run.items(&[ItemKind::Glance]);
+    images.any(|image| image.details.get(glance::BACKEND).is_some_and(|it| it == glance::BACKEND_API))
 }
 
 fn images_in_folder(run: &GroupRun, folder: &Path) -> Result<images::Here, String> {
@@ -73,11 +80,12 @@ fn images_in_folder(run: &GroupRun, folder: &Path) -> Result<images::Here, Strin
         scheme: if is_pool { images::IN_POOL } else { images::IN_FOLDER },
         around: (!is_pool).then(|| (format!("{}{}/", images::IN_FOLDER, folder.display()), String::new())),
         odd: odd.map(|name| name.to_string_lossy().into_owned()).collect(),
+        is_of_all_stores: through_api(run),
     })
 }
 
 /// Of an image in a pool its own marks tell what it is; there is no list beside it.
-async fn images_in_pool(rbd: &Rbd) -> Result<images::Here, String> {
+async fn images_in_pool(run: &GroupRun, rbd: &Rbd) -> Result<images::Here, String> {
     let there = rbd::images(rbd).await.map_err(|error| error.to_string())?;
     // Glance's locations have no place for a namespace.
     let around = if rbd.namespace.is_some() {
@@ -94,6 +102,7 @@ async fn images_in_pool(rbd: &Rbd) -> Result<images::Here, String> {
         scheme: images::IN_POOL,
         around,
         odd: BTreeSet::new(),
+        is_of_all_stores: through_api(run),
     })
 }
 

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeSet;
 
+use farsite_model::secret::Secret;
 use farsite_sources::mariadb::account::{Door, NoRows, ask_as};
 
 use super::{Findings, Login, Stated};
@@ -13,37 +14,67 @@ pub async fn passwords(accounts: &Accounts, logins: &[Login], doors: &[Door]) ->
     let mut findings = Findings::default();
     compare(accounts, logins, &mut findings);
     for (name, secret) in accounts.database() {
-        // The service's own way in goes first: an account may be let in by it alone.
         let theirs =
             logins.iter().filter(|login| login.name == *name).filter_map(|login| login.door.as_ref());
-        let mut all: Vec<&Door> = theirs.chain(doors).collect();
-        let mut seen = BTreeSet::new();
-        all.retain(|door| seen.insert(*door));
-        let (mut refused, mut silent) = (Vec::new(), Vec::new());
-        let mut let_in = None;
-        for door in all {
-            match ask_as(door, name, Some(secret), "SELECT 1").await {
-                Ok(_) => {
-                    let_in = Some(door);
-                    break;
-                }
-                Err(NoRows::Refused(why)) => refused.push(why),
-                Err(NoRows::NotAsked(why)) => silent.push(why),
-            }
-        }
-        match (let_in, refused.is_empty()) {
-            (Some(door), _) => findings.good.push(format!("{name} is let in at {door}")),
-            (None, false) => findings.problems.push(format!(
-                "this site's database refuses the account {name} with the password of `rewrite.database-passwords` ({})\n  hint: its services have another one: put that where farsite.yaml says",
-                refused.join("; ")
-            )),
-            (None, true) => findings.notes.push(format!(
-                "the password of the database account {name} was not tried: {}",
-                if silent.is_empty() { "its database has no place".to_owned() } else { silent.join("; ") }
-            )),
-        }
+        let own: BTreeSet<&Door> = theirs.collect();
+        knock(name, secret, &own, doors, &mut findings).await;
     }
     findings
+}
+
+/// Only a service's own way in judges: at another one the server takes it for another account, or for none.
+async fn knock(name: &str, secret: &Secret, own: &BTreeSet<&Door>, doors: &[Door], findings: &mut Findings) {
+    let mut untried = Vec::new();
+    let mut is_judged = false;
+    for door in own {
+        match ask_as(door, name, Some(secret), "SELECT 1").await {
+            Ok(_) => {
+                is_judged = true;
+                findings.good.push(format!("{name} is let in at {door}"));
+            }
+            Err(NoRows::Refused(why)) => {
+                is_judged = true;
+                findings.problems.push(format!(
+                    "this site's database refuses the account {name} with the password of `rewrite.database-passwords` where its service logs in ({why})\n  hint: its services have another one: put that where farsite.yaml says"
+                ));
+            }
+            Err(NoRows::NotAsked(why)) => untried.push(why),
+        }
+    }
+    if is_judged {
+        note_untried(name, &untried, findings);
+        return;
+    }
+    for door in doors.iter().filter(|door| !own.contains(door)) {
+        match ask_as(door, name, Some(secret), "SELECT 1").await {
+            Ok(_) => {
+                findings.good.push(format!("{name} is let in at {door}"));
+                if !own.is_empty() {
+                    note_untried(name, &untried, findings);
+                }
+                return;
+            }
+            Err(NoRows::Refused(why)) => {
+                untried.push(format!("{why} (which says nothing of its own way in)"));
+            }
+            Err(NoRows::NotAsked(why)) => untried.push(why),
+        }
+    }
+    let by = if own.is_empty() {
+        "by its own way in, which no file of the variable `configuration` states"
+    } else {
+        "by its own way in"
+    };
+    let why = if untried.is_empty() { "its database has no place".to_owned() } else { untried.join("; ") };
+    findings
+        .notes
+        .push(format!("the password of the database account {name} could not be tried {by}: {why}"));
+}
+
+fn note_untried(name: &str, untried: &[String], findings: &mut Findings) {
+    findings.notes.extend(untried.iter().map(|why| {
+        format!("the password of the database account {name} could not be tried by its own way in: {why}")
+    }));
 }
 
 fn compare(accounts: &Accounts, logins: &[Login], findings: &mut Findings) {
@@ -141,6 +172,6 @@ mod tests {
         let doors = [Door::Socket(dir.path().join("s"))];
         let findings = passwords(&accounts, &[], &doors).await;
         assert!(findings.problems.is_empty() && findings.good.is_empty(), "{findings:?}");
-        assert!(findings.notes.iter().any(|note| note.contains("was not tried")), "{findings:?}");
+        assert!(findings.notes.iter().any(|note| note.contains("could not be tried")), "{findings:?}");
     }
 }

@@ -69,6 +69,8 @@ pub(crate) struct Here {
     pub(crate) around: Option<(String, String)>,
     /// Those that are not what their row says by its hash.
     pub(crate) odd: BTreeSet<String>,
+    /// The point's images were read through an API, whatever store they lay in: what is not here, the point does not hold.
+    pub(crate) is_of_all_stores: bool,
 }
 
 impl Here {
@@ -177,6 +179,19 @@ fn served(
         }
         return;
     }
+    if let Some(why) = lacks.as_ref().filter(|_| here.is_of_all_stores) {
+        let lies = match elsewhere.first() {
+            Some(store) => format!("its location is in another store ({store})"),
+            None => "it has no location".to_owned(),
+        };
+        if row.status == "active" {
+            plan.statements.push(set("deactivated"));
+            plan.say(subject(), format!("{lies}, and {why}: deactivated, so that nobody downloads it"));
+        } else {
+            plan.say(subject(), format!("{lies}, and {why}: it is deactivated already"));
+        }
+        return;
+    }
     let Some(location) = row.locations.first() else {
         plan.say(subject(), "it has no location, where nothing was restored to: not looked at");
         return;
@@ -239,6 +254,7 @@ mod tests {
             scheme: IN_FOLDER,
             around: Some(("file:///south/images/".to_owned(), String::new())),
             odd: BTreeSet::new(),
+            is_of_all_stores: false,
         }
     }
 
@@ -282,6 +298,23 @@ mod tests {
         let plan = plan(&[elsewhere], &here(&[]));
         assert_eq!((plan.statements.len(), plan.lines.len()), (0, 1));
         assert!(plan.lines[0].1.contains("swift://") && !plan.lines[0].1.contains("key"), "{plan:?}");
+    }
+
+    #[test]
+    fn an_image_that_the_api_was_to_bring_out_of_another_store_and_that_is_not_here_is_not_served() {
+        let elsewhere = Row { locations: vec![location("swift://user:key@host/x")], ..row(A, "active", 5) };
+        let nowhere = Row { locations: Vec::new(), ..row(B, "active", 5) };
+        let already = Row { id: C.into(), status: "deactivated".into(), ..elsewhere.clone() };
+        let short = Here { is_of_all_stores: true, ..here(&[(A, 4)]) };
+        for here in [Here { is_of_all_stores: true, ..here(&[]) }, short] {
+            let plan = plan(&[elsewhere.clone(), nowhere.clone(), already.clone()], &here);
+            assert_eq!((plan.statements.len(), plan.lines.len()), (2, 3), "{plan:?}");
+            for (statement, id) in plan.statements.iter().zip([A, B]) {
+                assert!(statement.contains("'deactivated'") && statement.contains(id), "{plan:?}");
+            }
+            assert!(plan.lines[0].1.contains("swift") && !plan.lines[0].1.contains("key"), "{plan:?}");
+            assert!(plan.lines[2].1.contains("deactivated already"), "{plan:?}");
+        }
     }
 
     #[test]

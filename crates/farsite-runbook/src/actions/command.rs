@@ -208,36 +208,12 @@ impl Action for Command {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
-    use farsite_model::{Level, Mode};
     use serde_json::json;
-    use tokio_util::sync::CancellationToken;
 
     use super::*;
-    use crate::action::{Lease, People};
-
-    struct Nobody;
-    #[async_trait]
-    impl People for Nobody {
-        async fn answer(&self, _: &str, _: &str, _: &str) -> Result<Option<bool>, ActionError> {
-            Ok(None)
-        }
-        fn waits(&self) -> bool {
-            false
-        }
-    }
 
     fn context() -> ActionContext {
-        ActionContext {
-            step: "s".into(),
-            mode: Mode::Failover,
-            level: Level::Data,
-            lease: Lease::until(Duration::from_secs(10)),
-            timeout: Duration::from_secs(5),
-            cancel: CancellationToken::new(),
-            people: Arc::new(Nobody),
-        }
+        crate::actions::tests::context(Duration::from_secs(5))
     }
 
     async fn foreseen(with: Value) -> Result<Foreseen, ActionError> {

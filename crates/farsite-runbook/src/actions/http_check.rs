@@ -8,6 +8,7 @@ use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
+use super::silence;
 use crate::action::{Action, ActionContext, ActionError, Done, Outcome, parameters};
 
 #[derive(Deserialize)]
@@ -89,6 +90,7 @@ impl Action for HttpCheck {
         let with: With = parameters(with).map_err(ActionError::Failed)?;
         // Leave time to say what was seen last.
         let give_up = tokio::time::Instant::now() + context.timeout.mul_f32(0.9);
+        let mut before = None;
         loop {
             // What was seen last is said before the step's time is over, however slow the answer is.
             let patience = give_up.saturating_duration_since(tokio::time::Instant::now()).min(ANSWER);
@@ -101,12 +103,47 @@ impl Action for HttpCheck {
                 },
                 Ok(Ok((status, _))) => format!("it answered {status}, not {}", with.status),
                 Ok(Err(error)) => error.to_string(),
-                Err(_) => format!("no answer within {:.1}s", patience.as_secs_f32()),
+                Err(_) => silence(patience, ANSWER, before),
             };
             if tokio::time::Instant::now() + PAUSE >= give_up {
                 return Err(ActionError::failed(format!("{}: {seen}", with.url)));
             }
+            before = Some(seen);
             tokio::time::sleep(PAUSE).await;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::actions::tests::context;
+
+    #[tokio::test]
+    async fn an_attempt_that_the_end_of_the_time_cuts_does_not_hide_what_was_seen_before() {
+        let listener = tokio::net::TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+        let url = format!("http://{}/", listener.local_addr().unwrap());
+        tokio::spawn(async move {
+            // The first one is answered; the next one never is.
+            let (mut first, _) = listener.accept().await.unwrap();
+            let mut request = [0; 1024];
+            let _ = first.read(&mut request).await;
+            first.write_all(b"HTTP/1.1 503 busy\r\n\r\n").await.unwrap();
+            drop(first);
+            let _held = listener.accept().await.unwrap();
+            std::future::pending::<()>().await;
+        });
+        let with = serde_json::json!({ "url": url });
+        let context = context(Duration::from_secs(2));
+        let Err(error) = HttpCheck.run(&context, &with).await else { panic!("it never answered 200") };
+        assert!(error.to_string().contains("it answered 503, not 200"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn silence_from_the_beginning_is_called_silence() {
+        let listener = tokio::net::TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+        let with = serde_json::json!({ "url": format!("http://{}/", listener.local_addr().unwrap()) });
+        let Err(error) = HttpCheck.run(&context(Duration::from_secs(1)), &with).await else { panic!() };
+        assert!(error.to_string().contains("no answer within 0.9s"), "{error}");
     }
 }

@@ -7,6 +7,7 @@ use serde::Deserialize;
 use serde_json::Value;
 use tokio::net::TcpStream;
 
+use super::silence;
 use crate::action::{Action, ActionContext, ActionError, Done, Outcome, parameters};
 
 #[derive(Deserialize)]
@@ -48,16 +49,18 @@ impl Action for TcpCheck {
     async fn run(&self, context: &ActionContext, with: &Value) -> Result<Outcome, ActionError> {
         let with: With = parameters(with).map_err(ActionError::Failed)?;
         let give_up = tokio::time::Instant::now() + context.timeout.mul_f32(0.9);
+        let mut before = None;
         loop {
             let patience = give_up.saturating_duration_since(tokio::time::Instant::now()).min(ANSWER);
             let why = match tokio::time::timeout(patience, TcpStream::connect(&with.address)).await {
                 Ok(Ok(_)) => return Ok(Outcome::said(format!("{} accepts connections", with.address))),
                 Ok(Err(error)) => error.to_string(),
-                Err(_) => format!("no answer within {:.1}s", patience.as_secs_f32()),
+                Err(_) => silence(patience, ANSWER, before),
             };
             if tokio::time::Instant::now() + PAUSE >= give_up {
                 return Err(ActionError::failed(format!("{}: {why}", with.address)));
             }
+            before = Some(why);
             tokio::time::sleep(PAUSE).await;
         }
     }

@@ -17,7 +17,7 @@ use farsite_openstack::records::Image;
 
 use super::digest::Recorded;
 use super::download::Downloaded;
-use super::{Details, few, is_image_id};
+use super::{BACKEND, BACKEND_API, Details, few, is_image_id};
 use crate::tracking::ChangeTracking;
 use crate::{Capture, CaptureContext, CheckLine, Content, SourceError};
 
@@ -127,7 +127,10 @@ impl Api {
 }
 
 fn details(image: &Image) -> Details {
-    let mut details = Details::from([("status".to_owned(), image.status.clone())]);
+    let mut details = Details::from([
+        ("status".to_owned(), image.status.clone()),
+        (BACKEND.to_owned(), BACKEND_API.to_owned()),
+    ]);
     for (key, value) in [
         ("disk_format", &image.disk_format),
         ("container_format", &image.container_format),

@@ -36,6 +36,11 @@ const SNAPSHOT: &str = "snap";
 /// At most so many names stand in one line of a check.
 const SHOWN: usize = 5;
 
+/// The key in an image's details that says what it was read through, where that is not its store's own files.
+pub const BACKEND: &str = "backend";
+/// Through the API an image comes out of whatever store it lies in.
+pub const BACKEND_API: &str = "api";
+
 /// One image store of a policy.
 pub(crate) struct Glance {
     item: ItemId,

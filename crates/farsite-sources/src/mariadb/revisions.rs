@@ -3,6 +3,9 @@
 //! database's name. A service of another release than its schema does not start, or damages what it does not know.
 
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
+use std::path::Path;
+use std::{fs, io};
 
 use super::literal;
 
@@ -25,6 +28,32 @@ pub fn of_details(details: &BTreeMap<String, String>) -> Revisions {
     let named =
         |(key, revision): (&String, &String)| Some((key.strip_prefix(DETAIL)?.to_owned(), revision.clone()));
     details.iter().filter_map(named).collect()
+}
+
+/// The databases in a server's folder that note a revision, by the names of their own folders; none where there is no such folder.
+/// Nobody has to let anybody in for that, and the server may be stopped.
+pub fn on_disk(datadir: &Path) -> io::Result<Vec<String>> {
+    let folders = match fs::read_dir(datadir) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        folders => folders?,
+    };
+    let mut found = Vec::new();
+    for folder in folders {
+        let path = folder?.path();
+        if !path.is_dir() {
+            continue;
+        }
+        let mut notes_one = false;
+        for file in fs::read_dir(&path)? {
+            let stem = Path::new(&file?.file_name()).file_stem().map(OsStr::to_owned);
+            notes_one |= TABLES.iter().any(|(table, _)| stem.as_deref() == Some(OsStr::new(table)));
+        }
+        if notes_one {
+            found.extend(path.file_name().map(|name| name.to_string_lossy().into_owned()));
+        }
+    }
+    found.sort();
+    Ok(found)
 }
 
 /// Asks which databases note a revision; its rows belong to [`second_question`].
