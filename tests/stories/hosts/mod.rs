@@ -119,10 +119,11 @@ fn assert_nothing_is_left(sites: &TwoSites) {
     let is_clean = || serving(sites).is_empty() && snapshots(&volumes) == 0 && scratch() == 0;
     assert!(
         comes_true(Duration::from_secs(20), is_clean),
-        "processes {:?}, {} snapshots, {} scratch folders",
+        "processes {:?} of {:?}; {} scratch folders, of snapshots and volumes {:?}",
         serving(sites),
-        snapshots(&volumes),
-        scratch()
+        fs::read_to_string(sites.path("served.pids")),
+        scratch(),
+        fs::read_dir(&volumes).unwrap().map(|entry| entry.unwrap().file_name()).collect::<Vec<_>>()
     );
 }
 
