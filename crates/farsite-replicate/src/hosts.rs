@@ -78,6 +78,13 @@ impl Hosts {
         item.on().is_some_and(|host| host != self.here)
     }
 
+    /// Nobody wants anything of the others any more: what waits for them ends now.
+    pub(crate) fn stop(&self) {
+        let lines = self.lines.lock().expect("no holder of this lock panics");
+        let reached = lines.values().filter_map(|cell| cell.get()?.as_ref().ok());
+        reached.for_each(|line| line.stop());
+    }
+
     async fn line(&self, host: &str) -> Result<Arc<Line>, SourceError> {
         let cell = {
             let mut lines = self.lines.lock().expect("no holder of this lock panics");

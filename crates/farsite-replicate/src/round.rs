@@ -539,10 +539,12 @@ impl Round {
     /// Who is told to stop while all of them wait for bytes that do not come would hear it only with the next ones.
     fn taken_back_when_cancelled(&self, lent: Arc<Lent>) -> AbortHandle {
         let cancels: Vec<_> = self.taking_part().map(|(_, seat)| seat.options.cancel.clone()).collect();
+        let hosts = self.hosts.clone();
         let watch = async move {
             while !cancels.iter().all(|cancel| cancel.load(Ordering::Relaxed)) {
                 tokio::time::sleep(LOOK).await;
             }
+            hosts.stop();
             tokio::task::block_in_place(|| lent.take_back());
         };
         tokio::spawn(watch).abort_handle()

@@ -6,6 +6,7 @@
 //! more consistent than it is; nothing that a source leaves behind (snapshot, freeze, child process) outlives it.
 
 mod cinder;
+mod claim;
 pub mod commands;
 pub mod extent;
 mod files;

@@ -63,7 +63,10 @@ fn host() -> Option<String> {
 fn start_of(pid: u32) -> Option<u64> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     // The second field is the program's name in brackets, and may hold spaces and brackets itself.
-    stat.rsplit_once(')')?.1.split_whitespace().nth(19)?.parse().ok()
+    let mut fields = stat.rsplit_once(')')?.1.split_whitespace();
+    // One that has ended and that nobody has waited for yet reads nothing any more.
+    let has_ended = matches!(fields.next()?, "Z" | "X");
+    if has_ended { None } else { fields.nth(18)?.parse().ok() }
 }
 
 /// Whether `PID-START-…` names a process of this host that has ended.
@@ -113,6 +116,18 @@ mod tests {
         }
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
         assert!(reflink(&dir.path().join("gone"), &[dir.path()]).is_err());
+    }
+
+    #[test]
+    fn a_killed_process_that_nobody_has_waited_for_has_ended() {
+        let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+        let start = start_of(child.id()).unwrap();
+        child.kill().unwrap();
+        let begun = std::time::Instant::now();
+        while !is_left_over(&format!("{}-{start}-0", child.id())) {
+            assert!(begun.elapsed() < std::time::Duration::from_secs(10));
+        }
+        child.wait().unwrap();
     }
 
     #[test]

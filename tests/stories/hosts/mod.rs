@@ -2,6 +2,7 @@
 //! process with a host name, a configuration and a state folder of its own, reached by a command over a pipe, as through ssh.
 
 mod broken;
+mod pool;
 mod rows;
 mod ssh;
 
@@ -118,10 +119,11 @@ fn assert_nothing_is_left(sites: &TwoSites) {
     let is_clean = || serving(sites).is_empty() && snapshots(&volumes) == 0 && scratch() == 0;
     assert!(
         comes_true(Duration::from_secs(20), is_clean),
-        "processes {:?}, {} snapshots, {} scratch folders",
+        "processes {:?} of {:?}; {} scratch folders, of snapshots and volumes {:?}",
         serving(sites),
-        snapshots(&volumes),
-        scratch()
+        fs::read_to_string(sites.path("served.pids")),
+        scratch(),
+        fs::read_dir(&volumes).unwrap().map(|entry| entry.unwrap().file_name()).collect::<Vec<_>>()
     );
 }
 
@@ -217,5 +219,38 @@ fn an_agent_that_does_not_coordinate_says_so_and_makes_no_point() {
             assert!(answer.contains(coordinated), "{words:?}: {answer}");
         }
         assert!(sites.ledger().await.state().points.is_empty());
+
+        // A name that no host has: every host leaves the group to another, and every check says so.
+        let check = || said(&sites.farsite("north", &["check"]));
+        let answer = check();
+        assert!(
+            answer.contains("✗ coordination") && answer.contains("holds no point of the group"),
+            "{answer}"
+        );
+        assert!(answer.contains(&format!("this host, {}", here())), "{answer}");
+        // Its agent is at work.
+        fs::write(sites.data("keys"), b"the keys").unwrap();
+        let policy = |from: &str, to: &str| {
+            sites.edit("north/policies/cloud.yaml", |text| text.replace(from, to));
+        };
+        policy("on: ctl1", &format!("on: {}", here()));
+        let report = replicate(&sites);
+        assert_eq!(report["whole"], true, "{report}");
+        policy(&format!("on: {}", here()), "on: ctl1");
+        policy("rpo: 20s", "rpo: 1h");
+        let answer = check();
+        assert!(
+            answer.contains("✓ coordination") && answer.contains("its newest point at south is"),
+            "{answer}"
+        );
+        // It is not any more.
+        policy("rpo: 1h", "rpo: 1s");
+        std::thread::sleep(Duration::from_secs(2));
+        let answer = check();
+        assert!(answer.contains("✗ coordination") && answer.contains("more than its rpo of 1s"), "{answer}");
+        // What cannot be told here.
+        fs::rename(sites.path("south/replica"), sites.path("away")).unwrap();
+        let answer = check();
+        assert!(answer.contains("! coordination") && answer.contains("cannot be told here"), "{answer}");
     });
 }

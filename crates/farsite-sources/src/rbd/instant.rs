@@ -14,7 +14,7 @@ use farsite_model::{CaptureTime, ItemId, ItemKind};
 use super::image::Image;
 use super::snapshots::Snapshots;
 use super::writer::Writer;
-use super::{captured_from, pool, prefix, shown, token};
+use super::{captured_from, claim, pool, prefix, shown, token};
 use crate::volume::blocking;
 use crate::{Capture, CaptureContext, CheckLine, Source, SourceError};
 
@@ -44,10 +44,11 @@ impl Ready {
     pub(crate) async fn take(self, context: &CaptureContext) -> Result<Box<dyn Source>, SourceError> {
         let captured = context.clock.capture_time();
         let (prefix, token, rbd) = (prefix(context), token()?, self.rbd.clone());
+        let claim = claim(context, &token)?;
         let held = blocking(move || {
             let owned = |name: &String| {
                 let image = Image { pool: pool(&self.rbd), name: name.clone() };
-                (name.clone(), Mutex::new(Some(Snapshots::new(&image, &prefix, &token))))
+                (name.clone(), Mutex::new(Some(Snapshots::new(&image, &prefix, &token, &claim))))
             };
             let mut held: BTreeMap<_, _> = self.names.iter().map(owned).collect();
             let snapshot = format!("{prefix}{token}");

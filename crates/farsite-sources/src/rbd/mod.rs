@@ -16,6 +16,7 @@ mod writer;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -23,6 +24,7 @@ use farsite_model::policy::Rbd;
 use farsite_model::{CaptureTime, Consistency, ItemId, ItemKind};
 use farsite_openstack::SiteCloud;
 
+use crate::claim::{Claim, claimed};
 use crate::volume::blocking;
 use crate::{Capture, CaptureContext, Content, KeptSpace, SourceError, random};
 use image::{Image, Pool, Used};
@@ -84,7 +86,8 @@ pub(crate) async fn capture(
 ) -> Result<Capture, SourceError> {
     let image = Image { pool: pool(rbd), name: name.to_owned() };
     let captured = context.clock.capture_time();
-    let snapshot = Snapshots::new(&image, &prefix(context), &token()?);
+    let token = token()?;
+    let snapshot = Snapshots::new(&image, &prefix(context), &token, &claim(context, &token)?);
     let snapshot = blocking(move || snapshot.make()).await?;
     captured_from(snapshot, captured, item).await
 }
@@ -114,6 +117,21 @@ async fn captured_from(
 fn token() -> Result<String, SourceError> {
     let random = random::bytes().map_err(|error| SourceError::new("naming a snapshot", error))?;
     Ok(format!("{:016x}", u64::from_be_bytes(random)))
+}
+
+/// What is under way in any process of this group at this host.
+fn claims(context: &CaptureContext) -> PathBuf {
+    context.kept.join("under-way")
+}
+
+/// Before its snapshots are made, a capture claims their token.
+fn claim(context: &CaptureContext, token: &str) -> Result<Arc<Claim>, SourceError> {
+    let folder = claims(context);
+    let claim = Claim::new(&folder, token).map_err(|error| {
+        SourceError::new(format!("noting a snapshot in {}", folder.display()), error)
+            .hint("no snapshot was made, for another run could have removed it; is the agent's state folder full, or read-only?")
+    })?;
+    Ok(Arc::new(claim))
 }
 
 /// What was written since our snapshots of some images, which these hold the old state of.
@@ -147,11 +165,11 @@ pub(crate) async fn kept(
 /// The item is gone for good: our snapshots go from its image, or from what Cinder has made of that.
 pub(crate) async fn forget(rbd: &Rbd, name: &str, context: &CaptureContext, cloud: &SiteCloud) {
     let image = Image { pool: pool(rbd), name: name.to_owned() };
-    let prefix = prefix(context);
+    let (prefix, claims) = (prefix(context), claims(context));
     let forgotten = blocking(move || {
         let is_there = image.pool.images()?.contains(&image.name);
         if is_there {
-            remove_others(&image, &prefix, &[])?;
+            remove_others(&image, &prefix, &[], &claims)?;
         }
         Ok(is_there)
     });
@@ -174,9 +192,16 @@ fn prefix_of(owner: &str) -> String {
     format!("farsite-{owner}-")
 }
 
-fn remove_others(image: &Image, prefix: &str, but: &[String]) -> Result<(), SourceError> {
-    for name in image.snapshots()? {
-        if name.strip_prefix(prefix).is_some_and(|token| but.iter().all(|kept| kept != token)) {
+/// Removes our snapshots of an image, but for some, and for those of captures that are under way.
+fn remove_others(image: &Image, prefix: &str, but: &[String], claims: &Path) -> Result<(), SourceError> {
+    let there = image.snapshots()?;
+    // In this order: who makes a snapshot has claimed it before.
+    let under_way = claimed(claims, |_| true).map_err(|error| {
+        SourceError::new(format!("looking for what is under way in {}", claims.display()), error)
+    })?;
+    let is_needed = |token: &str| but.iter().any(|kept| kept == token) || under_way.contains(token);
+    for name in there {
+        if name.strip_prefix(prefix).is_some_and(|token| !is_needed(token)) {
             image.remove_snapshot(&name)?;
         }
     }

@@ -2,11 +2,10 @@
 //!
 //! What must hold: one that is not kept goes with its capture; none of a capture under way is taken for left over.
 
-use std::collections::BTreeSet;
 use std::io;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex};
 
 use farsite_model::content::ReadAt;
 
@@ -14,6 +13,7 @@ use super::image::Image;
 use super::reader::{Reader, SnapshotContent};
 use super::remove_others;
 use crate::SourceError;
+use crate::claim::Claim;
 use crate::tracking::{ChangeTracking, Changed};
 use crate::volume::blocking;
 
@@ -26,19 +26,13 @@ pub(super) struct Snapshots {
     name: String,
     reader: Mutex<Option<Arc<Reader>>>,
     is_kept: AtomicBool,
-}
-
-/// Tokens of captures that are under way in this process: no run of it takes their snapshots for left over.
-static UNDER_WAY: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
-
-fn under_way() -> MutexGuard<'static, BTreeSet<String>> {
-    UNDER_WAY.lock().expect("no holder of this lock panics")
+    /// Of its token: no run, of whatever process, takes the snapshot for left over.
+    claim: Arc<Claim>,
 }
 
 impl Snapshots {
     /// Dropped before it is kept, it removes its snapshot, if that was made.
-    pub(super) fn new(image: &Image, prefix: &str, token: &str) -> Self {
-        under_way().insert(token.to_owned());
+    pub(super) fn new(image: &Image, prefix: &str, token: &str, claim: &Arc<Claim>) -> Self {
         Self {
             image: image.clone(),
             name: format!("{prefix}{token}"),
@@ -46,6 +40,7 @@ impl Snapshots {
             token: token.to_owned(),
             reader: Mutex::new(None),
             is_kept: AtomicBool::new(false),
+            claim: claim.clone(),
         }
     }
 
@@ -116,8 +111,7 @@ impl ChangeTracking for Snapshots {
     }
 
     fn forget_others(&self, tokens: &[String]) {
-        let but: Vec<String> = tokens.iter().cloned().chain(under_way().iter().cloned()).collect();
-        if let Err(error) = remove_others(&self.image, &self.prefix, &but) {
+        if let Err(error) = remove_others(&self.image, &self.prefix, tokens, self.claim.folder()) {
             tracing::warn!("an old snapshot stays, and a later run removes it: {error}");
         }
     }
@@ -136,7 +130,6 @@ fn joined(changed: Changed, more: &mut Vec<Range<u64>>) -> Changed {
 
 impl Drop for Snapshots {
     fn drop(&mut self) {
-        under_way().remove(&self.token);
         if *self.is_kept.get_mut() {
             return;
         }

@@ -61,7 +61,7 @@ impl Source for Far {
 
     async fn check(&self) -> Vec<CheckLine> {
         let host = self.line().host();
-        let asked = self.line().ask(self.line().next_id(), Call::Check { source: self.source() }).await;
+        let asked = self.line().ask(self.line().next_id(), Call::Check { source: self.source() }, None).await;
         let lines: Vec<CheckLine> = asked.unwrap_or_else(|error: SourceError| {
             vec![CheckLine { subject: self.words.clone(), result: Err(error.to_string()) }]
         });
@@ -70,19 +70,23 @@ impl Source for Far {
     }
 
     async fn items(&self) -> Result<Vec<ItemId>, SourceError> {
-        self.line().ask(self.line().next_id(), Call::Items { source: self.source() }).await
+        self.line().ask(self.line().next_id(), Call::Items { source: self.source() }, None).await
     }
 
     async fn lost(&self, gone: &[ItemId]) -> Result<Vec<ItemId>, SourceError> {
         let call = Call::Lost { source: self.source(), gone: gone.to_vec() };
-        if gone.is_empty() { Ok(Vec::new()) } else { self.line().ask(self.line().next_id(), call).await }
+        if gone.is_empty() {
+            Ok(Vec::new())
+        } else {
+            self.line().ask(self.line().next_id(), call, None).await
+        }
     }
 
     async fn capture(&self, item: &ItemId, context: &CaptureContext) -> Result<Capture, SourceError> {
         let before = context.clock.capture_time();
         let id = self.line().next_id();
         let call = Call::Capture { source: self.source(), item: item.clone(), context: Lent::of(context) };
-        let captured: Captured = self.line().ask(id, call).await?;
+        let captured: Captured = self.line().ask(id, call, Some(context.timeout)).await?;
         let held = |part| Held { line: self.line().clone(), id, part };
         // The other end carries this clock on by its own ticks, so it is behind; whatever it says, no capture is younger than
         // the question.
@@ -110,7 +114,8 @@ impl Source for Far {
     }
 
     async fn prepare(&self) -> bool {
-        let asked = self.line().ask(self.line().next_id(), Call::Prepare { source: self.source() }).await;
+        let asked =
+            self.line().ask(self.line().next_id(), Call::Prepare { source: self.source() }, None).await;
         asked.unwrap_or_else(|error: SourceError| {
             tracing::warn!("{}: not all of it can be of one moment: {error}", self.words);
             false
@@ -121,7 +126,7 @@ impl Source for Far {
         let since = context.clock.capture_time();
         let id = self.line().next_id();
         let call = Call::Instant { source: self.source(), context: Lent::of(context) };
-        if !self.line().ask::<bool>(id, call).await? {
+        if !self.line().ask::<bool>(id, call, Some(context.timeout)).await? {
             return Ok(None);
         }
         let held = Held { line: self.line().clone(), id, part: Part::Source };
@@ -130,12 +135,13 @@ impl Source for Far {
 
     async fn kept(&self, context: &CaptureContext) -> Result<Vec<KeptSpace>, SourceError> {
         let call = Call::Kept { source: self.source(), context: Lent::of(context) };
-        self.line().ask(self.line().next_id(), call).await
+        self.line().ask(self.line().next_id(), call, Some(context.timeout)).await
     }
 
     async fn forget(&self, item: &ItemId, context: &CaptureContext) {
         let call = Call::Forget { source: self.source(), item: item.clone(), context: Lent::of(context) };
-        let asked: Result<(), SourceError> = self.line().ask(self.line().next_id(), call).await;
+        let asked: Result<(), SourceError> =
+            self.line().ask(self.line().next_id(), call, Some(context.timeout)).await;
         if let Err(error) = asked {
             tracing::warn!(%item, "what is kept of it stays where it is: {error}");
         }

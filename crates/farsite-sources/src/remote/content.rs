@@ -96,6 +96,7 @@ fn read<'b>(held: &Held, parts: impl Iterator<Item = (Option<usize>, u64, &'b mu
         piece.copy_from_slice(&bytes);
         Ok(())
     };
+    // Those that are under way when one fails are given up with it.
     for (file, offset, piece) in pieces {
         // What has come lies in memory until it is taken.
         if under_way.len() == super::READS
@@ -104,7 +105,7 @@ fn read<'b>(held: &Held, parts: impl Iterator<Item = (Option<usize>, u64, &'b mu
             take(first)?;
         }
         let call = Call::Read { of: held.id, file, offset, length: piece.len() };
-        under_way.push_back((line.begin_read(call), piece));
+        under_way.push_back((line.begin_read(call)?, piece));
     }
     under_way.into_iter().try_for_each(take)
 }

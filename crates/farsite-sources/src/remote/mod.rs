@@ -12,6 +12,7 @@ mod frames;
 mod line;
 mod messages;
 mod process;
+mod room;
 mod serve;
 mod served;
 mod state;

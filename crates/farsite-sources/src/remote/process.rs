@@ -100,6 +100,7 @@ pub(super) fn hear(shared: &Shared, errors: ChildStderr) {
 /// Looks after the process until it has ended.
 pub(super) fn keep(shared: &Shared, mut child: Child) {
     let mut over_since: Option<Instant> = None;
+    let mut is_given_up = false;
     loop {
         match child.try_wait() {
             Ok(None) => {}
@@ -118,21 +119,27 @@ pub(super) fn keep(shared: &Shared, mut child: Child) {
             Err(error) => return shared.end(shared.failed(&error.to_string(), shared.hint())),
         }
         let closed_for = shared.lock().closed.as_ref().map(|(since, _)| since.elapsed());
+        // In this order: who stops it says first that it is over.
+        let has_ended = shared.lock().ended.is_some();
         if shared.is_over.load(Ordering::Relaxed) {
             over_since.get_or_insert_with(Instant::now);
         }
         let is_over = over_since.is_some_and(|since| since.elapsed() > END_LIMIT);
+        // Once it has ended for the others, nothing more comes of it.
+        is_given_up |= over_since.is_none() && has_ended;
         let silent = shared.silent_for();
-        if silent > shared.patience {
+        // While it lets go of what it holds it says nothing, and has a limit of its own for that.
+        if over_since.is_none() && silent > shared.patience {
+            is_given_up = true;
             let why = format!("it has said nothing for {} s and was given up", silent.as_secs());
             shared.end(shared.failed(&why, shared.hint()));
         } else if over_since.is_none() && closed_for.is_some_and(|closed| closed > CLOSED_LIMIT) {
+            is_given_up = true;
             let why = shared.lock().closed.take().and_then(|(_, why)| why);
             let why = why.unwrap_or_else(|| "it closed its end without ending".to_owned());
             shared.end(shared.failed(&why, shared.hint()));
         }
-        // Once it has ended for the others, nothing more comes of it.
-        if is_over || (over_since.is_none() && shared.lock().ended.is_some()) || silent > shared.patience {
+        if is_over || is_given_up {
             kill(&mut child);
         }
         std::thread::sleep(LOOK);

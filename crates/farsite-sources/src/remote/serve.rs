@@ -106,9 +106,7 @@ pub async fn serve(
             () = &mut stopped => break Ok(()),
         }
     };
-    let held = served.end();
-    let ended = tokio::task::spawn_blocking(move || drop(held));
-    if tokio::time::timeout(END_LIMIT, ended).await.is_err() {
+    if tokio::time::timeout(END_LIMIT, served.end()).await.is_err() {
         tracing::error!(
             "not all that was held could be let go in {} s; the next run removes it",
             END_LIMIT.as_secs()

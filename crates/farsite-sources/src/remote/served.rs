@@ -16,6 +16,7 @@ use jiff::{SignedDuration, Timestamp};
 use serde::Serialize;
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::AbortHandle;
+use tokio_util::task::TaskTracker;
 
 use super::messages::{Answered, Call, Captured, ContentIs, Extents, Lent, Part, SourceRef, TrackingIs};
 use super::state::Folders;
@@ -37,6 +38,8 @@ pub(super) struct Served {
     pub(super) outbox: mpsc::Sender<Vec<u8>>,
     state: Mutex<State>,
     readers: Semaphore,
+    /// Calls, and what is being let go: the process does not end before them.
+    tasks: TaskTracker,
 }
 
 #[derive(Default)]
@@ -86,11 +89,6 @@ impl Clock for Lended {
     }
 }
 
-/// What is closed may delete snapshots and wait for commands.
-fn let_go(things: impl Send + 'static) {
-    tokio::task::spawn_blocking(move || drop(things));
-}
-
 impl Served {
     pub(super) fn new(
         items: Vec<Item>,
@@ -101,7 +99,7 @@ impl Served {
     ) -> Self {
         let items = items.into_iter().map(|item| (item.id(), item)).collect();
         let (state, readers) = (Mutex::default(), Semaphore::new(READERS));
-        Self { items, cloud, owner, folders, outbox, state, readers }
+        Self { items, cloud, owner, folders, outbox, state, readers, tasks: TaskTracker::new() }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -115,7 +113,7 @@ impl Served {
         if state.is_over {
             return;
         }
-        let task = tokio::spawn(async move {
+        let task = self.tasks.spawn(async move {
             let (frames, things) = match served.work(id, call, heard).await {
                 Ok(Done { answer, things }) => (answered(id, &answer), things),
                 Err(error) => {
@@ -127,7 +125,7 @@ impl Served {
                 let mut state = served.lock();
                 if state.under_way.remove(&id).is_none() || state.is_over {
                     drop(state);
-                    return let_go(things);
+                    return served.let_go(things);
                 }
                 state.things.extend(things.into_iter().map(|(part, thing)| ((id, part), thing)));
             }
@@ -139,6 +137,11 @@ impl Served {
             }
         });
         state.under_way.insert(id, task.abort_handle());
+    }
+
+    /// What is closed may delete snapshots and wait for commands.
+    fn let_go(&self, things: impl Send + 'static) {
+        self.tasks.spawn_blocking(move || drop(things));
     }
 
     pub(super) fn release(&self, id: u64, part: Option<Part>) {
@@ -156,18 +159,23 @@ impl Served {
             .collect();
         drop(state);
         if !released.is_empty() {
-            let_go(released);
+            self.let_go(released);
         }
     }
 
-    /// Gives everything up. What it holds is let go when the returned value is dropped, which may take a while.
-    pub(super) fn end(&self) -> impl Send + use<> {
-        let mut state = self.lock();
-        state.is_over = true;
-        for task in std::mem::take(&mut state.under_way).into_values() {
-            task.abort();
-        }
-        std::mem::take(&mut state.things)
+    /// Gives everything up and waits until all of it is let go, also what was released before: that may take a while.
+    pub(super) async fn end(&self) {
+        let things = {
+            let mut state = self.lock();
+            state.is_over = true;
+            for task in std::mem::take(&mut state.under_way).into_values() {
+                task.abort();
+            }
+            std::mem::take(&mut state.things)
+        };
+        self.let_go(things);
+        self.tasks.close();
+        self.tasks.wait().await;
     }
 
     fn thing(&self, id: u64, part: Part) -> Result<Thing, SourceError> {

@@ -1,6 +1,7 @@
 //! `farsite check`: what would fail, before it does. It changes nothing but probe objects of its own at the stores.
 
 mod clouds;
+mod coordination;
 mod host;
 mod store;
 
@@ -89,7 +90,8 @@ pub async fn run(args: Args, context: &Context) -> Ended {
         }
         let elsewhere = hosts::not_ours(policy);
         if let Some(why) = &elsewhere {
-            lines.ok(&format!("policy {}", policy.group), "coordination", why.clone());
+            progress.says(format!("looking who replicates {}", policy.group));
+            coordination::look(&config, policy, why, &mut lines).await;
         }
         let hosts = Hosts::of(&config, policy, &cloud);
         for item in &policy.items {
