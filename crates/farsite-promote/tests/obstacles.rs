@@ -404,3 +404,52 @@ async fn heavy_only_the_way_in_that_a_service_uses_judges_its_password() {
     let note = said.notes.iter().find(|note| note.contains("could not be tried by its own way in"));
     assert!(note.is_some_and(|note| note.contains("says nothing of its own way in")), "{said:?}");
 }
+
+/// The database serves, and its catalog is followed.
+const FOLLOWED: &str = "
+name: followed
+include: data
+stages:
+  - name: catalog
+    steps:
+      - { id: serve, action: start-database, with: { stopped-by: 'true' } }
+      - id: follow
+        action: check-catalog
+        needs: [serve]
+        timeout: 3s
+        with: { interfaces: 'public internal' }
+";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn heavy_a_catalog_that_sends_clients_to_the_lost_site_stops_the_failover_until_it_is_right() {
+    let world = World::new().await;
+    let [south, north] = [0, 0].map(|port| std::net::TcpListener::bind(("127.0.0.1", port)).unwrap());
+    let [here, gone] = [&south, &north].map(|listener| listener.local_addr().unwrap());
+    let logged = ["--log-bin=mariadb-bin", "--binlog-format=ROW", "--server-id=7"];
+    let lost = Server::start(&world.dir.path().join("n"), Root::UnixSocket, &logged);
+    lost.sql(&format!(
+        "CREATE DATABASE keystone; CREATE TABLE keystone.alembic_version (version_num VARCHAR(32) NOT NULL); CREATE TABLE keystone.endpoint (interface VARCHAR(8), url TEXT, enabled TINYINT); INSERT INTO keystone.endpoint VALUES ('public', 'http://{here}/v3', 1), ('internal', 'http://{gone}/v3', 1), ('admin', 'http://{gone}/v3', 1), ('public', 'http://{gone}/v2', 0)"
+    ));
+    point_of(&world, &lost).await;
+    drop((lost, north));
+    let own = Server::start(&world.dir.path().join("s"), Root::UnixSocket, &[]);
+    let mut standby = with_own_server(&world, &world.standby("one").await, &own);
+    let mut config = (*standby.config).clone();
+    config.places.get_mut(&cloud()).unwrap().rewrite = None;
+    standby.config = Arc::new(config);
+    let runbook = world.dir.path().join("followed.yaml");
+    std::fs::write(&runbook, FOLLOWED).unwrap();
+    let mut given = order(1);
+    given.runbook = Some(runbook);
+    let promotion = begin(&standby, &world.operator, &given).await.unwrap();
+    let stopped = restored(&own);
+    let ended = drive(&standby, &world.operator, &promotion, &driving("ann")).await.unwrap();
+    let lost_at = format!("{gone} (1 internal)");
+    stopped_at(&ended, "follow", &["where nobody answers", &lost_at, "rewrite.urls", "--resume"]);
+    assert!(!format!("{ended:?}").contains(&format!("{here} (")), "who answers is not named: {ended:?}");
+
+    let moved = format!("UPDATE keystone.endpoint SET url = 'http://{here}/v3' WHERE interface = 'internal'");
+    stopped.0.execute(&[&moved]).await.unwrap();
+    let ended = go_on(&world, &standby).await.unwrap();
+    assert!(ended.is_completed(), "{ended:?}");
+}
