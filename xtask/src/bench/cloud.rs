@@ -11,7 +11,7 @@ use crate::failure::Failure;
 use crate::lab::site::Site;
 use crate::scenario::children::{Running, output};
 use crate::scenario::world::{World, at};
-use crate::scenario::{Options, Storage};
+use crate::scenario::{Options, Storage, absolute};
 use crate::step::{minutes, run};
 
 pub const USAGE: &str = "\
@@ -205,7 +205,7 @@ fn parse(root: &Path, words: &[&str]) -> Result<(Fleet, Options), Failure> {
             "--volume-mib" => fleet.volume_mib = number(value()?)?.min(1024),
             "--level" => value()?.clone_into(&mut fleet.level),
             "--rest" => fleet.rest = Duration::from_secs(number(value()?)?),
-            "--folder" => options.folder = value()?.into(),
+            "--folder" => options.folder = absolute(value()?)?,
             "--cold" => fleet.cold = true,
             "--debug" => options.release = false,
             "--keep" => options.keep = true,

@@ -123,11 +123,16 @@ fn parse(root: &Path, words: &[&str]) -> Result<Options, Failure> {
             "--seed" => options.seed = number(value()?)?,
             "--seeds" => options.seeds = number(value()?)?,
             "--every" => options.every_s = number(value()?)?,
-            "--folder" => options.folder = PathBuf::from(value()?),
+            "--folder" => options.folder = absolute(value()?)?,
             _ => return Err(wrong(format!("not understood: `{word}`"))),
         }
     }
     Ok(options)
+}
+
+/// Services are started elsewhere and told of paths in it.
+pub fn absolute(folder: &str) -> Result<PathBuf, Failure> {
+    std::path::absolute(folder).map_err(|e| Failure::new(format!("{folder}: {e}"), "name another folder"))
 }
 
 fn number(text: &str) -> Result<u64, Failure> {
