@@ -136,7 +136,7 @@ impl Action for CheckCatalog {
             return Err(failed(
                 context,
                 format!(
-                    "clients and services are sent to where nobody answers:\n  {}\n  hint: addresses of the lost site belong into `rewrite.urls` of farsite.yaml (then `farsite promotion cancel` and promote again); endpoints of services that do not run here are to be disabled (`openstack endpoint set --disable`), and `--resume`",
+                    "clients and services are sent to where nobody answers:\n  {}\n  hint: addresses of the lost site belong into `rewrite.urls` of farsite.yaml (then `farsite promotion cancel` and promote again); endpoints of services that do not run here are to be disabled (`openstack endpoint set --disable`), and `--resume`; what only this host cannot reach is no fault: `farsite promotion skip --step check-catalog`, and next time the variable catalog_interfaces",
                     lines.join("\n  ")
                 ),
             ));

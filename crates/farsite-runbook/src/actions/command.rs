@@ -12,6 +12,8 @@ use tokio::io::AsyncReadExt;
 use super::tied;
 use crate::action::{Action, ActionContext, ActionError, Done, Foreseen, Outcome, parameters};
 
+/// How long the end of a program is waited for that was told to end; `timeout` kills it two seconds after.
+const END_LIMIT: Duration = Duration::from_secs(5);
 /// What is kept of a program's output.
 const TAIL_BYTES: usize = 2_000;
 
@@ -113,10 +115,15 @@ pub async fn run_command(
         let status = child.wait().await;
         (status, [out, err].concat())
     };
-    let (status, bytes) = tokio::select! {
-        done = work => done,
-        // It is told to end, and all that it runs.
-        () = context.cancel.cancelled() => return Err(ActionError::Cancelled),
+    let done = tokio::select! {
+        done = work => Some(done),
+        () = context.cancel.cancelled() => None,
+    };
+    let Some((status, bytes)) = done else {
+        // It is told to end, and all that it runs; what undoes it must not run beside it.
+        drop(waited);
+        let _ = tokio::time::timeout(END_LIMIT, child.wait()).await;
+        return Err(ActionError::Cancelled);
     };
     waited.has_ended();
     let status = status.map_err(|error| ActionError::failed(format!("{program}: {error}")))?;
@@ -224,7 +231,14 @@ mod tests {
     async fn what_nobody_waits_for_any_more_does_not_go_on() {
         let dir = tempfile::tempdir().unwrap();
         let (begun, mark) = (dir.path().join("begun"), dir.path().join("mark"));
-        let script = format!("touch {}; sleep 1; touch {}", begun.display(), mark.display());
+        // It takes a moment to end, and has ended when the step has.
+        let ended = dir.path().join("ended");
+        let script = format!(
+            "trap 'sleep 0.3; touch {}; exit' TERM; touch {}; sleep 1 & wait; touch {}",
+            ended.display(),
+            begun.display(),
+            mark.display()
+        );
         let context = context();
         let cancel = context.cancel.clone();
         let with = json!({"run": ["/bin/sh", "-c", script]});
@@ -234,6 +248,7 @@ mod tests {
         }
         cancel.cancel();
         assert_eq!(running.await.unwrap(), Err(ActionError::Cancelled));
+        assert!(ended.exists(), "nothing that undoes it runs beside it");
         tokio::time::sleep(Duration::from_millis(1500)).await;
         assert!(!mark.exists(), "it was told to end");
     }
