@@ -177,8 +177,11 @@ impl Run {
                     entries.extend(self.journal.read_from(state.next).await?);
                 }
                 (open, Some(from)) => {
-                    let reason =
-                        if open.is_some() { "its step's time is over" } else { "resumed by another driver" };
+                    let reason = if open.is_some() {
+                        "its process is dead, or its step's time is over"
+                    } else {
+                        "resumed by another driver"
+                    };
                     let takeover = JournalEntry::Takeover {
                         driver: self.driver.clone(),
                         from,
