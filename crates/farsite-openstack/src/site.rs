@@ -1,5 +1,5 @@
 //! The cloud of one site, as farsite.yaml names it. Nothing is read or asked before the first question; what is held then (a
-//! token, what volumes were made from) serves the later ones.
+//! token, what was told of volumes) serves the later ones.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -9,11 +9,11 @@ use farsite_model::config::{Config, Site};
 use tokio::sync::{Mutex, OnceCell};
 
 use crate::client::Limits;
-use crate::made_from::Origins;
-use crate::{AskError, Client, Clouds, MadeFrom, Wanted};
+use crate::told::Known;
+use crate::{AskError, Client, Clouds, Told, Wanted};
 
-/// The longest that a capture waits to hear what its volume was made from. It saves bytes, and nothing depends on it.
-const ORIGIN_LIMIT: Duration = Duration::from_secs(30);
+/// The longest that a capture waits to hear of its volume, which is captured all the same.
+const TOLD_LIMIT: Duration = Duration::from_secs(30);
 
 /// The cloud of a site; it may have none that can be asked.
 pub struct SiteCloud {
@@ -21,7 +21,7 @@ pub struct SiteCloud {
     about: Site,
     limits: Limits,
     client: OnceCell<Client>,
-    origins: Mutex<Origins>,
+    known: Mutex<Known>,
 }
 
 impl SiteCloud {
@@ -30,7 +30,7 @@ impl SiteCloud {
     }
 
     pub fn new(site: &SiteName, about: Site, limits: Limits) -> Self {
-        Self { site: site.to_string(), about, limits, client: OnceCell::new(), origins: Mutex::default() }
+        Self { site: site.to_string(), about, limits, client: OnceCell::new(), known: Mutex::default() }
     }
 
     /// A cloud that is already known.
@@ -70,25 +70,25 @@ impl SiteCloud {
         Ok(Some(living))
     }
 
-    /// What the volume was made from whose file or image is named after `stored_as`, the nearest first. Nothing when the cloud
-    /// does not tell, or not in time.
-    pub async fn made_from(&self, stored_as: &str) -> Vec<MadeFrom> {
+    /// What is told of the volume whose file or image is named after `stored_as`. Nothing when the cloud does not tell, or not
+    /// in time.
+    pub async fn told_of(&self, stored_as: &str) -> Told {
         if self.name().is_none() {
-            return Vec::new();
+            return Told::default();
         }
         let ask = async {
-            let mut origins = self.origins.lock().await;
-            origins.of(stored_as, self.client().await?).await
+            let mut known = self.known.lock().await;
+            known.of(stored_as, self.client().await?).await
         };
-        match tokio::time::timeout(ORIGIN_LIMIT, ask).await {
-            Ok(Ok(chain)) => chain,
+        match tokio::time::timeout(TOLD_LIMIT, ask).await {
+            Ok(Ok(told)) => told,
             Ok(Err(error)) => {
-                tracing::info!(site = self.site, "what volumes were made from is not known: {error}");
-                Vec::new()
+                tracing::info!(site = self.site, "nothing is told of volumes: {error}");
+                Told::default()
             }
             Err(_) => {
-                tracing::info!(site = self.site, "what volumes were made from was not told in time");
-                Vec::new()
+                tracing::info!(site = self.site, "nothing was told of volumes in time");
+                Told::default()
             }
         }
     }

@@ -32,7 +32,7 @@ use crate::report::Report;
 use crate::rpo;
 use crate::runbooks;
 use crate::survey::{Survey, accepted_logs, read_manifest};
-use crate::{PromoteError, Standby};
+use crate::{PromoteError, Standby, encrypted};
 
 /// The steps that a drill itself adds to its journal; no runbook's step has such a name.
 pub const CLEAN_UP: &str = "(clean-up)";
@@ -127,6 +127,7 @@ async fn restored_and_checked(
         }
         Err(source) => vec![source.to_string()],
     };
+    reasons.extend(encrypted::look(&group_run.manifest).problems);
     // Cleaning up goes on even though the run was told to stop.
     let Prepared { run, .. } = prepare(group_run, signer, &driving).await?;
     reasons.extend(clean_up(group_run, signer, &run, &plan, &driving, Some(real)).await?);

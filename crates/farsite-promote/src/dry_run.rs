@@ -25,7 +25,7 @@ use crate::promises::{Promises, promises};
 use crate::rpo::{self, Achieved};
 use crate::runbooks::{self, Bundle};
 use crate::survey::accepted_logs;
-use crate::{PromoteError, Standby, cloud, room};
+use crate::{PromoteError, Standby, cloud, encrypted, room};
 
 /// How many candidates are shown.
 const SHOWN: usize = 10;
@@ -168,9 +168,10 @@ pub async fn dry_run(standby: &Standby, order: &Order) -> Result<DryRun, Promote
             targets,
             stats: ReadStats::default(),
         });
-        let room = room::look(&run).await;
-        plan.problems.extend(room.problems);
-        plan.notes.extend(room.notes);
+        for found in [room::look(&run).await, encrypted::look(&run.manifest)] {
+            plan.problems.extend(found.problems);
+            plan.notes.extend(found.notes);
+        }
         plan.steps = steps(&run, &bundle).await?;
         groups.push(plan);
     }

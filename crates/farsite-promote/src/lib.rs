@@ -15,6 +15,7 @@ pub mod drill;
 pub mod drive;
 pub mod driver;
 pub mod dry_run;
+mod encrypted;
 pub mod failover;
 pub mod group_run;
 pub mod journal;

@@ -5,10 +5,11 @@ mod common;
 mod drives;
 
 use common::{World, cloud, north};
-use drives::{driving, id};
-use farsite_model::{Epoch, Level, Mode};
+use drives::{driving, id, order};
+use farsite_model::{Epoch, ItemKind, Level, Mode, PointId};
 use farsite_promote::choose::PointChoice;
 use farsite_promote::drill::{DrillEnded, DrillOptions, cleanup, drill};
+use farsite_promote::dry_run::dry_run;
 use farsite_promote::place::{Targets, drill_folder};
 use farsite_promote::report::Report;
 use farsite_promote::{PromoteError, list};
@@ -84,7 +85,7 @@ async fn a_drill_proves_its_point_and_leaves_nothing_behind() {
 }
 
 /// The drill fails, says why, proves nothing, and leaves nothing.
-async fn assert_red(world: &World, point: farsite_model::PointId, why: &str) {
+async fn assert_red(world: &World, point: PointId, why: &str) {
     let ended = run(world, 1).await.unwrap();
     assert!(!ended.passed && ended.reasons.join("\n").contains(why), "{ended:?}");
     assert!(world.state().await.point(point).unwrap().proven.is_none());
@@ -204,4 +205,51 @@ async fn an_agents_stolen_key_can_drill_and_prove_nothing() {
     let refused = drill(&standby, &world.source, &cloud(), None, &options(1)).await;
     assert!(refused.is_err());
     assert!(world.state().await.point(point).unwrap().proven.is_none());
+}
+
+/// A point whose volume is encrypted, with such keys by its policy.
+async fn encrypted(world: &World, n: u64, by: &str, keys: &[&str]) -> PointId {
+    let details = [("encrypted", by.to_owned()), ("encryption-keys", serde_json::json!(keys).to_string())];
+    let details = details.map(|(key, value)| (key.to_owned(), value));
+    world
+        .point_with(n, |manifest| {
+            let volume = manifest.items.iter_mut().find(|item| item.kind == ItemKind::Cinder).unwrap();
+            volume.details.extend(details);
+        })
+        .await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_encrypted_volume_whose_keys_are_not_in_the_point_fails_the_dry_run_and_turns_a_drill_red() {
+    let world = World::new().await;
+    encrypted(&world, 1, "cinder", &[]).await;
+    let standby = world.standby("one").await;
+    let dry = dry_run(&standby, &order(1)).await.unwrap();
+    assert!(!dry.is_clear());
+    let [why] = &dry.groups[0].problems[..] else { panic!("{dry:#?}") };
+    assert!(
+        ["nobody could read volume-aa", "names no items", "hint:"].iter().all(|w| why.contains(w)),
+        "{why}"
+    );
+    let drilled = run(&world, 1).await.unwrap();
+    assert!(!drilled.passed && drilled.reasons.iter().any(|why| why.contains("volume-aa")), "{drilled:?}");
+    let report = Report::of(&standby, id(1)).await.unwrap();
+    let mut steps = report.groups[0].steps.iter();
+    let restored = steps.find(|step| step.id == "restore-volumes").unwrap();
+    assert!(restored.evidence["without-keys-1"].contains("volume-aa"), "{restored:?}");
+
+    encrypted(&world, 2, "cinder", &["sqlite/cloud", "files/barbican"]).await;
+    let dry = dry_run(&standby, &order(1)).await.unwrap();
+    let [why] = &dry.groups[0].problems[..] else { panic!("{dry:#?}") };
+    assert!(why.contains("lacks files/barbican,"), "{why}");
+
+    encrypted(&world, 3, "cinder", &["sqlite/cloud", "files/keystone"]).await;
+    let dry = dry_run(&standby, &order(1)).await.unwrap();
+    assert!(dry.is_clear(), "{dry:#?}");
+    assert!(run(&world, 2).await.unwrap().passed);
+
+    // Its guest may have done it: nothing is wrong, and a person should know.
+    encrypted(&world, 4, "luks", &[]).await;
+    let dry = dry_run(&standby, &order(1)).await.unwrap();
+    assert!(dry.is_clear() && dry.groups[0].notes.iter().any(|note| note.contains("volume-aa")), "{dry:#?}");
 }

@@ -3,6 +3,7 @@
 //! error and never a shorter list.
 
 mod chosen;
+mod told;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -11,12 +12,14 @@ use std::sync::{Arc, Mutex};
 use async_trait::async_trait;
 use farsite_model::policy::{self, DiskFormat, Item, Qmp, Rbd};
 use farsite_model::{CaptureTime, ItemId, ItemKind};
-use farsite_openstack::{MadeFrom, SiteCloud};
+use farsite_openstack::SiteCloud;
 
 use crate::volume::{self, blocking};
 use crate::{Capture, CaptureContext, CheckLine, KeptSpace, Source, SourceError};
 use crate::{kept, qcow2, rbd, share};
 use chosen::{Chooser, Chosen};
+use told::Facts;
+pub use told::{ENCRYPTED, ENCRYPTED_BY_CINDER, ENCRYPTED_BY_SOMEBODY, ENCRYPTION_KEYS};
 
 /// A `cinder` entry.
 pub(crate) struct Cinder {
@@ -27,6 +30,8 @@ pub(crate) struct Cinder {
     rbd: Option<Rbd>,
     chooser: Chooser,
     cloud: Arc<SiteCloud>,
+    /// The items that hold the keys of encrypted volumes.
+    keys: Vec<String>,
     /// What was selected when all its volumes were about to be held.
     prepared: tokio::sync::Mutex<Option<Chosen>>,
     /// A pool whose images are open, from the preparation on.
@@ -43,6 +48,7 @@ impl Cinder {
             rbd: cinder.rbd.clone(),
             chooser: Chooser::new(item.id(), cinder, cloud.clone()),
             cloud: cloud.clone(),
+            keys: cinder.encryption_keys.clone(),
             prepared: tokio::sync::Mutex::default(),
             ready: Mutex::new(None),
         }
@@ -76,25 +82,6 @@ impl Cinder {
         };
         Ok(Found { volumes: self.chooser.pick(&chosen, all.volumes).await?, odd: all.odd })
     }
-}
-
-/// What the cloud says that a volume was made from: the nearest that is here too, else its image.
-async fn made_from(cloud: &SiteCloud, folder: Option<&Path>, name: &str) -> Option<ItemId> {
-    let is_here = |file: &str| folder.is_none_or(|folder| folder.join(file).exists());
-    let (id, ending) = chosen::disk_of(name)?;
-    let chain = cloud.made_from(id).await;
-    let mut items: Vec<(bool, ItemId)> = chain
-        .iter()
-        .map(|made_from| match made_from {
-            MadeFrom::Volume(id) => {
-                let file = chosen::file_of(id, ending);
-                (is_here(&file), ItemId::new(ItemKind::Cinder, &file))
-            }
-            MadeFrom::Image(id) => (true, ItemId::new(ItemKind::Glance, id)),
-        })
-        .collect();
-    let at = items.iter().position(|(is_here, _)| *is_here).unwrap_or(0);
-    (!items.is_empty()).then(|| items.swap_remove(at).1)
 }
 
 enum Place<'a> {
@@ -221,9 +208,9 @@ impl Source for Cinder {
     async fn capture(&self, item: &ItemId, context: &CaptureContext) -> Result<Capture, SourceError> {
         let name = crate::plain_name(item)?;
         // Asked before anything is frozen.
-        let made_from = made_from(&self.cloud, self.path.as_deref(), name).await;
+        let facts = Facts::ask(&self.cloud, self.path.as_deref(), name).await;
         let kind = ItemKind::Cinder;
-        let mut capture = match (self.place()?, self.format) {
+        let capture = match (self.place()?, self.format) {
             (Place::Pool(pool), _) => rbd::capture(pool, name, item, context).await,
             (Place::Folder(folder), DiskFormat::Raw) => {
                 volume::capture(&folder.join(name), item, kind, context).await
@@ -232,8 +219,7 @@ impl Source for Cinder {
                 qcow2::capture(&folder.join(name), self.qmp.as_ref(), item, kind, context).await
             }
         }?;
-        capture.ancestor = capture.ancestor.or(made_from);
-        Ok(capture)
+        facts.note(capture, &self.keys).await
     }
 
     async fn prepare(&self) -> bool {
@@ -286,6 +272,7 @@ impl Source for Cinder {
         Ok(Some(Box::new(Held {
             live: folder.to_owned(),
             cloud: self.cloud.clone(),
+            keys: self.keys.clone(),
             chooser: self.chooser.clone(),
             chosen,
             captured,
@@ -324,6 +311,7 @@ impl Source for Cinder {
 struct Held {
     live: PathBuf,
     cloud: Arc<SiteCloud>,
+    keys: Vec<String>,
     chooser: Chooser,
     /// What was selected just before that instant.
     chosen: Chosen,
@@ -350,10 +338,10 @@ impl Source for Held {
     async fn capture(&self, item: &ItemId, context: &CaptureContext) -> Result<Capture, SourceError> {
         let name = crate::plain_name(item)?;
         let (frozen, live) = (self.snapshot.path().join(name), self.live.join(name));
-        let made_from = made_from(&self.cloud, Some(self.snapshot.path()), name).await;
+        let facts = Facts::ask(&self.cloud, Some(self.snapshot.path()), name).await;
         let kind = ItemKind::Cinder;
         let capture = volume::captured_from(&frozen, &live, self.captured, item, kind, context).await?;
-        Ok(Capture { ancestor: made_from, ..capture })
+        facts.note(capture, &self.keys).await
     }
 }
 

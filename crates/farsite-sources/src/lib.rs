@@ -5,7 +5,7 @@
 //! What must hold: the capture time is read *before* the first byte is frozen or read; a capture is never called
 //! more consistent than it is; nothing that a source leaves behind (snapshot, freeze, child process) outlives it.
 
-mod cinder;
+pub mod cinder;
 mod claim;
 pub mod commands;
 pub mod extent;

@@ -47,12 +47,18 @@ async fn site() -> (tempfile::TempDir, Fake) {
 }
 
 fn source(folder: &Path, fake: &Fake, select: Value) -> Box<dyn Source> {
+    source_of(folder, fake, json!({ "select": select }))
+}
+
+/// The entry has these words beside its folder.
+fn source_of(folder: &Path, fake: &Fake, mut entry: Value) -> Box<dyn Source> {
     let clouds = Clouds::read(&fake.clouds_yaml(folder)).unwrap();
     let cloud = clouds.find("north").unwrap();
     let limits = Limits { tries: 1, call: Duration::from_secs(5), ..Limits::default() };
     let client = Client::new(cloud, None, limits, move || clouds.credentials("north")).unwrap();
     let cloud = Arc::new(SiteCloud::with(&"north".parse().unwrap(), client));
-    let entry = json!({ "cinder": { "path": folder.join("volumes"), "select": select } });
+    entry["path"] = json!(folder.join("volumes"));
+    let entry = json!({ "cinder": entry });
     farsite_sources::source(&serde_json::from_value(entry).unwrap(), &cloud).unwrap()
 }
 
@@ -132,6 +138,32 @@ async fn a_capture_knows_what_its_volume_was_made_from() {
     std::fs::remove_file(folder.path().join(format!("volumes/volume-{A}"))).unwrap();
     let image = Some(ItemId::new(ItemKind::Glance, "image-1"));
     assert_eq!(ancestor(format!("volume-{MOVED}")).await, None.or(image), "the volume between them is gone");
+}
+
+#[tokio::test]
+async fn a_capture_knows_whether_cinder_encrypts_its_volume_and_which_items_hold_the_keys() {
+    let (folder, fake) = site().await;
+    let keys = json!(["mariadb/main", "files/barbican"]);
+    let with_keys = source_of(folder.path(), &fake, json!({ "encryption-keys": keys }));
+    let without = source_of(folder.path(), &fake, json!({}));
+    let context = context(folder.path());
+    let details = async |source: &dyn Source, name: &str| {
+        let mut details =
+            source.capture(&ItemId::new(ItemKind::Cinder, name), &context).await.unwrap().details;
+        ["encrypted", "encryption-keys"].map(|key| details.remove(key))
+    };
+    fake.change(|content| content.volumes[0]["encrypted"] = json!(true));
+    let volume = format!("volume-{A}");
+    assert_eq!(details(&*with_keys, &volume).await, [Some("cinder".to_owned()), Some(keys.to_string())]);
+    assert_eq!(details(&*without, &volume).await, [Some("cinder".to_owned()), None]);
+    // What begins like an encrypted volume is one where the cloud does not tell; where it does, its guest did it.
+    let luks =
+        |name: &str| std::fs::write(folder.path().join("volumes").join(name), b"LUKS\xba\xbe\0\x02").unwrap();
+    luks("volume-stray");
+    assert_eq!(details(&*without, "volume-stray").await, [Some("luks".to_owned()), None]);
+    let moved = format!("volume-{MOVED}");
+    luks(&moved);
+    assert_eq!(details(&*without, &moved).await, [None, None]);
 }
 
 fn context(folder: &Path) -> CaptureContext {

@@ -139,7 +139,7 @@ item!(
         select: Option<Box<Select>>,
         /// Items of this policy that hold the keys of encrypted volumes, such as `mariadb/main` with Barbican's database and
         /// `files/barbican` with the key that opens that, or the file with Cinder's `fixed_key`. `farsite coverage` counts an
-        /// encrypted volume as unprotected without it.
+        /// encrypted volume as unprotected without it; a dry run and a drill fail where the point lacks these items.
         #[serde(default, deserialize_with = "crate::env::deserialize", skip_serializing_if = "Vec::is_empty")]
         encryption_keys: Vec<String>,
     }

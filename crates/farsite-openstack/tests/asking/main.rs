@@ -10,7 +10,7 @@ use fake::{Fake, Fault, PASSWORD, PROJECT, image, volume};
 use farsite_model::config::Site;
 use farsite_model::policy::Select;
 use farsite_openstack::records::{Image, Volume};
-use farsite_openstack::{AskError, Client, Clouds, Limits, MadeFrom, SiteCloud, Wanted};
+use farsite_openstack::{AskError, Client, Clouds, Limits, MadeFrom, SiteCloud, Told, Wanted};
 use serde_json::json;
 
 const QUICK: Limits = Limits {
@@ -263,15 +263,28 @@ async fn what_a_volume_was_made_from_is_asked_once_and_then_for_what_is_new() {
     let cloud = SiteCloud::with(&"north".parse().unwrap(), client);
     let of = |id: &str| MadeFrom::Volume(id.to_owned());
     let image = MadeFrom::Image("i".to_owned());
-    assert_eq!(cloud.made_from("c").await, [of("b"), of("a"), image.clone()]);
-    assert_eq!(cloud.made_from("b").await, [of("a"), image]);
+    assert_eq!(cloud.told_of("c").await.made_from, [of("b"), of("a"), image.clone()]);
+    assert_eq!(cloud.told_of("b").await.made_from, [of("a"), image]);
     let listings = format!("GET /volume/v3/{PROJECT}/volumes/detail");
     assert_eq!(fake.asked(&listings), 1);
-    assert_eq!(cloud.made_from("unknown").await, []);
+    assert_eq!(cloud.told_of("unknown").await, Told::default());
     assert_eq!(fake.asked(&listings), 1, "a minute has not passed");
     // A site without a cloud tells nothing, and nobody waits for it.
     let nowhere = SiteCloud::new(&"south".parse().unwrap(), Site::default(), QUICK);
-    assert_eq!(nowhere.made_from("c").await, []);
+    assert_eq!(nowhere.told_of("c").await, Told::default());
+}
+
+#[tokio::test]
+async fn whether_a_volume_is_encrypted_is_told_or_not_known_and_never_guessed() {
+    let fake = Fake::start().await;
+    fake.change(|content| {
+        content.volumes = vec![volume("a", json!({ "encrypted": true })), volume("b", json!({}))];
+    });
+    let (_folder, client) = client(&fake);
+    let cloud = SiteCloud::with(&"north".parse().unwrap(), client);
+    for (id, expected) in [("a", Some(true)), ("b", Some(false)), ("unknown", None)] {
+        assert_eq!(cloud.told_of(id).await.is_encrypted, expected, "{id}");
+    }
 }
 
 #[tokio::test]

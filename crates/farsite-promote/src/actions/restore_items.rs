@@ -23,8 +23,8 @@ use super::pool_items::{self, Connections};
 use super::restore_database::undone;
 use super::{Held, RESTORE_LIMIT, no_parameters};
 use crate::aside::{Stamps, beside, exists, in_folder, remove, root_of};
-use crate::compare;
 use crate::group_run::{GroupRun, failed, guard};
+use crate::{compare, encrypted};
 
 /// Items under way at once; each has its own fetches in flight.
 const AT_ONCE: usize = 2;
@@ -284,6 +284,12 @@ impl Action for RestoreItems {
             .collect();
         if !devices.is_empty() {
             outcome = outcome.with("overwritten", devices.join(", "));
+        }
+        if self.kinds.contains(&ItemKind::Cinder) {
+            // A failover goes on: all else is worth having, and keys may be found.
+            for (n, why) in encrypted::look(&run.manifest).problems.into_iter().enumerate() {
+                outcome = outcome.with(&format!("without-keys-{}", n + 1), why);
+            }
         }
         let aside: usize = lists
             .lock()

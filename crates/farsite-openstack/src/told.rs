@@ -1,5 +1,5 @@
-//! What volumes were made from: image → volume → snapshot → clone, as Cinder tells. It is asked when a volume comes up that is
-//! not known, and then for what changed since the last look: what a volume was made from never changes.
+//! What Cinder tells of volumes beside their data: what they were made from (image → volume → snapshot → clone), which never
+//! changes, and whether it encrypts them, which a retype changes. It is asked for what changed since the last look.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -12,8 +12,10 @@ use crate::{AskError, Client, Wanted};
 
 /// Clocks of several controllers differ, and an update is stamped before it can be seen.
 const LATE: SignedDuration = SignedDuration::from_mins(5);
-/// A volume that is not told of is not asked for at once again.
+/// What was told counts so long, and a volume that was not told of is not asked for again before.
 const PAUSE: Duration = Duration::from_mins(1);
+/// The same where Cinder cannot tell what changed, and lists everything.
+const LONG_PAUSE: Duration = Duration::from_hours(1);
 /// What is gone is forgotten when everything is read anew.
 const ANEW: Duration = Duration::from_hours(24);
 /// A chain of clones that is longer than this is cut: the nearest ones are worth most.
@@ -28,9 +30,18 @@ pub enum MadeFrom {
     Image(String),
 }
 
+/// What a cloud tells of a volume.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Told {
+    /// The nearest first.
+    pub made_from: Vec<MadeFrom>,
+    /// Cinder encrypts it; none where that is not known.
+    pub is_encrypted: Option<bool>,
+}
+
 /// What is known of the volumes of a cloud.
 #[derive(Debug, Default)]
-pub(crate) struct Origins {
+pub(crate) struct Known {
     /// By the volume's id.
     volumes: BTreeMap<String, Origin>,
     /// Ids of volumes by what their files are named after, where that is another id.
@@ -38,6 +49,8 @@ pub(crate) struct Origins {
     /// Which volume a snapshot is of.
     snapshots: BTreeMap<String, String>,
     newest: Option<Timestamp>,
+    /// Cinder can be asked for what changed.
+    tells_updates: bool,
     looked: Option<Instant>,
     read_anew: Option<Instant>,
 }
@@ -48,38 +61,56 @@ struct Origin {
     source: Option<String>,
     snapshot: Option<String>,
     image: Option<String>,
+    is_encrypted: bool,
 }
 
-impl Origins {
-    /// What a volume was made from, the nearest first, given what its file is named after.
-    pub(crate) async fn of(&mut self, stored_as: &str, client: &Client) -> Result<Vec<MadeFrom>, AskError> {
-        let is_due = self.looked.is_none_or(|looked| looked.elapsed() >= PAUSE);
-        if self.origin(stored_as).is_none() && is_due {
+impl Known {
+    /// Of a volume, given what its file is named after.
+    pub(crate) async fn of(&mut self, stored_as: &str, client: &Client) -> Result<Told, AskError> {
+        let is_known = self.origin(stored_as).is_some();
+        let pause = if is_known && !self.tells_updates { LONG_PAUSE } else { PAUSE };
+        if self.looked.is_none_or(|looked| looked.elapsed() >= pause) {
             // Also when it fails: many volumes may wait for this answer.
             self.looked = Some(Instant::now());
-            self.look(client).await?;
+            match self.look(client).await {
+                Err(error) if is_known => {
+                    tracing::info!(
+                        "what changed of volumes is not known, and what was known counts: {error}"
+                    );
+                }
+                looked => looked?,
+            }
         }
-        Ok(self.chain(stored_as))
+        let is_encrypted = self.origin(stored_as).map(|origin| origin.is_encrypted);
+        Ok(Told { made_from: self.chain(stored_as), is_encrypted })
     }
 
     async fn look(&mut self, client: &Client) -> Result<(), AskError> {
         let is_old = self.read_anew.is_none_or(|read| read.elapsed() >= ANEW);
-        let since = self.newest.filter(|_| !is_old).map(|newest| newest - LATE);
-        if since.is_none() || !client.tells_updates().await? {
-            *self = Self { looked: self.looked, ..Self::default() };
+        let tells_updates = client.tells_updates().await?;
+        match self.newest {
+            Some(newest) if tells_updates && !is_old => self.read(client, Some(newest - LATE)).await,
+            _ => {
+                let mut anew = Self { looked: self.looked, tells_updates, ..Self::default() };
+                anew.read(client, None).await?;
+                anew.read_anew = Some(Instant::now());
+                *self = anew;
+                Ok(())
+            }
         }
+    }
+
+    async fn read(&mut self, client: &Client, since: Option<Timestamp>) -> Result<(), AskError> {
         let wanted = Wanted { updated_since: since, ..Wanted::default() };
         let mut pages = client.volumes(&wanted).await?;
         let mut of_unknown_snapshots = false;
         while let Some(page) = pages.next().await? {
             for volume in page {
-                let snapshot = volume.snapshot_id.as_ref();
+                let is_new = !self.volumes.contains_key(&volume.id);
+                let snapshot = volume.snapshot_id.as_ref().filter(|_| is_new);
                 of_unknown_snapshots |= snapshot.is_some_and(|id| !self.snapshots.contains_key(id));
                 self.add(volume);
             }
-        }
-        if since.is_none() {
-            self.read_anew = Some(Instant::now());
         }
         // Cinder cannot be asked for the snapshots of a time.
         if of_unknown_snapshots {
@@ -98,6 +129,7 @@ impl Origins {
             image: volume.image().map(str::to_owned),
             source: volume.source_volid,
             snapshot: volume.snapshot_id,
+            is_encrypted: volume.encrypted,
         };
         if origin.stored_as != volume.id {
             self.stored_as.insert(origin.stored_as.clone(), volume.id.clone());
@@ -142,25 +174,25 @@ mod tests {
 
     #[test]
     fn a_clone_of_a_snapshot_of_a_volume_of_an_image_is_made_from_all_three() {
-        let mut origins = Origins::default();
-        origins.add(volume("a", json!({ "volume_image_metadata": { "image_id": "i", "min_ram": "0" } })));
-        origins.add(volume("b", json!({ "snapshot_id": "s", "os-vol-mig-status-attr:name_id": "b-moved" })));
-        origins.add(volume("c", json!({ "source_volid": "b" })));
-        origins.snapshots.insert("s".to_owned(), "a".to_owned());
+        let mut known = Known::default();
+        known.add(volume("a", json!({ "volume_image_metadata": { "image_id": "i", "min_ram": "0" } })));
+        known.add(volume("b", json!({ "snapshot_id": "s", "os-vol-mig-status-attr:name_id": "b-moved" })));
+        known.add(volume("c", json!({ "source_volid": "b" })));
+        known.snapshots.insert("s".to_owned(), "a".to_owned());
         let of = |id: &str| MadeFrom::Volume(id.to_owned());
         let image = MadeFrom::Image("i".to_owned());
-        assert_eq!(origins.chain("c"), [of("b-moved"), of("a"), image.clone()]);
-        assert_eq!(origins.chain("b-moved"), [of("a"), image.clone()]);
-        assert_eq!(origins.chain("a"), [image]);
-        assert_eq!(origins.chain("unknown"), []);
+        assert_eq!(known.chain("c"), [of("b-moved"), of("a"), image.clone()]);
+        assert_eq!(known.chain("b-moved"), [of("a"), image.clone()]);
+        assert_eq!(known.chain("a"), [image]);
+        assert_eq!(known.chain("unknown"), []);
     }
 
     #[test]
     fn what_was_deleted_is_told_and_a_circle_ends() {
-        let mut origins = Origins::default();
-        origins.add(volume("d", json!({ "source_volid": "gone" })));
-        assert_eq!(origins.chain("d"), [MadeFrom::Volume("gone".to_owned())]);
-        origins.add(volume("e", json!({ "source_volid": "e" })));
-        assert_eq!(origins.chain("e").len(), LONGEST);
+        let mut known = Known::default();
+        known.add(volume("d", json!({ "source_volid": "gone" })));
+        assert_eq!(known.chain("d"), [MadeFrom::Volume("gone".to_owned())]);
+        known.add(volume("e", json!({ "source_volid": "e" })));
+        assert_eq!(known.chain("e").len(), LONGEST);
     }
 }
