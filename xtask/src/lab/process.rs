@@ -76,8 +76,8 @@ pub fn main_of(site: &Site, service: &str) -> Option<Process> {
     // After a restart of the machine another process can have the same number and start time. One that is just becoming
     // another program has no environment for a moment.
     let ours = |process: &Process| {
-        let environment = fs::read(format!("/proc/{}/environ", process.pid)).unwrap_or_default();
-        environment.is_empty() || mark_of(site, process.pid).is_some_and(|mark| mark == service)
+        let environment = environment_of(process.pid).unwrap_or_default();
+        environment.is_empty() || mark_in(site, process.pid, &environment).is_some_and(|mark| mark == service)
     };
     recorded.filter(ours).or_else(|| {
         // A database server that somebody else started on the site's data, as a promotion does.
@@ -102,11 +102,19 @@ pub fn pss_kib(site: &Site, service: &str) -> u64 {
     of_service(site, service).into_iter().map(Process::pss_kib).sum()
 }
 
+fn environment_of(pid: u32) -> Option<Vec<u8>> {
+    fs::read(format!("/proc/{pid}/environ")).ok()
+}
+
 /// The service that a process belongs to, if it is one of this site.
 fn mark_of(site: &Site, pid: u32) -> Option<String> {
+    mark_in(site, pid, &environment_of(pid)?)
+}
+
+/// The same by an environment that was read once: another look may find another program's, or none.
+fn mark_in(site: &Site, pid: u32, environment: &[u8]) -> Option<String> {
     let folder = site.folder();
-    let environment = fs::read(format!("/proc/{pid}/environ")).ok()?;
-    let environment = String::from_utf8_lossy(&environment);
+    let environment = String::from_utf8_lossy(environment);
     let value =
         |name: &str| environment.split('\0').find_map(|entry| entry.strip_prefix(name)?.strip_prefix('='));
     if let Some(marked) = value(SITE_MARK) {

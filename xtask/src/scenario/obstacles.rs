@@ -31,8 +31,8 @@ pub fn obstacles(root: &Path, options: &Options) -> Result<(), Failure> {
 }
 
 fn play(world: &World<'_>) -> Result<String, Failure> {
-    replicate(world)?;
     cloud(world)?;
+    encrypted(world)?;
     upgraded(world)?;
     let (code, said) =
         farsite(world, &[&LOST[..], &["--dry-run"]].concat(), &world.sites.north.lab().join("clouds.yaml"))?;
@@ -109,6 +109,37 @@ fn replicate(world: &World<'_>) -> Result<(), Failure> {
         return Err(Failure::new(format!("`farsite replicate` ended with {code:?}:\n{said}"), "see above"));
     }
     Ok(())
+}
+
+/// A volume that nobody could read is found until its key is in the point.
+fn encrypted(world: &World<'_>) -> Result<(), Failure> {
+    let clouds = world.sites.north.lab().join("clouds.yaml");
+    let script = world.python("encrypted.py", |script| {
+        script.env("OS_CLIENT_CONFIG_FILE", &clouds).env("OS_CLOUD", "north");
+    });
+    let (Some(0), id) = output(script, minutes(2), "")? else {
+        return Err(Failure::new("no encrypted volume could be made", "see above"));
+    };
+    let id = id.trim();
+    replicate(world)?;
+    let (_, coverage) = all_output(&world.sites.command("north", &["coverage"]), minutes(1), "")?;
+    let (code, said) = farsite(world, &[&LOST[..], &["--dry-run"]].concat(), &clouds)?;
+    let why = format!("nobody could read volume-{id}: encrypted by Cinder");
+    if code != Some(1) || !said.contains(&why) || !coverage.contains("it is encrypted with") {
+        return Err(Failure::new(
+            format!("an encrypted volume without its key is not found ({code:?}):\n{said}\n{coverage}"),
+            "with --keep everything is left to look at",
+        ));
+    }
+    world
+        .say(&format!("found: {}", said.lines().find(|line| line.contains(&why)).unwrap_or_default().trim()));
+    let policy = world.sites.policy_of("north");
+    let text = fs::read_to_string(&policy).map_err(|e| at(&policy, &e))?;
+    let conf = world.sites.north.etc().join("cinder/cinder.conf");
+    let keys = format!("  - files: {{ name: cinder, paths: [{}] }}\nretention:", conf.display());
+    let named = text.replace("  - cinder: { ", "  - cinder: { encryption-keys: [files/cinder], ");
+    fs::write(&policy, named.replace("retention:", &keys)).map_err(|e| at(&policy, &e))?;
+    replicate(world)
 }
 
 /// North is upgraded behind its base: the next point tells.

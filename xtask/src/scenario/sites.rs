@@ -53,6 +53,10 @@ impl Sites {
         self.folder.join("keys").join(site).join("farsite.yaml")
     }
 
+    pub fn policy_of(&self, whose: &str) -> PathBuf {
+        self.folder.join("keys").join(whose).join("policies/cloud.yaml")
+    }
+
     /// The program with the configuration of `north`, `south` or `operator`.
     pub fn command(&self, whose: &str, words: &[&str]) -> Command {
         let mut command = Command::new(&self.farsite);
@@ -136,9 +140,8 @@ retention: {{ last: 24 }}
         );
         // Where the operator is, targets and level are read when north is gone.
         ["north", "operator"].iter().try_for_each(|whose| {
-            let policies = self.folder.join("keys").join(whose).join("policies");
-            fs::create_dir_all(&policies)?;
-            fs::write(policies.join("cloud.yaml"), &text)
+            fs::create_dir_all(self.folder.join("keys").join(whose).join("policies"))?;
+            fs::write(self.policy_of(whose), &text)
         })
     }
 
