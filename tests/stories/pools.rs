@@ -119,6 +119,17 @@ async fn heavy_volumes_are_hydrated_in_a_pool_promoted_by_a_rename_and_given_bac
     ceph.run("rbd", &["snap", "protect", &format!("images/{IMAGE}@snap")]);
 
     cloud.replicate();
+    // What the pool has no room for is found before.
+    let dry_run = [&FAILOVER[..], &["--dry-run"]].concat();
+    ceph.run("ceph", &["osd", "pool", "set-quota", "south", "max_bytes", "1048576"]);
+    let foreseen = cloud.sites.farsite("south", &dry_run);
+    let why = "at the pool south 1MiB are free, and 9MiB of data come there";
+    assert_eq!(foreseen.status.code(), Some(1), "{}", said(&foreseen));
+    assert!(said(&foreseen).contains(why), "{}", said(&foreseen));
+    ceph.run("ceph", &["osd", "pool", "set-quota", "south", "max_bytes", "0"]);
+    let foreseen = cloud.sites.farsite("south", &dry_run);
+    assert_eq!(foreseen.status.code(), Some(0), "{}", said(&foreseen));
+
     assert_eq!(cloud.hydrate(), ("anew".to_owned(), 9 * MIB));
     assert_eq!(ceph.names(&["ls", "south"]), [".farsite-hydrated.volume-a"]);
     cloud.assert_hydrated();

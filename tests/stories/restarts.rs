@@ -34,6 +34,9 @@ fn restart_again_and_again(sites: &TwoSites, write: impl Fn(u64), ours: impl Fn(
         most = most.max(ours().len());
     }
     println!("{RESTARTS} restarts, at most {most} left over between two of them");
+    // Of each of the two items what the run under way made, what the one before left, and what a killed run's point was to
+    // stand on.
+    assert!(most <= 6, "{most} heaped up");
     sites.edit("north/policies/cloud.yaml", |text| text.replace(SLOW, ""));
     let output = sites.farsite("north", &["replicate", "--json"]);
     assert!(matches!(output.status.code(), Some(0 | 3)), "{}", said(&output));

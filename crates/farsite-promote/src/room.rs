@@ -1,9 +1,9 @@
-//! Whether what a point holds fits where it is to be restored: by file system, because places share them. What must hold: what is
+//! Whether what a point holds fits where it is to be restored: by file system, because places share them, and by pool. What must hold: what is
 //! surely too much is a problem; what depends on holes that could not be counted in time is a note.
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use farsite_model::ItemKind;
@@ -24,21 +24,30 @@ const NODES_BYTES: u64 = 16 << 20;
 /// The store's own file system needs this for the journal of a promotion and its entries.
 const JOURNAL_BYTES: u64 = 32 << 20;
 
-/// One file system, and what is to come to it.
-struct Share<'r> {
-    /// A folder of it that is there now.
-    at: PathBuf,
-    free_bytes: u64,
-    coming: Vec<Coming<'r>>,
+/// A file system or a pool, and what is to come to it.
+pub(crate) struct Room<'r> {
+    /// In words.
+    pub(crate) at: String,
+    pub(crate) free_bytes: u64,
+    pub(crate) coming: Coming<'r>,
+}
+
+/// What is to be written to one place.
+#[derive(Default)]
+pub(crate) struct Coming<'r> {
+    items: Vec<(&'r ManifestItem, u64)>,
     /// Of those whose place holds something of their size: it may be the very same, and then stays.
     standing_bytes: u64,
 }
 
-/// One item that is to be written.
-struct Coming<'r> {
-    item: &'r ManifestItem,
-    /// A hydrated copy of another version has so much: the restore takes it and writes what differs.
-    copied_bytes: u64,
+impl<'r> Coming<'r> {
+    /// A hydrated copy of another version has `copied_bytes`: the restore takes it and writes what differs.
+    pub(crate) fn add(&mut self, item: &'r ManifestItem, copied_bytes: u64) {
+        self.items.push((item, copied_bytes));
+    }
+    pub(crate) fn may_stand(&mut self, item: &ManifestItem) {
+        self.standing_bytes += item.data.size_bytes;
+    }
 }
 
 /// The nearest folder that is there.
@@ -59,7 +68,7 @@ fn allocated_bytes(path: &Path) -> u64 {
 /// Looks at every place that is a file or a folder.
 pub(crate) async fn look(run: &GroupRun) -> Findings {
     let mut findings = Findings::default();
-    let mut shares: BTreeMap<u64, Share<'_>> = BTreeMap::new();
+    let mut rooms: BTreeMap<u64, Room<'_>> = BTreeMap::new();
     for item in &run.manifest.items {
         let Ok(Spot::File(place)) = run.targets.item(&run.manifest, item) else { continue };
         let is_image = matches!(item.kind, ItemKind::Glance | ItemKind::Cinder | ItemKind::Volume);
@@ -78,65 +87,71 @@ pub(crate) async fn look(run: &GroupRun) -> Findings {
             findings.notes.push(format!("how much is free at {} is not known", at.display()));
             continue;
         };
-        let share = shares.entry(metadata.dev()).or_insert_with(|| Share {
-            at: at.to_owned(),
+        let room = rooms.entry(metadata.dev()).or_insert_with(|| Room {
+            at: at.display().to_string(),
             free_bytes,
-            coming: Vec::new(),
-            standing_bytes: 0,
+            coming: Coming::default(),
         });
         if is_image && std::fs::metadata(&place).is_ok_and(|there| there.len() == item.data.size_bytes) {
-            share.standing_bytes += item.data.size_bytes;
+            room.coming.may_stand(item);
         } else {
-            let copied_bytes = if version.is_some() { allocated_bytes(copy.path()) } else { 0 };
-            share.coming.push(Coming { item, copied_bytes });
+            room.coming.add(item, if version.is_some() { allocated_bytes(copy.path()) } else { 0 });
         }
     }
     let until = Instant::now() + COUNT_LIMIT;
-    for share in shares.into_values() {
-        of(run, share, until, &mut findings).await;
+    for room in rooms.into_values() {
+        room.look(run, until, &mut findings).await;
     }
     findings
 }
 
-async fn of(run: &GroupRun, share: Share<'_>, until: Instant, findings: &mut Findings) {
-    let whole: u64 =
-        share.coming.iter().map(|coming| coming.item.data.size_bytes).sum::<u64>() + share.standing_bytes;
-    if whole <= share.free_bytes {
-        return;
+impl Room<'_> {
+    /// The same for one of them.
+    pub(crate) async fn findings(self, run: &GroupRun) -> Findings {
+        let mut findings = Findings::default();
+        self.look(run, Instant::now() + COUNT_LIMIT, &mut findings).await;
+        findings
     }
-    let (at, free) = (share.at.display(), ByteSize(share.free_bytes));
-    // What counts is the data; from the smallest on, so that as much as can be is counted in time.
-    let mut coming = share.coming;
-    coming.sort_by_key(|coming| coming.item.data.size_bytes);
-    let (mut sure, mut uncounted, mut standing) = (0, 0, share.standing_bytes);
-    for Coming { item, copied_bytes } in coming {
-        let counted = tokio::time::timeout_at(until, data_bytes(run, item)).await;
-        let (kind, whole) = match counted.ok().and_then(Result::ok) {
-            Some(bytes) => (&mut sure, bytes),
-            None => (&mut uncounted, item.data.size_bytes),
-        };
-        *kind += whole.saturating_sub(copied_bytes);
-        standing += copied_bytes.min(whole);
-    }
-    if sure > share.free_bytes {
-        findings.problems.push(format!(
-            "at {at} {free} are free, and {} of data come there{}: the restore would fill it and stop\n  hint: make room there, or give the group's places another file system; what stands in the places now is kept beside them and frees nothing",
-            ByteSize(sure),
-            if uncounted > 0 { " at least" } else { "" },
-        ));
-        return;
-    }
-    if uncounted > 0 {
-        findings.notes.push(format!(
-            "at {at} {free} are free, which is enough only if {} of what comes there are mostly holes: they could not be counted in time",
-            ByteSize(uncounted)
-        ));
-    }
-    if standing > 0 && sure + standing > share.free_bytes {
-        findings.notes.push(format!(
-            "at {at} {free} are free, which is enough only if most of what stands there with the right size, or is hydrated to an older point ({}), is what the point holds: what differs is written",
-            ByteSize(standing)
-        ));
+
+    async fn look(self, run: &GroupRun, until: Instant, findings: &mut Findings) {
+        let Self { at, free_bytes, coming: Coming { mut items, standing_bytes } } = self;
+        let whole: u64 = items.iter().map(|(item, _)| item.data.size_bytes).sum::<u64>() + standing_bytes;
+        if whole <= free_bytes {
+            return;
+        }
+        let free = ByteSize(free_bytes);
+        // What counts is the data; from the smallest on, so that as much as can be is counted in time.
+        items.sort_by_key(|(item, _)| item.data.size_bytes);
+        let (mut sure, mut uncounted, mut standing) = (0, 0, standing_bytes);
+        for (item, copied_bytes) in items {
+            let counted = tokio::time::timeout_at(until, data_bytes(run, item)).await;
+            let (kind, whole) = match counted.ok().and_then(Result::ok) {
+                Some(bytes) => (&mut sure, bytes),
+                None => (&mut uncounted, item.data.size_bytes),
+            };
+            *kind += whole.saturating_sub(copied_bytes);
+            standing += copied_bytes.min(whole);
+        }
+        if sure > free_bytes {
+            findings.problems.push(format!(
+                "at {at} {free} are free, and {} of data come there{}: the restore would fill it and stop\n  hint: make room there, or give the group's places another one; what stands in the places now is kept beside them and frees nothing",
+                ByteSize(sure),
+                if uncounted > 0 { " at least" } else { "" },
+            ));
+            return;
+        }
+        if uncounted > 0 {
+            findings.notes.push(format!(
+                "at {at} {free} are free, which is enough only if {} of what comes there are mostly holes: they could not be counted in time",
+                ByteSize(uncounted)
+            ));
+        }
+        if standing > 0 && sure + standing > free_bytes {
+            findings.notes.push(format!(
+                "at {at} {free} are free, which is enough only if most of what stands there with the right size, or is hydrated to an older point ({}), is what the point holds: what differs is written",
+                ByteSize(standing)
+            ));
+        }
     }
 }
 

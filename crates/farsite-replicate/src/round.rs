@@ -12,13 +12,13 @@ use std::time::{Duration, Instant};
 
 use farsite_model::policy::{Item, Policy};
 use farsite_model::{ItemId, SiteName};
-use farsite_sources::{Capture, CaptureContext, Source};
+use farsite_sources::{Capture, CaptureContext, Needed, Source};
 use farsite_store::ingest::Press;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::{AbortHandle, JoinSet};
 
 use crate::databases;
-use crate::group::Group;
+use crate::group::{Group, Home};
 use crate::hosts::Hosts;
 use crate::lent::{Lent, Terms};
 use crate::member::{Begin, Order, Step};
@@ -234,6 +234,7 @@ impl Round {
         self.hosts.begin().await;
         kept::bound(&self.policy, &leader.home(), &self.hosts, leader.clock.clone(), &leader.record).await;
         let scratch = leader.folder.join("scratch");
+        let was_killed = scratch.exists();
         if let Err(error) = fresh_folder(&scratch) {
             return self.fail(&error.to_string());
         }
@@ -245,10 +246,31 @@ impl Round {
             kept: leader.home().kept(),
             owner: leader.home().owner(),
         };
+        if was_killed {
+            self.tidy(&leader.home(), &context).await;
+        }
         let positions = self.items(&leader, &context).await;
         let _ = std::fs::remove_dir_all(&scratch);
         if let Some(positions) = positions {
             self.step(Step::Commit(Arc::new(positions))).await;
+        }
+    }
+
+    /// An agent that is killed again and again would heap up what it holds at the source, until one of its runs ends.
+    async fn tidy(&self, home: &Home, context: &CaptureContext) {
+        let needed: Needed = {
+            let home = home.clone();
+            Arc::new(move |item: &ItemId| home.needed_versions(item))
+        };
+        let _held = match tokio::task::block_in_place(|| home.hold_versions()) {
+            Ok(held) => held,
+            Err(error) => return tracing::warn!("what a killed run left stays until this one ends: {error}"),
+        };
+        for item in &self.policy.items {
+            let Ok(source) = self.hosts.source(item).await else { continue };
+            if let Err(error) = source.tidy(needed.clone(), context).await {
+                tracing::warn!(item = %item.id(), "what a killed run left stays until this one ends: {error}");
+            }
         }
     }
 

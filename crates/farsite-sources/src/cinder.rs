@@ -15,7 +15,7 @@ use farsite_model::{CaptureTime, ItemId, ItemKind};
 use farsite_openstack::SiteCloud;
 
 use crate::volume::{self, blocking};
-use crate::{Capture, CaptureContext, CheckLine, KeptSpace, Source, SourceError};
+use crate::{Capture, CaptureContext, CheckLine, KeptSpace, Needed, Source, SourceError};
 use crate::{kept, qcow2, rbd, share};
 use chosen::{Chooser, Chosen};
 use told::Facts;
@@ -303,6 +303,13 @@ impl Source for Cinder {
             }
             Ok(Place::Pool(pool)) => rbd::forget(pool, name, context, &self.cloud).await,
             Err(_) => {}
+        }
+    }
+
+    async fn tidy(&self, needed: Needed, context: &CaptureContext) -> Result<(), SourceError> {
+        match &self.rbd {
+            Some(pool) => rbd::tidy(pool, needed, context).await,
+            None => Ok(()),
         }
     }
 }

@@ -2,7 +2,7 @@
 //! their environment, so that nothing of a site is ever left behind, whatever was killed before.
 
 use std::fs;
-use std::io;
+use std::io::{self, Read as _};
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -16,6 +16,8 @@ const SITE_MARK: &str = "FARSITE_LAB_SITE";
 const SERVICE_MARK: &str = "FARSITE_LAB_SERVICE";
 /// `sysconf(_SC_CLK_TCK)`, which is 100 for user space on every Linux that has /proc (proc_pid_stat(5)).
 const TICKS_PER_SECOND: u64 = 100;
+/// More than any of ours has.
+const ENVIRONMENT_BYTES: usize = 256 << 10;
 
 /// One process for certain: its number alone is given away again when it has ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -102,8 +104,12 @@ pub fn pss_kib(site: &Site, service: &str) -> u64 {
     of_service(site, service).into_iter().map(Process::pss_kib).sum()
 }
 
+/// In one read: of a process that becomes another program between two, the rest could not be read any more.
 fn environment_of(pid: u32) -> Option<Vec<u8>> {
-    fs::read(format!("/proc/{pid}/environ")).ok()
+    let mut environment = vec![0; ENVIRONMENT_BYTES];
+    let read = fs::File::open(format!("/proc/{pid}/environ")).ok()?.read(&mut environment).ok()?;
+    environment.truncate(read);
+    Some(environment)
 }
 
 /// The service that a process belongs to, if it is one of this site.

@@ -16,6 +16,7 @@ use tokio::sync::Mutex;
 use crate::aside::root_of;
 use crate::compare;
 use crate::group_run::{GroupRun, failed, guard};
+use crate::room::{Coming, Room};
 
 /// How long a dry run waits for one answer of a pool.
 const LOOK_LIMIT: Duration = Duration::from_secs(20);
@@ -104,19 +105,41 @@ pub(super) async fn opened(image: &ImageName) -> Result<Arc<dyn ReadAt>, String>
     Ok(Arc::new(opened.map_err(|error| error.to_string())?))
 }
 
-/// What stands in a pool now: images with the names of these items, and hydrated copies that are just what the point holds.
-pub(super) async fn standing(rbd: &Rbd, items: &[&ManifestItem]) -> Result<(u64, u64), String> {
+/// What is in a pool before anything is restored to it.
+pub(super) struct Standing<'i> {
+    /// Images with the names of the items.
+    pub(super) standing: u64,
+    /// Hydrated copies that are just what the point holds.
+    pub(super) hydrated: u64,
+    pub(super) room: Result<Option<Room<'i>>, String>,
+}
+
+pub(super) async fn standing<'i>(rbd: &Rbd, items: &[&'i ManifestItem]) -> Result<Standing<'i>, String> {
     let writer = Writer::start_within(rbd, LOOK_LIMIT).await.map_err(|error| error.to_string())?;
     let counted = tokio::task::block_in_place(|| {
         let names = writer.names()?;
         let (mut standing, mut hydrated) = (0, 0);
+        let mut coming = Coming::default();
         for item in items {
-            standing += u64::from(names.iter().any(|name| name == item.id.name()));
+            let is_there = names.iter().any(|name| name == item.id.name());
+            standing += u64::from(is_there);
             let found = writer.look(&pool::hydrated_name(item.id.name()))?;
-            let mark = found.and_then(|found| pool::Mark::of(&found));
-            hydrated += u64::from(mark.is_some_and(|mark| mark.says_it_holds(&item.data)));
+            let mark = found.as_ref().and_then(pool::Mark::of);
+            if mark.is_some_and(|mark| mark.says_it_holds(&item.data)) {
+                hydrated += 1;
+            } else if is_there
+                && writer.look(item.id.name())?.is_some_and(|f| f.size_bytes == item.data.size_bytes)
+            {
+                coming.may_stand(item);
+            } else {
+                // How much of it a copy of an older point has, no answer tells.
+                coming.add(item, if found.is_some() { u64::MAX } else { 0 });
+            }
         }
-        Ok::<_, std::io::Error>((standing, hydrated))
+        let room = writer.room().map_err(|error| error.to_string());
+        let at = writer.to_string();
+        let room = room.map(|free| free.map(|free_bytes| Room { at, free_bytes, coming }));
+        Ok::<_, std::io::Error>(Standing { standing, hydrated, room })
     });
     counted.map_err(|error| error.to_string())
 }

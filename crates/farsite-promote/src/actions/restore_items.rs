@@ -342,6 +342,7 @@ impl Action for RestoreItems {
     async fn dry_run(&self, _: &ActionContext, _: &Value) -> Result<Foreseen, ActionError> {
         let run = self.held.run()?;
         let (mut items, mut bytes, mut standing, mut hydrated) = (0u64, 0u64, 0u64, 0u64);
+        let mut notes = Vec::new();
         for item in run.items(self.kinds) {
             items += 1;
             bytes += item.data.size_bytes;
@@ -358,14 +359,26 @@ impl Action for RestoreItems {
                 continue;
             }
             let wanted: Vec<&ManifestItem> = run.items(self.kinds).filter(|item| item.kind == kind).collect();
-            let (there, ready) = pool_items::standing(rbd, &wanted).await.map_err(ActionError::Failed)?;
-            standing += there;
-            hydrated += ready;
+            let found = pool_items::standing(rbd, &wanted).await.map_err(ActionError::Failed)?;
+            standing += found.standing;
+            hydrated += found.hydrated;
+            match found.room {
+                Ok(Some(room)) => {
+                    let found = room.findings(run).await;
+                    if !found.problems.is_empty() {
+                        return Err(ActionError::Failed(found.problems.join("\n")));
+                    }
+                    notes.extend(found.notes);
+                }
+                Ok(None) => {}
+                Err(why) => notes.push(format!("how much is free is not known: {why}")),
+            }
         }
         let hydrated = match hydrated {
             0 => String::new(),
             some => format!("; {some} are hydrated to this very point"),
         };
-        Ok(format!("{items} items, {bytes} bytes; {standing} places hold something now{hydrated}").into())
+        let says = format!("{items} items, {bytes} bytes; {standing} places hold something now{hydrated}");
+        Ok(Foreseen { says, notes })
     }
 }

@@ -3,7 +3,7 @@
 //! next point is committed, to be compared with and to make patches against.
 //!
 //! What must hold: a snapshot carries the owner's name, and only such are removed; one that a killed run left behind is
-//! removed by the next run that comes to its end.
+//! removed when the next begins.
 
 mod child;
 mod image;
@@ -26,7 +26,7 @@ use farsite_openstack::SiteCloud;
 
 use crate::claim::{Claim, claimed};
 use crate::volume::blocking;
-use crate::{Capture, CaptureContext, Content, KeptSpace, SourceError, random};
+use crate::{Capture, CaptureContext, Content, KeptSpace, Needed, SourceError, random};
 use image::{Image, Pool, Used};
 pub(crate) use instant::{Ready, prepare};
 use snapshots::Snapshots;
@@ -181,6 +181,21 @@ pub(crate) async fn forget(rbd: &Rbd, name: &str, context: &CaptureContext, clou
     if let Err(error) = done {
         tracing::warn!("{error}");
     }
+}
+
+/// Our snapshots of all images go that nobody needs: those of a killed run.
+pub(crate) async fn tidy(rbd: &Rbd, needed: Needed, context: &CaptureContext) -> Result<(), SourceError> {
+    let images = images(rbd).await?;
+    let (pool, prefix, claims) = (pool(rbd), prefix(context), claims(context));
+    blocking(move || {
+        let has_ours = |image: &PoolImage| image.snapshots.iter().any(|name| name.starts_with(&prefix));
+        for (name, _) in images.into_iter().filter(|(_, image)| has_ours(image)) {
+            let needed = needed(&ItemId::new(ItemKind::Cinder, &name));
+            remove_others(&Image { pool: pool.clone(), name }, &prefix, &needed, &claims)?;
+        }
+        Ok(())
+    })
+    .await
 }
 
 /// How the snapshots of one group at one host begin: all others are somebody else's.

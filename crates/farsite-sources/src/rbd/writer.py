@@ -220,6 +220,24 @@ def let_go(id_, prefix, remove):
         images.trash_remove(ioctx, id_)
 
 
+def told(command):
+    code, text, why = cluster.mon_command(json.dumps({**command, "format": "json"}), b"")
+    if code:
+        raise Exception("%s: %s" % (command["prefix"], why or code))
+    return json.loads(text)
+
+
+def room():
+    """Bytes that the pool still takes: by its quota, and by its OSDs, where a manager tells of them; None where neither is known."""
+    stats = [p["stats"] for p in told({"prefix": "df"})["pools"] if p["name"] == pool]
+    pools = told({"prefix": "osd pool ls", "detail": "detail"})
+    quota = next(p["quota_max_bytes"] for p in pools if p["pool_name"] == pool)
+    rooms = [s["max_avail"] for s in stats]
+    if quota:
+        rooms.append(max(0, quota - sum(s["stored"] for s in stats)))
+    return min(rooms, default=None)
+
+
 opened = {}
 
 
@@ -269,6 +287,7 @@ requests = {
     "open-all": lambda r: open_all(r["names"]),
     "snapshot-all": lambda r: snapshot_all(r["snapshot"]),
     "fsid": lambda r: cluster.get_fsid(),
+    "room": lambda r: room(),
     "names": lambda r: images.list(ioctx),
     "look": lambda r: look(r["name"]),
     "create": lambda r: create(r["name"], r["size"]),

@@ -140,6 +140,11 @@ impl Writer {
         self.ask("listing the images", &json!({"do": "names"}))
     }
 
+    /// What may still be written, in bytes, by the pool's quota and by what its OSDs have free. `None`: neither is known.
+    pub fn room(&self) -> io::Result<Option<u64>> {
+        self.ask("asking what is free", &json!({"do": "room"}))
+    }
+
     /// The cluster's own name.
     pub fn fsid(&self) -> io::Result<String> {
         self.ask("asking for the cluster's name", &json!({"do": "fsid"}))
@@ -227,6 +232,13 @@ impl Writer {
         let request = json!({"do": "open", "name": name, "write": false, "seconds": 0, "fence": false});
         let size_bytes = self.ask(&format!("opening {name}"), &request)?;
         Ok(OpenImage::new(self.clone(), name, size_bytes))
+    }
+}
+
+/// Its pool.
+impl fmt::Display for Writer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.shown)
     }
 }
 
