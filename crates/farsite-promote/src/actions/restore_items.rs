@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -24,7 +25,7 @@ use super::restore_database::undone;
 use super::{Held, RESTORE_LIMIT, no_parameters};
 use crate::aside::{Stamps, beside, exists, in_folder, remove, root_of};
 use crate::group_run::{GroupRun, failed, guard};
-use crate::{compare, encrypted};
+use crate::{compare, encrypted, owner};
 
 /// Items under way at once; each has its own fetches in flight.
 const AT_ONCE: usize = 2;
@@ -122,6 +123,7 @@ impl RestoreItems {
         context: &ActionContext,
         lists: &Lists,
         connections: &Connections,
+        kept: &AtomicUsize,
         item: &ManifestItem,
     ) -> Result<Came, ActionError> {
         let place = match run.spot(item)? {
@@ -185,6 +187,12 @@ impl RestoreItems {
             .await
             .map_err(|e| failed(context, format!("{id}: {e}")))?;
         context.lease.check()?;
+        if item.directory.is_none() && !is_device(&place) {
+            let given = owner::hand_over(item, &place).map_err(|e| failed(context, format!("{id}: {e}")))?;
+            if !given {
+                kept.fetch_add(1, Ordering::Relaxed);
+            }
+        }
         if !is_device(&place) {
             self.with_list(run, context, lists, item, |list| {
                 let is_proved = known.is_some();
@@ -250,9 +258,11 @@ impl Action for RestoreItems {
         let run: Arc<GroupRun> = self.held.run()?.clone();
         let run = &*run;
         let (lists, connections) = (Lists::default(), Connections::default());
+        // Files that could not be given to whom their folder is of.
+        let kept = AtomicUsize::new(0);
         let mut work = Vec::new();
         for item in run.items(self.kinds) {
-            let one = self.one(run, context, &lists, &connections, item);
+            let one = self.one(run, context, &lists, &connections, &kept, item);
             work.push(async move { one.await.map(|came| (item.data.size_bytes, came)) });
         }
         let came: Vec<(u64, Came)> = stream::iter(work).buffer_unordered(AT_ONCE).try_collect().await?;
@@ -276,6 +286,13 @@ impl Action for RestoreItems {
             detail = "the point holds none".into();
         }
         let mut outcome = Outcome::said(detail).with("items", came.len()).with("bytes", bytes);
+        let kept = kept.into_inner();
+        if kept > 0 {
+            let words = format!(
+                "{kept} files belong to this process's user, who may not give them to the owner of their folder: its service may not be able to read them"
+            );
+            outcome = outcome.with("not theirs", words);
+        }
         let devices: Vec<String> = run
             .items(self.kinds)
             .filter_map(|item| run.path(item).ok())

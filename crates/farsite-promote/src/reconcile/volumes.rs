@@ -359,11 +359,35 @@ impl Share {
             // The lowest file of a chain may be a raw disk: only an overlay's own name for it is believed.
             match header.and_then(|header| header.backing).filter(|_| name != base) {
                 Some(backing) => name = backing,
-                None => return Ok(chain),
+                None => {
+                    chain.broken = self.newer(&base, &chain)?;
+                    return Ok(chain);
+                }
             }
         }
         chain.broken = Some(format!("its chain has more than {CHAIN} files"));
         Ok(chain)
+    }
+
+    /// The record is of another moment than the files: it does not know the overlay that has the last of what was written.
+    fn newer(&self, base: &str, chain: &Chain) -> std::io::Result<Option<String>> {
+        if !chain.has_info {
+            return Ok(None);
+        }
+        let is_overlay = |name: &&String| name.strip_prefix(base).is_some_and(|rest| rest.starts_with('.'));
+        for name in self.files.keys().filter(is_overlay).filter(|name| !chain.files.contains(*name)) {
+            let path = self.folder.join(name);
+            let stands_on = qcow2::header(&path)?.and_then(|header| header.backing);
+            // One that is just being made holds nothing yet.
+            if let Some(below) = stands_on.filter(|below| chain.files.contains(below))
+                && qcow2::holds_data(&path)?
+            {
+                return Ok(Some(format!(
+                    "{name} stands on {below} and is not known to {base}.info: which of its files is the newest is not certain"
+                )));
+            }
+        }
+        Ok(None)
     }
 }
 
@@ -373,6 +397,7 @@ mod tests {
 
     const V: &str = "11111111-1111-1111-1111-111111111111";
     const S: &str = "22222222-2222-2222-2222-222222222222";
+    const T: &str = "33333333-3333-3333-3333-333333333333";
 
     fn volume(status: &str, format: Option<&str>) -> Volume {
         Volume {
@@ -459,6 +484,26 @@ mod tests {
             planned(&rows(volume("available", Some("qcow2")), &[(S, "available")]), &share(true, false));
         assert!(plan.statements.iter().any(|s| s.contains("volumes SET status = 'error'")), "{plan:?}");
         assert!(plan.lines.iter().any(|(_, line)| line.contains("not known")), "{plan:?}");
+    }
+
+    #[test]
+    fn an_overlay_that_a_record_of_another_moment_does_not_know_is_held_back_when_it_holds_data() {
+        let dir = share(true, true);
+        let (newest, below) = (format!("volume-{V}.{T}"), format!("volume-{V}.{S}"));
+        std::fs::write(dir.path().join(&newest), overlay(&below)).unwrap();
+        let rows = rows(volume("available", Some("qcow2")), &[(S, "available")]);
+        let plan = planned(&rows, &dir);
+        assert_eq!((plan.statements.len(), plan.lines.len()), (0, 0), "nothing was written to it: {plan:?}");
+
+        let mut written = overlay(&below);
+        // One cluster is referred to.
+        written[36..40].copy_from_slice(&1u32.to_be_bytes());
+        written[40..48].copy_from_slice(&256u64.to_be_bytes());
+        written.extend((1u64 << 63 | 0x5_0000).to_be_bytes());
+        std::fs::write(dir.path().join(&newest), written).unwrap();
+        let plan = planned(&rows, &dir);
+        assert!(plan.statements.iter().any(|s| s.contains("volumes SET status = 'error'")), "{plan:?}");
+        assert!(plan.lines.iter().any(|(_, line)| line.contains(&newest)), "{plan:?}");
     }
 
     #[test]
