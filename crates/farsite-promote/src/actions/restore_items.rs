@@ -17,6 +17,7 @@ use farsite_replicate::{pool, restore};
 use farsite_runbook::action::{Action, ActionContext, ActionError, Done, Foreseen, Outcome};
 use farsite_store::manifest::ManifestItem;
 use futures::stream::{self, StreamExt, TryStreamExt};
+use rustix::io::Errno;
 use serde_json::Value;
 use tokio::sync::Mutex;
 
@@ -48,6 +49,17 @@ enum Came {
 
 /// The lists of what was restored, by folder.
 type Lists = Mutex<BTreeMap<(PathBuf, ItemKind), Stamps>>;
+
+/// What to do where there is no room.
+fn full(why: &str) -> &'static str {
+    let is_full =
+        [Errno::NOSPC, Errno::DQUOT].iter().any(|e| why.contains(&format!("os error {}", e.raw_os_error())));
+    if is_full && !why.contains("hint:") {
+        "\n  hint: make room there, then `farsite failover --resume`: what is restored is gone on with, and what stood in the places before is kept beside them"
+    } else {
+        ""
+    }
+}
 
 fn is_device(path: &Path) -> bool {
     use std::os::unix::fs::FileTypeExt;
@@ -185,7 +197,7 @@ impl RestoreItems {
         let known = hydrated.clone().flatten();
         restore::item_from(&run.standby.reader, item, &place, known.as_ref(), &guard(context), &run.stats)
             .await
-            .map_err(|e| failed(context, format!("{id}: {e}")))?;
+            .map_err(|e| failed(context, format!("{id}: {e}{}", full(&e.to_string()))))?;
         context.lease.check()?;
         if item.directory.is_none() && !is_device(&place) {
             let given = owner::hand_over(item, &place).map_err(|e| failed(context, format!("{id}: {e}")))?;
