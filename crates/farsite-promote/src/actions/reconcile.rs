@@ -19,7 +19,7 @@ use crate::aside::Stamps;
 use crate::group_run::{GroupRun, failed};
 use crate::place::Storage;
 use crate::reconcile::volumes::{Here, Rows};
-use crate::reconcile::{Plan, files, images, volumes};
+use crate::reconcile::{Plan, backups, files, images, volumes};
 use crate::sql::{Database, Rewrite};
 
 pub(crate) struct Reconcile(pub(super) Held);
@@ -54,7 +54,7 @@ async fn of_images(run: &GroupRun, database: &Database) -> Result<Plan, String> 
     }
     let rows = images::Row::gather(database.query(images::QUESTION).await?);
     let Some(storage) = run.targets.glance.as_ref().filter(|_| !rows.is_empty()) else {
-        return Ok(Plan::default());
+        return Ok(images::plan_nowhere(&rows));
     };
     let here = match storage {
         Storage::Folder(folder) => images_in_folder(run, folder)?,
@@ -106,6 +106,17 @@ async fn images_in_pool(run: &GroupRun, rbd: &Rbd) -> Result<images::Here, Strin
     })
 }
 
+/// Whatever Cinder has besides volumes whose states nobody would end.
+async fn of_backups(database: &Database) -> Result<Plan, String> {
+    let mut plan = Plan::default();
+    for kind in &backups::KINDS {
+        if database.has_table("cinder", kind.table).await? {
+            plan.append(backups::plan(kind, &database.query(kind.question).await?));
+        }
+    }
+    Ok(plan)
+}
+
 async fn of_volumes(run: &GroupRun, database: &Database) -> Result<Plan, String> {
     if !database.has_table("cinder", "volumes").await?
         || !database.has_table("cinder", "alembic_version").await?
@@ -142,10 +153,12 @@ async fn of_volumes(run: &GroupRun, database: &Database) -> Result<Plan, String>
         Some(Storage::Pool(rbd)) => Here::Pool(rbd::images(rbd).await.map_err(|error| error.to_string())?),
         None => Here::Nowhere,
     };
-    tokio::task::spawn_blocking(move || volumes::plan(&rows, &here))
+    let mut plan = tokio::task::spawn_blocking(move || volumes::plan(&rows, &here))
         .await
         .map_err(|error| error.to_string())?
-        .map_err(|error| format!("looking at the volumes' files: {error}"))
+        .map_err(|error| format!("looking at the volumes' files: {error}"))?;
+    plan.append(of_backups(database).await?);
+    Ok(plan)
 }
 
 #[async_trait]
@@ -184,15 +197,12 @@ impl Action for Reconcile {
         if database.is_rewritten(&note(run, Vec::new())).await.map_err(fail)? {
             return Ok(Outcome::said("done already: the database holds its note"));
         }
-        let images = of_images(run, &database).await.map_err(fail)?;
-        let volumes = of_volumes(run, &database).await.map_err(fail)?;
-        let looked = images.looked + volumes.looked;
-        let mut statements = images.statements;
-        statements.extend(volumes.statements);
+        let mut plan = of_images(run, &database).await.map_err(fail)?;
+        plan.append(of_volumes(run, &database).await.map_err(fail)?);
+        let Plan { statements, lines, looked } = plan;
         context.lease.check()?;
         let (changes, note) = (statements.len(), note(run, statements));
         database.rewrite_once(&note).await.map_err(fail)?;
-        let lines: Vec<(String, String)> = images.lines.into_iter().chain(volumes.lines).collect();
         let detail = match lines.len() {
             0 => format!("{looked} rows agree with what is here"),
             found => {

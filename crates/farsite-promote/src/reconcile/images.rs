@@ -107,6 +107,31 @@ impl Here {
     }
 }
 
+/// Where the group has no place for images: what was under way ends all the same.
+pub(crate) fn plan_nowhere(rows: &[Row]) -> Plan {
+    let mut plan = Plan { looked: rows.len(), ..Plan::default() };
+    for row in rows.iter().filter(|row| is_id(&row.id)) {
+        end_upload(row, &mut plan);
+    }
+    plan
+}
+
+/// Its upload went down with the site: the user sees that it failed, and may delete it. Glance itself ends none when it starts.
+fn end_upload(row: &Row, plan: &mut Plan) -> bool {
+    let is_under_way = matches!(row.status.as_str(), "saving" | "importing" | "uploading");
+    if is_under_way {
+        plan.statements.push(set(row, "killed"));
+        let line = format!("its upload was under way ({}): marked killed", row.status);
+        plan.say(format!("image {}", row.id), line);
+    }
+    is_under_way
+}
+
+fn set(row: &Row, status: &str) -> String {
+    let (id, from) = (&row.id, &row.status);
+    format!("UPDATE glance.images SET status = '{status}' WHERE id = '{id}' AND status = '{from}'")
+}
+
 pub(crate) fn plan(rows: &[Row], here: &Here) -> Plan {
     let mut plan = Plan { looked: rows.len(), ..Plan::default() };
     let mut known = BTreeSet::new();
@@ -115,16 +140,10 @@ pub(crate) fn plan(rows: &[Row], here: &Here) -> Plan {
         known.insert(row.id.as_str());
         let subject = format!("image {}", row.id);
         let has_data = here.files.contains_key(&row.id);
-        let set = |status: &str| {
-            let (id, from) = (&row.id, &row.status);
-            format!("UPDATE glance.images SET status = '{status}' WHERE id = '{id}' AND status = '{from}'")
-        };
+        if end_upload(row, &mut plan) {
+            continue;
+        }
         match row.status.as_str() {
-            // Its upload went down with the site: the user sees that it failed, and may delete it.
-            "saving" | "importing" | "uploading" => {
-                plan.statements.push(set("killed"));
-                plan.say(subject, format!("its upload was under way ({}): marked killed", row.status));
-            }
             // Its store would refuse an upload over what lies there.
             "queued" if has_data => {
                 plan.say(subject, "it waits for an upload, and some data of it is here already: kept");
@@ -132,7 +151,7 @@ pub(crate) fn plan(rows: &[Row], here: &Here) -> Plan {
             "pending_delete" if has_data => {
                 plan.say(subject, "it was deleted, and Glance's scrubber has not removed its data yet: kept");
             }
-            "active" | "deactivated" => served(row, here, usual.as_ref(), &mut plan, set),
+            "active" | "deactivated" => served(row, here, usual.as_ref(), &mut plan),
             _ => {}
         }
     }
@@ -145,13 +164,7 @@ pub(crate) fn plan(rows: &[Row], here: &Here) -> Plan {
 }
 
 /// An image that Glance serves, or would if it were activated.
-fn served(
-    row: &Row,
-    here: &Here,
-    usual: Option<&(String, String)>,
-    plan: &mut Plan,
-    set: impl Fn(&str) -> String,
-) {
+fn served(row: &Row, here: &Here, usual: Option<&(String, String)>, plan: &mut Plan) {
     let subject = || format!("image {}", row.id);
     let lacks = here.lacks(row);
     let elsewhere: Vec<&str> = row
@@ -164,7 +177,7 @@ fn served(
         match lacks {
             // Served as they are, they would answer a download with no bytes and no error.
             Some(why) if row.status == "active" => {
-                plan.statements.push(set("deactivated"));
+                plan.statements.push(set(row, "deactivated"));
                 plan.say(subject(), format!("{why}: deactivated, so that nobody downloads it"));
             }
             Some(why) => plan.say(subject(), format!("{why}: it is deactivated already")),
@@ -185,7 +198,7 @@ fn served(
             None => "it has no location".to_owned(),
         };
         if row.status == "active" {
-            plan.statements.push(set("deactivated"));
+            plan.statements.push(set(row, "deactivated"));
             plan.say(subject(), format!("{lies}, and {why}: deactivated, so that nobody downloads it"));
         } else {
             plan.say(subject(), format!("{lies}, and {why}: it is deactivated already"));
@@ -289,6 +302,8 @@ mod tests {
             let plan = plan(&[row(A, status, 0), row(B, "queued", 0)], &here(&[(A, 3)]));
             assert_eq!(plan.statements.len(), 1, "{plan:?}");
             assert!(plan.statements[0].contains("'killed'") && plan.statements[0].contains(A));
+            let nowhere = plan_nowhere(&[row(A, status, 0), row(B, "active", 5)]);
+            assert_eq!(nowhere.statements, plan.statements, "a group without a place for images");
         }
     }
 

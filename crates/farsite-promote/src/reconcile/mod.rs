@@ -4,8 +4,10 @@
 //! What must hold: no row is left that promises data which is not there; nothing is attached whose format, size or chain is not
 //! what its row says; no file is removed or written.
 
+pub(crate) mod backups;
 pub(crate) mod images;
 pub(crate) mod qcow2;
+mod states;
 pub(crate) mod volumes;
 
 use std::collections::BTreeMap;
@@ -24,6 +26,12 @@ pub(crate) struct Plan {
 impl Plan {
     fn say(&mut self, subject: String, line: impl Into<String>) {
         self.lines.push((subject, line.into()));
+    }
+
+    pub(crate) fn append(&mut self, mut other: Self) {
+        self.statements.append(&mut other.statements);
+        self.lines.append(&mut other.lines);
+        self.looked += other.looked;
     }
 }
 
