@@ -18,13 +18,14 @@ use super::{Held, no_parameters};
 use crate::aside::Stamps;
 use crate::group_run::{GroupRun, failed};
 use crate::place::Storage;
+use crate::reconcile::kept::{self, Kept};
 use crate::reconcile::volumes::{Here, Rows};
 use crate::reconcile::{Plan, backups, files, images, volumes};
 use crate::sql::{Database, Rewrite};
 
 pub(crate) struct Reconcile(pub(super) Held);
 
-/// The most that are listed one by one in the journal.
+/// The most that are listed one by one in the journal; the database has all.
 const LISTED: usize = 500;
 
 fn note(run: &GroupRun, statements: Vec<String>) -> Rewrite {
@@ -161,6 +162,25 @@ async fn of_volumes(run: &GroupRun, database: &Database) -> Result<Plan, String>
     Ok(plan)
 }
 
+/// The gravest by their subjects, and where the others are.
+fn told(said: &str, kept: Kept, promotion: &str) -> Outcome {
+    let mut outcome = Outcome::said(match (kept.found, kept.held_back) {
+        (0, _) => format!("{said}: all is as its row says"),
+        (found, 0) => format!("{said}; {found} things not as they should be, none held back"),
+        (found, held) => format!("{said}; {found} things not as they should be, {held} of them held back"),
+    });
+    let more = kept.found - kept.first.len().min(kept.found);
+    for (subject, line) in kept.first {
+        let said = outcome.evidence.remove(&subject).map(|before| format!("{before}; ")).unwrap_or_default();
+        outcome = outcome.with(&subject, format!("{said}{line}"));
+    }
+    if more == 0 {
+        return outcome;
+    }
+    let all = kept::question(promotion);
+    outcome.with("more", format!("{more} less grave ones; the restored database has all of them: {all}"))
+}
+
 #[async_trait]
 impl Action for Reconcile {
     fn name(&self) -> &'static str {
@@ -181,11 +201,9 @@ impl Action for Reconcile {
     fn default_timeout(&self) -> Duration {
         Duration::from_mins(30)
     }
-    async fn check(&self, context: &ActionContext, _: &Value) -> Result<Done, ActionError> {
-        let (database, _) = self.0.run()?.database(None)?;
-        let note = note(self.0.run()?, Vec::new());
-        let noted = database.is_rewritten(&note).await.map_err(|e| failed(context, e))?;
-        Ok(if noted { Done::Yes("the database holds its note".into()) } else { Done::No })
+    async fn check(&self, _: &ActionContext, _: &Value) -> Result<Done, ActionError> {
+        // What is done is found by its note, and told once more.
+        Ok(Done::No)
     }
     async fn run(&self, context: &ActionContext, _: &Value) -> Result<Outcome, ActionError> {
         let run = self.0.run()?;
@@ -194,30 +212,42 @@ impl Action for Reconcile {
         if !matches!(database, Database::Mariadb(_)) {
             return Ok(Outcome::said("the database is no server's: no row in it is looked at"));
         }
-        if database.is_rewritten(&note(run, Vec::new())).await.map_err(fail)? {
-            return Ok(Outcome::said("done already: the database holds its note"));
-        }
-        let mut plan = of_images(run, &database).await.map_err(fail)?;
-        plan.append(of_volumes(run, &database).await.map_err(fail)?);
-        let Plan { statements, lines, looked } = plan;
-        context.lease.check()?;
-        let (changes, note) = (statements.len(), note(run, statements));
-        database.rewrite_once(&note).await.map_err(fail)?;
-        let detail = match lines.len() {
-            0 => format!("{looked} rows agree with what is here"),
-            found => {
-                format!("{looked} rows looked at, {found} things not as they should be, {changes} statements")
-            }
+        let promotion = run.promotion.to_string();
+        let said = if database.is_rewritten(&note(run, Vec::new())).await.map_err(fail)? {
+            "done already: the database holds its note".to_owned()
+        } else {
+            let mut plan = of_images(run, &database).await.map_err(fail)?;
+            plan.append(of_volumes(run, &database).await.map_err(fail)?);
+            let Plan { mut statements, mut lines, looked } = plan;
+            lines.sort();
+            let changes = statements.len();
+            statements.extend(kept::statements(&promotion, &lines));
+            context.lease.check()?;
+            kept::make_room(&database).await.map_err(fail)?;
+            database.rewrite_once(&note(run, statements)).await.map_err(fail)?;
+            format!("{looked} rows looked at, {changes} statements")
         };
-        let mut outcome = Outcome::said(detail);
-        for (subject, line) in lines.iter().take(LISTED) {
-            let said =
-                outcome.evidence.remove(subject).map(|before| format!("{before}; ")).unwrap_or_default();
-            outcome = outcome.with(subject, format!("{said}{line}"));
-        }
-        Ok(if lines.len() > LISTED { outcome.with("more", lines.len() - LISTED) } else { outcome })
+        let kept = kept::read(&database, &promotion, LISTED).await.map_err(fail)?;
+        Ok(kept.map_or_else(|| Outcome::said(&said), |kept| told(&said, kept, &promotion)))
     }
     async fn undo(&self, _: &ActionContext, _: &Value) -> Result<Outcome, ActionError> {
         Ok(Outcome::said("the rows go with the restored copy that they are in"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_list_that_is_too_long_says_how_many_more_there_are_and_where() {
+        let first = vec![("volume a".to_owned(), "x".to_owned()), ("volume a".to_owned(), "y".to_owned())];
+        let outcome = told("done", Kept { found: 7, held_back: 1, first }, "p1");
+        assert_eq!(outcome.detail, "done; 7 things not as they should be, 1 of them held back");
+        assert_eq!(outcome.evidence["volume a"], "x; y");
+        let more = &outcome.evidence["more"];
+        assert!(more.starts_with("5 less grave") && more.contains("WHERE promotion = 'p1'"), "{more}");
+        let nothing = told("done", Kept::default(), "p1");
+        assert_eq!((nothing.detail.as_str(), nothing.evidence.len()), ("done: all is as its row says", 0));
     }
 }

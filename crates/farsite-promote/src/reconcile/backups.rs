@@ -1,7 +1,7 @@
 //! Rows of Cinder whose states alone are looked at: backups, and groups of volumes and of snapshots. Cinder's cinder-backup ends
 //! what was under way of its own host when it starts; nobody ends it where the standby runs none, and nobody ever ends a group's.
 
-use super::{Plan, is_id};
+use super::{Gravity, Plan, is_id};
 
 /// A table, and what a row of it is called.
 pub(crate) struct Kind {
@@ -40,7 +40,8 @@ pub(crate) fn plan(kind: &Kind, rows: &[Vec<Option<String>>]) -> Plan {
         let subject = format!("{} {id}", kind.what);
         let (to, line) = match (kind.table, status.as_str(), host) {
             ("backups", "deleting", Some(host)) => {
-                plan.say(subject, format!("it was being deleted: cinder-backup on {host} goes on with it"));
+                let line = format!("it was being deleted: cinder-backup on {host} goes on with it");
+                plan.say(Gravity::Noted, subject, line);
                 continue;
             }
             ("backups", "deleting", None) => {
@@ -60,7 +61,8 @@ pub(crate) fn plan(kind: &Kind, rows: &[Vec<Option<String>>]) -> Plan {
             "UPDATE cinder.`{}` SET status = '{to}' WHERE id = '{id}' AND status = '{status}'",
             kind.table
         ));
-        plan.say(subject, line);
+        let gravity = if to == "available" { Gravity::PutRight } else { Gravity::Marked };
+        plan.say(gravity, subject, line);
     }
     plan
 }

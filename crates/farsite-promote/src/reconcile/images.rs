@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::Gravity::{HeldBack, Marked, Noted, PutRight};
 use super::{Plan, is_id};
 use crate::sql::quoted;
 
@@ -122,7 +123,7 @@ fn end_upload(row: &Row, plan: &mut Plan) -> bool {
     if is_under_way {
         plan.statements.push(set(row, "killed"));
         let line = format!("its upload was under way ({}): marked killed", row.status);
-        plan.say(format!("image {}", row.id), line);
+        plan.say(Marked, format!("image {}", row.id), line);
     }
     is_under_way
 }
@@ -146,10 +147,14 @@ pub(crate) fn plan(rows: &[Row], here: &Here) -> Plan {
         match row.status.as_str() {
             // Its store would refuse an upload over what lies there.
             "queued" if has_data => {
-                plan.say(subject, "it waits for an upload, and some data of it is here already: kept");
+                plan.say(Noted, subject, "it waits for an upload, and some data of it is here already: kept");
             }
             "pending_delete" if has_data => {
-                plan.say(subject, "it was deleted, and Glance's scrubber has not removed its data yet: kept");
+                plan.say(
+                    Noted,
+                    subject,
+                    "it was deleted, and Glance's scrubber has not removed its data yet: kept",
+                );
             }
             "active" | "deactivated" => served(row, here, usual.as_ref(), &mut plan),
             _ => {}
@@ -158,7 +163,7 @@ pub(crate) fn plan(rows: &[Row], here: &Here) -> Plan {
     for name in
         here.files.keys().filter(|name| is_id(name) && name.len() == 36 && !known.contains(name.as_str()))
     {
-        plan.say(format!("image {name}"), "its data is here and Glance has no row of it: kept");
+        plan.say(Noted, format!("image {name}"), "its data is here and Glance has no row of it: kept");
     }
     plan
 }
@@ -178,13 +183,14 @@ fn served(row: &Row, here: &Here, usual: Option<&(String, String)>, plan: &mut P
             // Served as they are, they would answer a download with no bytes and no error.
             Some(why) if row.status == "active" => {
                 plan.statements.push(set(row, "deactivated"));
-                plan.say(subject(), format!("{why}: deactivated, so that nobody downloads it"));
+                plan.say(HeldBack, subject(), format!("{why}: deactivated, so that nobody downloads it"));
             }
-            Some(why) => plan.say(subject(), format!("{why}: it is deactivated already")),
+            Some(why) => plan.say(HeldBack, subject(), format!("{why}: it is deactivated already")),
             None if elsewhere.is_empty() => {}
             None => {
                 let more = elsewhere.join(", ");
                 plan.say(
+                    Noted,
                     subject(),
                     format!("its data is here; another location of it ({more}) was not looked at"),
                 );
@@ -199,14 +205,18 @@ fn served(row: &Row, here: &Here, usual: Option<&(String, String)>, plan: &mut P
         };
         if row.status == "active" {
             plan.statements.push(set(row, "deactivated"));
-            plan.say(subject(), format!("{lies}, and {why}: deactivated, so that nobody downloads it"));
+            plan.say(
+                HeldBack,
+                subject(),
+                format!("{lies}, and {why}: deactivated, so that nobody downloads it"),
+            );
         } else {
-            plan.say(subject(), format!("{lies}, and {why}: it is deactivated already"));
+            plan.say(HeldBack, subject(), format!("{lies}, and {why}: it is deactivated already"));
         }
         return;
     }
     let Some(location) = row.locations.first() else {
-        plan.say(subject(), "it has no location, where nothing was restored to: not looked at");
+        plan.say(Noted, subject(), "it has no location, where nothing was restored to: not looked at");
         return;
     };
     match (lacks, usual) {
@@ -219,6 +229,7 @@ fn served(row: &Row, here: &Here, usual: Option<&(String, String)>, plan: &mut P
                 location.number, row.id
             ));
             plan.say(
+                PutRight,
                 subject(),
                 format!("it lay in {}://, and its data is here: its location is now here too", elsewhere[0]),
             );
@@ -226,6 +237,7 @@ fn served(row: &Row, here: &Here, usual: Option<&(String, String)>, plan: &mut P
         // Glance does not look here, so nothing wrong is served.
         (Some(why), _) if here.files.contains_key(&row.id) => {
             plan.say(
+                HeldBack,
                 subject(),
                 format!("it lies in {}://, and {why}: its location is left as it was", elsewhere[0]),
             );
@@ -234,7 +246,7 @@ fn served(row: &Row, here: &Here, usual: Option<&(String, String)>, plan: &mut P
             let place = location.scheme().map_or("has a location that is encrypted".to_owned(), |scheme| {
                 format!("lies in {scheme}://")
             });
-            plan.say(subject(), format!("it {place}, where nothing was restored to: not looked at"));
+            plan.say(Noted, subject(), format!("it {place}, where nothing was restored to: not looked at"));
         }
     }
 }
@@ -282,7 +294,7 @@ mod tests {
         for files in [vec![], vec![(A, 4)]] {
             let plan = plan(&[row(A, "active", 5)], &here(&files));
             assert!(plan.statements[0].contains("'deactivated'"), "{plan:?}");
-            assert!(plan.lines[0].0.contains(A), "{plan:?}");
+            assert!(plan.lines[0].subject.contains(A), "{plan:?}");
         }
     }
 
@@ -291,7 +303,7 @@ mod tests {
         let here = Here { odd: BTreeSet::from([A.to_owned()]), ..here(&[(A, 5)]) };
         let plan = plan(&[row(A, "active", 5)], &here);
         assert!(
-            plan.statements[0].contains("'deactivated'") && plan.lines[0].1.contains("recorded"),
+            plan.statements[0].contains("'deactivated'") && plan.lines[0].line.contains("recorded"),
             "{plan:?}"
         );
     }
@@ -312,7 +324,7 @@ mod tests {
         let elsewhere = Row { locations: vec![location("swift://user:key@host/x")], ..row(A, "active", 5) };
         let plan = plan(&[elsewhere], &here(&[]));
         assert_eq!((plan.statements.len(), plan.lines.len()), (0, 1));
-        assert!(plan.lines[0].1.contains("swift://") && !plan.lines[0].1.contains("key"), "{plan:?}");
+        assert!(plan.lines[0].line.contains("swift://") && !plan.lines[0].line.contains("key"), "{plan:?}");
     }
 
     #[test]
@@ -327,8 +339,8 @@ mod tests {
             for (statement, id) in plan.statements.iter().zip([A, B]) {
                 assert!(statement.contains("'deactivated'") && statement.contains(id), "{plan:?}");
             }
-            assert!(plan.lines[0].1.contains("swift") && !plan.lines[0].1.contains("key"), "{plan:?}");
-            assert!(plan.lines[2].1.contains("deactivated already"), "{plan:?}");
+            assert!(plan.lines[0].line.contains("swift") && !plan.lines[0].line.contains("key"), "{plan:?}");
+            assert!(plan.lines[2].line.contains("deactivated already"), "{plan:?}");
         }
     }
 
@@ -336,7 +348,7 @@ mod tests {
     fn data_without_a_row_is_told_and_kept() {
         let plan = plan(&[], &here(&[(A, 5), ("lost+found", 1)]));
         assert_eq!((plan.statements.len(), plan.lines.len()), (0, 1));
-        assert!(plan.lines[0].1.contains("kept"));
+        assert!(plan.lines[0].line.contains("kept"));
     }
 
     #[test]
@@ -367,7 +379,7 @@ mod tests {
         // What is here is not all of it.
         let short = plan(&[elsewhere], &here(&[(A, 4)]));
         assert_eq!(short.statements.len(), 0, "{short:?}");
-        assert!(short.lines[0].1.contains("left as it was"), "{short:?}");
+        assert!(short.lines[0].line.contains("left as it was"), "{short:?}");
     }
 
     #[test]
@@ -376,7 +388,7 @@ mod tests {
         assert_eq!((good.statements.len(), good.lines.len()), (0, 0));
         let lost = plan(&[row(A, "deactivated", 5)], &here(&[]));
         assert_eq!((lost.statements.len(), lost.lines.len()), (0, 1));
-        assert!(lost.lines[0].1.contains("deactivated already"), "{lost:?}");
+        assert!(lost.lines[0].line.contains("deactivated already"), "{lost:?}");
     }
 
     #[test]
@@ -387,7 +399,7 @@ mod tests {
         assert_eq!((rows.len(), rows[0].locations.len()), (1, 2));
         let good = plan(&rows, &here(&[(A, 5)]));
         assert_eq!((good.statements.len(), good.lines.len(), good.looked), (0, 1, 1), "{good:?}");
-        assert!(good.lines[0].1.contains("another location of it (rbd) was not looked at"), "{good:?}");
+        assert!(good.lines[0].line.contains("another location of it (rbd) was not looked at"), "{good:?}");
         let lost = plan(&rows, &here(&[]));
         assert!(lost.statements[0].contains("'deactivated'") && lost.statements.len() == 1, "{lost:?}");
     }
@@ -397,7 +409,9 @@ mod tests {
         let rows = [row(A, "pending_delete", 5), row(B, "queued", 0)];
         let found = plan(&rows, &here(&[(A, 5), (B, 1)]));
         assert_eq!((found.statements.len(), found.lines.len()), (0, 2), "{found:?}");
-        assert!(found.lines[0].1.contains("scrubber") && found.lines[1].1.contains("waits for an upload"));
+        assert!(
+            found.lines[0].line.contains("scrubber") && found.lines[1].line.contains("waits for an upload")
+        );
         let nothing =
             plan(&[row(A, "pending_delete", 5), row(B, "queued", 0), row(C, "killed", 0)], &here(&[]));
         assert_eq!((nothing.statements.len(), nothing.lines.len()), (0, 0));

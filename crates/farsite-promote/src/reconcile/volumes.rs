@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use farsite_sources::rbd::PoolImage;
 
+use super::Gravity::{HeldBack, Marked, Noted, PutRight};
 use super::states::{self, End};
 use super::{Plan, is_id, qcow2};
 
@@ -119,7 +120,7 @@ pub(crate) fn plan(rows: &Rows, here: &Here) -> std::io::Result<Plan> {
             if expects_data && !matches!(here, Here::Nowhere) {
                 // Another group may have restored it: whoever reads the report must know that it was not looked at.
                 let line = "it does not lie where this group's volumes were restored to: not looked at";
-                plan.say(format!("volume {}", volume.id), line);
+                plan.say(Noted, format!("volume {}", volume.id), line);
             }
             for snapshot in &snapshots {
                 snapshot_state(snapshot, None, is_worked_on, &mut plan);
@@ -136,7 +137,7 @@ pub(crate) fn plan(rows: &Rows, here: &Here) -> std::io::Result<Plan> {
         for name in there {
             let id = name.strip_prefix("volume-").map(|rest| rest.get(..36).unwrap_or(rest));
             if let Some(id) = id.filter(|id| is_id(id) && !known.contains(id)) {
-                plan.say(format!("file {name}"), format!("Cinder has no row of volume {id}: kept"));
+                plan.say(Noted, format!("file {name}"), format!("Cinder has no row of volume {id}: kept"));
             }
         }
     }
@@ -155,23 +156,23 @@ fn operation(volume: &Volume, is_worked_on: bool, plan: &mut Plan) -> bool {
     if volume.migration.as_deref().is_some_and(|state| !matches!(state, "" | "success" | "error" | "none")) {
         plan.statements
             .push(format!("UPDATE cinder.volumes SET migration_status = 'error' WHERE id = '{}'", volume.id));
-        plan.say(subject(), "its migration was under way: ended as failed");
+        plan.say(Marked, subject(), "its migration was under way: ended as failed");
     }
     match states::of_volume(status, is_worked_on) {
         End::AtRest => true,
         End::Again => {
             set(plan, "volumes", &volume.id, status, "available");
-            plan.say(subject(), format!("it was {status}: available again"));
+            plan.say(PutRight, subject(), format!("it was {status}: available again"));
             true
         }
         End::Failed { to, why } => {
             set(plan, "volumes", &volume.id, status, to);
-            plan.say(subject(), format!("{why} ({status}): marked {to}"));
+            plan.say(Marked, subject(), format!("{why} ({status}): marked {to}"));
             false
         }
         End::Left => false,
         End::Unknown => {
-            plan.say(subject(), format!("its state {status:?} is none that is known: left as it is"));
+            plan.say(Noted, subject(), format!("its state {status:?} is none that is known: left as it is"));
             false
         }
     }
@@ -216,7 +217,11 @@ fn hold_back(volume: &Volume, why: &str, plan: &mut Plan) {
     for from in BTreeSet::from(["available", volume.status.as_str()]) {
         set(plan, "volumes", &volume.id, from, "error");
     }
-    plan.say(format!("volume {}", volume.id), format!("{why}: marked error, so that nobody attaches it"));
+    plan.say(
+        HeldBack,
+        format!("volume {}", volume.id),
+        format!("{why}: marked error, so that nobody attaches it"),
+    );
 }
 
 fn put_size_right(volume: &Volume, size_bytes: u64, plan: &mut Plan) {
@@ -225,6 +230,7 @@ fn put_size_right(volume: &Volume, size_bytes: u64, plan: &mut Plan) {
         plan.statements
             .push(format!("UPDATE cinder.volumes SET size = {size_gib} WHERE id = '{}'", volume.id));
         plan.say(
+            PutRight,
             format!("volume {}", volume.id),
             format!("it has {size_gib} GiB here and {} in its row: the row is put right", volume.size_gib),
         );
@@ -241,6 +247,7 @@ fn set_format(volume: &Volume, format: &str, plan: &mut Plan) {
         "INSERT INTO cinder.volume_admin_metadata (created_at, deleted, volume_id, `key`, value) VALUES (UTC_TIMESTAMP(), 0, '{id}', 'format', '{format}')"
     ));
     plan.say(
+        PutRight,
         format!("volume {id}"),
         format!("its file is {format} and its row said {was}: the row is put right"),
     );
@@ -255,18 +262,23 @@ fn snapshot_state(snapshot: &Snapshot, chain: Option<&Chain>, is_worked_on: bool
         End::Again => ("available", format!("it was {status}: available again")),
         End::Failed { to, why } => (to, format!("{why}: marked {to}")),
         End::Unknown => {
-            return plan.say(subject, format!("its state {status:?} is none that is known: left as it is"));
+            return plan.say(
+                Noted,
+                subject,
+                format!("its state {status:?} is none that is known: left as it is"),
+            );
         }
         End::AtRest | End::Left => return,
     };
     set(plan, "snapshots", &snapshot.id, status, to);
-    plan.say(subject, line);
+    plan.say(if to == "available" { PutRight } else { Marked }, subject, line);
 }
 
 fn unknown_snapshots(volume: &Volume, snapshots: &[&Snapshot], chain: &Chain, plan: &mut Plan) {
     for (id, file) in &chain.snapshots {
         if !snapshots.iter().any(|snapshot| snapshot.id == *id) {
             plan.say(
+                Noted,
                 format!("snapshot {id}"),
                 format!("its file {file} is here and volume {} has no row of it: kept", volume.id),
             );
@@ -451,7 +463,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let plan = planned(&rows(volume("available", None), &[]), &dir);
         assert!(plan.statements.iter().any(|s| s.contains("'error'")), "{plan:?}");
-        assert!(plan.lines[0].1.contains("is not here"), "{plan:?}");
+        assert!(plan.lines[0].line.contains("is not here"), "{plan:?}");
     }
 
     #[test]
@@ -460,10 +472,7 @@ mod tests {
         assert!(plan.statements.iter().any(|s| s.contains("'qcow2'")), "{plan:?}");
         // The database is older than the share: it has no row of the snapshot either.
         let plan = planned(&rows(volume("available", Some("raw")), &[]), &share(true, true));
-        assert!(
-            plan.lines.iter().any(|(subject, line)| subject.contains(S) && line.contains("no row")),
-            "{plan:?}"
-        );
+        assert!(plan.lines.iter().any(|l| l.subject.contains(S) && l.line.contains("no row")), "{plan:?}");
     }
 
     #[test]
@@ -471,7 +480,7 @@ mod tests {
         let plan =
             planned(&rows(volume("available", Some("qcow2")), &[(S, "available")]), &share(true, false));
         assert!(plan.statements.iter().any(|s| s.contains("volumes SET status = 'error'")), "{plan:?}");
-        assert!(plan.lines.iter().any(|(_, line)| line.contains("not known")), "{plan:?}");
+        assert!(plan.lines.iter().any(|l| l.line.contains("not known")), "{plan:?}");
     }
 
     #[test]
@@ -571,7 +580,7 @@ mod tests {
         let other = planned(vec![(format!("volume-{V}"), other), (format!("volume-{S}"), image)]);
         assert!(other.statements.iter().any(|s| s.contains("size = 2")), "{other:?}");
         assert!(other.statements.iter().any(|s| s.contains("snapshots SET status = 'error'")), "{other:?}");
-        assert!(other.lines.iter().any(|(_, line)| line.contains("kept")), "{other:?}");
+        assert!(other.lines.iter().any(|l| l.line.contains("kept")), "{other:?}");
         let none = planned(Vec::new());
         assert!(none.statements.iter().any(|s| s.contains("volumes SET status = 'error'")), "{none:?}");
     }
@@ -581,9 +590,7 @@ mod tests {
         let elsewhere = Volume { location: Some("lvm".into()), ..volume("available", None) };
         let plan = planned(&rows(elsewhere, &[]), &share(false, false));
         assert_eq!(plan.statements, Vec::<String>::new());
-        assert!(
-            plan.lines.iter().any(|(subject, line)| subject.contains(V) && line.contains("not looked at"))
-        );
+        assert!(plan.lines.iter().any(|l| l.subject.contains(V) && l.line.contains("not looked at")));
     }
 
     #[test]
