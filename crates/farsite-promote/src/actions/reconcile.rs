@@ -3,13 +3,14 @@
 //! as it should be is listed.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use farsite_model::ItemKind;
 use farsite_model::policy::Rbd;
 use farsite_runbook::action::{Action, ActionContext, ActionError, Done, Outcome};
+use farsite_runbook::journal::{JournalEntry, StepStatus};
 use farsite_sources::glance;
 use farsite_sources::rbd::{self, PoolImage};
 use serde_json::Value;
@@ -17,10 +18,13 @@ use serde_json::Value;
 use super::{Held, no_parameters};
 use crate::aside::Stamps;
 use crate::group_run::{GroupRun, failed};
+use crate::journal::StoreJournal;
+use crate::own;
 use crate::place::Storage;
 use crate::reconcile::kept::{self, Kept};
 use crate::reconcile::volumes::{Here, Rows};
-use crate::reconcile::{Plan, backups, files, images, volumes};
+use crate::reconcile::{Plan, backups, files, folders, hosts, images, volumes};
+use crate::site::Accounts;
 use crate::sql::{Database, Rewrite};
 
 pub(crate) struct Reconcile(pub(super) Held);
@@ -58,10 +62,36 @@ async fn of_images(run: &GroupRun, database: &Database) -> Result<Plan, String> 
         return Ok(images::plan_nowhere(&rows));
     };
     let here = match storage {
-        Storage::Folder(folder) => images_in_folder(run, folder)?,
+        Storage::Folder(folder) => {
+            let here = images_in_folder(run, folder)?;
+            return in_folders(run, rows, here, folder).await;
+        }
         Storage::Pool(rbd) => images_in_pool(run, rbd).await?,
     };
     Ok(images::plan(&rows, &here))
+}
+
+/// Where Glance looks for them is looked at as well.
+async fn in_folders(
+    run: &GroupRun,
+    rows: Vec<images::Row>,
+    mut here: images::Here,
+    place: &Path,
+) -> Result<Plan, String> {
+    let mut right: Vec<PathBuf> = run.targets.rewrite.paths.values().map(PathBuf::from).collect();
+    right.push(place.to_owned());
+    // A drill's images lie somewhere else than those of the place, of which the rows speak.
+    let places = run.standby.config.places.get(&run.group).and_then(|places| places.glance.as_ref());
+    right.extend(places.and_then(|glance| glance.path.clone()));
+    let place = place.to_owned();
+    let looked = tokio::task::spawn_blocking(move || {
+        here.lost = folders::lost(&rows, &here, &right);
+        match folders::too_many(&rows, &here, &place) {
+            Some(why) => Err(why),
+            None => Ok(images::plan(&rows, &here)),
+        }
+    });
+    looked.await.map_err(|error| error.to_string())?
 }
 
 /// Whether the point's images come out of every store that Glance has.
@@ -81,6 +111,7 @@ fn images_in_folder(run: &GroupRun, folder: &Path) -> Result<images::Here, Strin
         scheme: if is_pool { images::IN_POOL } else { images::IN_FOLDER },
         around: (!is_pool).then(|| (format!("{}{}/", images::IN_FOLDER, folder.display()), String::new())),
         odd: odd.map(|name| name.to_string_lossy().into_owned()).collect(),
+        lost: BTreeSet::new(),
         is_of_all_stores: through_api(run),
     })
 }
@@ -103,8 +134,44 @@ async fn images_in_pool(run: &GroupRun, rbd: &Rbd) -> Result<images::Here, Strin
         scheme: images::IN_POOL,
         around,
         odd: BTreeSet::new(),
+        lost: BTreeSet::new(),
         is_of_all_stores: through_api(run),
     })
+}
+
+/// Whether a service of this site answers for each volume; or why that was not looked at.
+async fn of_hosts(run: &GroupRun, database: &Database) -> Result<Result<Plan, String>, String> {
+    let rows = if database.has_table("cinder", "volumes").await?
+        && database.has_table("cinder", "alembic_version").await?
+    {
+        database.query(hosts::QUESTION).await?
+    } else {
+        Vec::new()
+    };
+    if rows.is_empty() {
+        return Ok(Ok(Plan::default()));
+    }
+    let known = if run.is_drill() {
+        let accounts = Accounts::fetch(&run.targets.rewrite)?;
+        own::hosts::volume_hosts(&accounts, &own::doors(&run.standby.config, &run.group)).await
+    } else {
+        let journal = StoreJournal::reading(&run.standby.store, run.promotion, &run.group);
+        let entries = journal.entries().await.map_err(|error| error.to_string())?;
+        let evidence = entries.iter().filter_map(|(_, entry)| match entry {
+            JournalEntry::Outcome { status: StepStatus::Completed, evidence, .. } => Some(evidence),
+            _ => None,
+        });
+        evidence.filter_map(own::hosts::of_detail).last()
+    };
+    let site = run.standby.site.as_str();
+    let Some(hosts) = known.filter(|hosts| !hosts.is_empty()) else {
+        return Ok(Err(format!(
+            "what {site}'s own volume services are called is not known: that one of them answers for each volume is not certain"
+        )));
+    };
+    let same = run.targets.rewrite.hosts.iter().filter(|(old, new)| old == new);
+    let said = same.map(|(name, _)| name.clone()).collect();
+    hosts::plan(&rows, &hosts::Own { site, hosts, said }).map(Ok)
 }
 
 /// Whatever Cinder has besides volumes whose states nobody would end.
@@ -218,6 +285,10 @@ impl Action for Reconcile {
         } else {
             let mut plan = of_images(run, &database).await.map_err(fail)?;
             plan.append(of_volumes(run, &database).await.map_err(fail)?);
+            match of_hosts(run, &database).await.map_err(fail)? {
+                Ok(hosts) => plan.append(hosts),
+                Err(why) => plan.note("hosts of volumes", why),
+            }
             let Plan { mut statements, mut lines, looked } = plan;
             lines.sort();
             let changes = statements.len();

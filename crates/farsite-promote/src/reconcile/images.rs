@@ -32,6 +32,10 @@ impl Location {
     fn scheme(&self) -> Option<&str> {
         self.at.split_once("://").map(|(scheme, _)| scheme)
     }
+
+    fn folder(&self) -> Option<&str> {
+        self.at.strip_prefix(IN_FOLDER)?.rsplit_once('/').map(|(folder, _)| folder)
+    }
 }
 
 impl Row {
@@ -70,6 +74,8 @@ pub(crate) struct Here {
     pub(crate) around: Option<(String, String)>,
     /// Those that are not what their row says by its hash.
     pub(crate) odd: BTreeSet<String>,
+    /// Folders that rows name, where nothing of this site's is ([`super::folders`]).
+    pub(crate) lost: BTreeSet<String>,
     /// The point's images were read through an API, whatever store they lay in: what is not here, the point does not hold.
     pub(crate) is_of_all_stores: bool,
 }
@@ -93,12 +99,23 @@ impl Here {
         location.at.starts_with(self.scheme)
     }
 
+    fn is_lost(&self, location: &Location) -> bool {
+        location.folder().is_some_and(|folder| self.lost.contains(folder))
+    }
+
+    /// The folders in which Glance looks for an image whose data is here, by its row; none where it looks in no folder.
+    pub(crate) fn folders_of<'r>(&self, row: &'r Row) -> Vec<&'r str> {
+        let is_here = self.scheme == IN_FOLDER && self.lacks(row).is_none();
+        row.locations.iter().filter(|_| is_here).filter_map(Location::folder).collect()
+    }
+
     /// What most locations of images here have before and behind the id: Glance may know the folder by another name than this
     /// host does.
     fn usual(&self, rows: &[Row]) -> Option<(String, String)> {
         let mut counts: BTreeMap<(&str, &str), usize> = BTreeMap::new();
         for row in rows.iter().filter(|row| self.files.contains_key(&row.id)) {
-            let here = row.locations.iter().filter(|location| self.is_of(location));
+            let here =
+                row.locations.iter().filter(|location| self.is_of(location) && !self.is_lost(location));
             for around in here.filter_map(|location| location.at.rsplit_once(row.id.as_str())) {
                 *counts.entry(around).or_default() += 1;
             }
@@ -178,8 +195,23 @@ fn served(row: &Row, here: &Here, usual: Option<&(String, String)>, plan: &mut P
         .filter(|location| !here.is_of(location))
         .map(|location| location.scheme().unwrap_or("an encrypted location"))
         .collect();
-    if row.locations.iter().any(|location| here.is_of(location)) {
+    let is_astray = row.locations.iter().all(|location| !here.is_of(location) || here.is_lost(location));
+    if let Some(location) = row.locations.iter().find(|location| here.is_of(location)) {
         match lacks {
+            None if is_astray => {
+                // Its other rows are right, or this site's own: this one alone names another folder.
+                let (before, behind) = usual.map_or(("", ""), |(before, behind)| (before, behind));
+                let at = quoted(&format!("{before}{}{behind}", row.id));
+                plan.statements.push(format!(
+                    "UPDATE glance.image_locations SET value = {at} WHERE id = {} AND image_id = '{}'",
+                    location.number, row.id
+                ));
+                let folder = location.folder().unwrap_or_default();
+                let line = format!(
+                    "its row names the folder {folder}, which is not here, and its data is: its location is now here too"
+                );
+                plan.say(PutRight, subject(), line);
+            }
             // Served as they are, they would answer a download with no bytes and no error.
             Some(why) if row.status == "active" => {
                 plan.statements.push(set(row, "deactivated"));
@@ -279,6 +311,7 @@ mod tests {
             scheme: IN_FOLDER,
             around: Some(("file:///south/images/".to_owned(), String::new())),
             odd: BTreeSet::new(),
+            lost: BTreeSet::new(),
             is_of_all_stores: false,
         }
     }
@@ -287,6 +320,20 @@ mod tests {
     fn an_active_image_with_its_bytes_is_left_alone() {
         let plan = plan(&[row(A, "active", 5)], &here(&[(A, 5)]));
         assert_eq!((plan.statements.len(), plan.lines.len(), plan.looked), (0, 0, 1));
+    }
+
+    #[test]
+    fn an_image_whose_row_names_a_folder_that_is_not_here_is_told_where_its_data_is() {
+        let lost = Here { lost: BTreeSet::from(["/north".to_owned()]), ..here(&[(A, 5), (B, 5)]) };
+        let astray = Row { locations: vec![location(&format!("file:///north/{A}"))], ..row(A, "active", 5) };
+        let found = plan(&[astray.clone(), row(B, "active", 5)], &lost);
+        assert_eq!((found.statements.len(), found.lines.len()), (1, 1), "{found:?}");
+        // Where the others look, not what this host calls the place.
+        assert!(found.statements[0].contains(&format!("value = 'file:///images/{A}' WHERE id = 7")));
+        assert!(found.lines[0].line.contains("/north"), "{found:?}");
+        // Its data did not come: nothing is told of a folder.
+        let found = plan(&[astray], &Here { files: BTreeMap::new(), ..lost });
+        assert!(found.statements[0].contains("'deactivated'") && found.statements.len() == 1, "{found:?}");
     }
 
     #[test]

@@ -5,6 +5,8 @@
 //! what its row says; no file is removed or written.
 
 pub(crate) mod backups;
+pub(crate) mod folders;
+pub(crate) mod hosts;
 pub(crate) mod images;
 pub(crate) mod kept;
 pub(crate) mod qcow2;
@@ -48,6 +50,11 @@ pub(crate) enum Gravity {
 impl Plan {
     fn say(&mut self, gravity: Gravity, subject: String, line: impl Into<String>) {
         self.lines.push(Line { gravity, subject, line: line.into() });
+    }
+
+    /// What could not be looked at.
+    pub(crate) fn note(&mut self, subject: &str, why: String) {
+        self.say(Gravity::Noted, subject.to_owned(), why);
     }
 
     pub(crate) fn append(&mut self, mut other: Self) {
