@@ -3,29 +3,24 @@
 mod common;
 #[path = "common/drives.rs"]
 mod drives;
+#[path = "common/lost_server.rs"]
+mod lost_server;
 #[allow(dead_code, reason = "the sources' own tests use the rest")]
 #[path = "../../farsite-sources/tests/common/mod.rs"]
 mod server;
 
-use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
+use std::sync::atomic::{AtomicU16, Ordering};
 
 use common::{World, cloud, north, south};
 use drives::{driving, id, order};
-use farsite_model::config::{MariadbPlace, SiteRewrite};
-use farsite_model::content::{InMemory, ReadAt};
-use farsite_model::{Consistency, ItemId, ItemKind, RunId};
+use farsite_model::config::SiteRewrite;
 use farsite_promote::accept::skip;
 use farsite_promote::drive::{Ended, drive};
 use farsite_promote::dry_run::{DryRun, dry_run};
 use farsite_promote::failover::begin;
 use farsite_promote::{PromoteError, Standby};
-use farsite_replicate::tree;
-use farsite_sources::tree::{LocalTree, TreeFiles};
-use farsite_store::ingest::{IngestOptions, Input, RunWriter};
-use farsite_store::local_map::LocalMapWriter;
-use farsite_store::seal::Sealer;
+use lost_server::{point_of, restored, with_own_server, write_secret};
 use server::{Root, Server};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -168,80 +163,6 @@ async fn heavy_a_ceph_that_does_not_answer_is_found_in_time() {
     assert!(begun.elapsed() < std::time::Duration::from_secs(55), "{:?}", begun.elapsed());
 }
 
-fn write_secret(path: &Path, text: &str) {
-    std::fs::write(path, text).unwrap();
-    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o600);
-    std::fs::set_permissions(path, mode).unwrap();
-}
-
-/// South with a database server of its own that runs, and services with a configuration.
-fn with_own_server(world: &World, standby: &Standby, own: &Server) -> Standby {
-    let secret = world.dir.path().join("db.password");
-    let etc = world.dir.path().join("etc-south");
-    std::fs::create_dir_all(&etc).unwrap();
-    let socket = own.socket();
-    let url = format!("mysql+pymysql://glance:south-pass@/glance?unix_socket={}", socket.display());
-    std::fs::write(etc.join("glance-api.conf"), format!("[database]\nconnection = {url}\n")).unwrap();
-    let at = format!("file:{}", secret.display());
-    let rewrite = serde_json::from_value(serde_json::json!({"database-passwords": {"glance": at}})).unwrap();
-    let mut config = (*standby.config).clone();
-    let places = config.places.get_mut(&cloud()).unwrap();
-    places.sqlite = None;
-    places.rewrite = Some(rewrite);
-    places.mariadb = Some(MariadbPlace {
-        datadir: own.data(),
-        socket: socket.clone(),
-        port: None,
-        server_args: vec!["--innodb-buffer-pool-size=16M".into(), "--user=root".into()],
-    });
-    let client = farsite_sources::commands::find(&["mariadb-admin", "mysqladmin"]).unwrap();
-    let stop = format!("{} --no-defaults -S {} shutdown", client.display(), socket.display());
-    let all = [("configuration", etc.display().to_string()), ("standby_stop", stop)];
-    places.variables.extend(all.map(|(name, value)| (name.to_owned(), value)));
-    Standby { config: Arc::new(config), ..standby.clone() }
-}
-
-/// A point with the server's database instead of SQLite's, without a log behind it.
-async fn point_of(world: &World, server: &Server) {
-    let database = farsite_sources::logged(&server.item("continuous")).unwrap();
-    let scratch = world.dir.path().join("scratch");
-    std::fs::create_dir_all(&scratch).unwrap();
-    let base = database.base_backup(&server::context(&scratch), scratch.join("base")).await.unwrap();
-    let run = RunId::from_random(77);
-    let sealer = Sealer::begin(&world.store, &world.source, &north(), &cloud(), run).await.unwrap();
-    let mut writer = RunWriter::begin(
-        &world.store,
-        sealer,
-        world.secret.clone(),
-        IngestOptions::within(64 << 20, (3, 3)),
-        &world.dir.path().join("resume-base"),
-        Arc::new(AtomicBool::new(false)),
-    )
-    .unwrap();
-    let mut put = |name: &str, content: Arc<dyn ReadAt>| {
-        let item = ItemId::new(ItemKind::Mariadb, name);
-        let mut out = LocalMapWriter::create(&world.dir.path().join("maps"), &item).unwrap();
-        let map = writer.ingest(&Input::first(item.as_str(), &*content, 65536), &mut out).unwrap();
-        out.commit().unwrap();
-        map
-    };
-    let entries = LocalTree::new(&base.root, base.paths.clone()).entries().unwrap();
-    let (entries, _) = tree::place(entries, 65536, &tree::Layout::new());
-    let data = put("main", Arc::new(tree::TreeContent::new(&base.root, &entries)));
-    let directory = put("main#directory", Arc::new(InMemory(serde_json::to_vec(&entries).unwrap())));
-    writer.flush().await.unwrap();
-    world
-        .point_with(1, |manifest| {
-            let sqlite = manifest.items.iter().position(|item| item.kind == ItemKind::Sqlite).unwrap();
-            let item = &mut manifest.items[sqlite];
-            item.id = ItemId::new(ItemKind::Mariadb, "main");
-            item.kind = ItemKind::Mariadb;
-            item.consistency = Consistency::Application;
-            (item.data, item.directory, item.details) = (data, Some(directory), base.details);
-        })
-        .await;
-}
-
 const SCHEMA: &str = "CREATE DATABASE glance; CREATE TABLE glance.alembic_version (version_num VARCHAR(32) NOT NULL) ENGINE=InnoDB; CREATE TABLE glance.t (n INT PRIMARY KEY) ENGINE=InnoDB; ";
 
 fn schema(server: &Server, revision: &str, password: &str) {
@@ -317,15 +238,6 @@ async fn two_releases() -> (World, Server, Standby) {
     schema(&own, "2024_1_contract01", "south-pass");
     let standby = with_own_server(&world, &world.standby("one").await, &own);
     (world, own, standby)
-}
-
-fn restored(own: &Server) -> server::Stopped {
-    server::Stopped(farsite_sources::mariadb::instance::Instance {
-        datadir: own.data(),
-        socket: own.socket(),
-        port: None,
-        server_args: Vec::new(),
-    })
 }
 
 #[tokio::test(flavor = "multi_thread")]

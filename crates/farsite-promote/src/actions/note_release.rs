@@ -1,7 +1,8 @@
-//! `note-release`: of which revision the schemas of this site's own services are, written into the journal while its own database
-//! can still be asked: nobody can, once that has made room. What must hold: a database that was there and told nothing is not taken
+//! `note-release`: of which revision the schemas of this site's own services are, and what its volume services are called, written
+//! into the journal while its own database can still be asked: nobody can, once that has made room. What must hold: a database that was there and told nothing is not taken
 //! for one that was not there.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -26,6 +27,8 @@ enum Noted {
     NothingBefore(String),
     Revisions {
         own: Revisions,
+        /// Of its volume services, where they are known.
+        hosts: Option<BTreeSet<String>>,
         /// Schemas that stand there and told nothing, and why.
         silent: Option<String>,
     },
@@ -37,7 +40,8 @@ async fn look(run: &GroupRun) -> Result<Noted, String> {
         return Ok(Noted::NotNeeded);
     };
     let accounts = Accounts::fetch(&run.targets.rewrite)?;
-    let (own, why_not) = own::own(&accounts, &own::doors(&run.standby.config, &run.group)).await;
+    let doors = own::doors(&run.standby.config, &run.group);
+    let (own, why_not) = own::own(&accounts, &doors).await;
     let datadir = place.datadir.clone();
     let stands = tokio::task::spawn_blocking(move || revisions::on_disk(&datadir))
         .await
@@ -54,7 +58,11 @@ async fn look(run: &GroupRun) -> Result<Noted, String> {
             let silent: Vec<String> =
                 stands.unwrap_or_default().into_iter().filter(|schema| !own.contains_key(schema)).collect();
             let silent = (!silent.is_empty()).then(|| format!("{}{why_not}", silent.join(", ")));
-            Ok(Noted::Revisions { own, silent })
+            let hosts = match own.contains_key("cinder") {
+                true => own::hosts::volume_hosts(&accounts, &doors).await,
+                false => None,
+            };
+            Ok(Noted::Revisions { own, hosts, silent })
         }
         stands => {
             let stands = match stands {
@@ -81,7 +89,7 @@ impl Action for NoteRelease {
         "note-release"
     }
     fn summary(&self) -> &'static str {
-        "before anything is changed: of which revision the schemas of this site's own services are, noted for `check-release`"
+        "before anything is changed: of which revision the schemas of this site's own services are, noted for `check-release`, and what its volume services are called, for `reconcile`"
     }
     fn validate(&self, with: &Value) -> Result<(), String> {
         no_parameters(with)
@@ -102,9 +110,10 @@ impl Action for NoteRelease {
         Ok(match look(self.0.run()?).await.map_err(|e| failed(context, e))? {
             Noted::NotNeeded => Outcome::said(NOT_NEEDED),
             Noted::NothingBefore(why) => Outcome::said(&why).with(NOTHING_BEFORE, why),
-            Noted::Revisions { own, silent } => {
+            Noted::Revisions { own, hosts, silent } => {
                 let mut outcome = Outcome::said(said(&own));
                 outcome.evidence.extend(revisions::as_details(&own));
+                outcome.evidence.extend(hosts.as_ref().map(own::hosts::as_detail));
                 match silent {
                     Some(silent) => outcome.with("not noted", silent),
                     None => outcome,
@@ -116,7 +125,7 @@ impl Action for NoteRelease {
         Ok(match look(self.0.run()?).await.map_err(ActionError::Failed)? {
             Noted::NotNeeded => NOT_NEEDED.into(),
             Noted::NothingBefore(why) => why.into(),
-            Noted::Revisions { own, silent } => {
+            Noted::Revisions { own, silent, .. } => {
                 let says = Foreseen::from(said(&own));
                 match silent {
                     Some(silent) => says.noting(format!("not noted: {silent}")),

@@ -3,13 +3,14 @@
 //! as it should be is listed.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use farsite_model::ItemKind;
 use farsite_model::policy::Rbd;
 use farsite_runbook::action::{Action, ActionContext, ActionError, Done, Outcome};
+use farsite_runbook::journal::{JournalEntry, StepStatus};
 use farsite_sources::glance;
 use farsite_sources::rbd::{self, PoolImage};
 use serde_json::Value;
@@ -17,14 +18,18 @@ use serde_json::Value;
 use super::{Held, no_parameters};
 use crate::aside::Stamps;
 use crate::group_run::{GroupRun, failed};
+use crate::journal::StoreJournal;
+use crate::own;
 use crate::place::Storage;
+use crate::reconcile::kept::{self, Kept};
 use crate::reconcile::volumes::{Here, Rows};
-use crate::reconcile::{Plan, files, images, volumes};
+use crate::reconcile::{Plan, backups, files, folders, hosts, images, volumes};
+use crate::site::Accounts;
 use crate::sql::{Database, Rewrite};
 
 pub(crate) struct Reconcile(pub(super) Held);
 
-/// The most that are listed one by one in the journal.
+/// The most that are listed one by one in the journal; the database has all.
 const LISTED: usize = 500;
 
 fn note(run: &GroupRun, statements: Vec<String>) -> Rewrite {
@@ -54,13 +59,39 @@ async fn of_images(run: &GroupRun, database: &Database) -> Result<Plan, String> 
     }
     let rows = images::Row::gather(database.query(images::QUESTION).await?);
     let Some(storage) = run.targets.glance.as_ref().filter(|_| !rows.is_empty()) else {
-        return Ok(Plan::default());
+        return Ok(images::plan_nowhere(&rows));
     };
     let here = match storage {
-        Storage::Folder(folder) => images_in_folder(run, folder)?,
+        Storage::Folder(folder) => {
+            let here = images_in_folder(run, folder)?;
+            return in_folders(run, rows, here, folder).await;
+        }
         Storage::Pool(rbd) => images_in_pool(run, rbd).await?,
     };
     Ok(images::plan(&rows, &here))
+}
+
+/// Where Glance looks for them is looked at as well.
+async fn in_folders(
+    run: &GroupRun,
+    rows: Vec<images::Row>,
+    mut here: images::Here,
+    place: &Path,
+) -> Result<Plan, String> {
+    let mut right: Vec<PathBuf> = run.targets.rewrite.paths.values().map(PathBuf::from).collect();
+    right.push(place.to_owned());
+    // A drill's images lie somewhere else than those of the place, of which the rows speak.
+    let places = run.standby.config.places.get(&run.group).and_then(|places| places.glance.as_ref());
+    right.extend(places.and_then(|glance| glance.path.clone()));
+    let place = place.to_owned();
+    let looked = tokio::task::spawn_blocking(move || {
+        here.lost = folders::lost(&rows, &here, &right);
+        match folders::too_many(&rows, &here, &place) {
+            Some(why) => Err(why),
+            None => Ok(images::plan(&rows, &here)),
+        }
+    });
+    looked.await.map_err(|error| error.to_string())?
 }
 
 /// Whether the point's images come out of every store that Glance has.
@@ -80,6 +111,7 @@ fn images_in_folder(run: &GroupRun, folder: &Path) -> Result<images::Here, Strin
         scheme: if is_pool { images::IN_POOL } else { images::IN_FOLDER },
         around: (!is_pool).then(|| (format!("{}{}/", images::IN_FOLDER, folder.display()), String::new())),
         odd: odd.map(|name| name.to_string_lossy().into_owned()).collect(),
+        lost: BTreeSet::new(),
         is_of_all_stores: through_api(run),
     })
 }
@@ -102,8 +134,55 @@ async fn images_in_pool(run: &GroupRun, rbd: &Rbd) -> Result<images::Here, Strin
         scheme: images::IN_POOL,
         around,
         odd: BTreeSet::new(),
+        lost: BTreeSet::new(),
         is_of_all_stores: through_api(run),
     })
+}
+
+/// Whether a service of this site answers for each volume; or why that was not looked at.
+async fn of_hosts(run: &GroupRun, database: &Database) -> Result<Result<Plan, String>, String> {
+    let rows = if database.has_table("cinder", "volumes").await?
+        && database.has_table("cinder", "alembic_version").await?
+    {
+        database.query(hosts::QUESTION).await?
+    } else {
+        Vec::new()
+    };
+    if rows.is_empty() {
+        return Ok(Ok(Plan::default()));
+    }
+    let known = if run.is_drill() {
+        let accounts = Accounts::fetch(&run.targets.rewrite)?;
+        own::hosts::volume_hosts(&accounts, &own::doors(&run.standby.config, &run.group)).await
+    } else {
+        let journal = StoreJournal::reading(&run.standby.store, run.promotion, &run.group);
+        let entries = journal.entries().await.map_err(|error| error.to_string())?;
+        let evidence = entries.iter().filter_map(|(_, entry)| match entry {
+            JournalEntry::Outcome { status: StepStatus::Completed, evidence, .. } => Some(evidence),
+            _ => None,
+        });
+        evidence.filter_map(own::hosts::of_detail).last()
+    };
+    let site = run.standby.site.as_str();
+    let Some(hosts) = known.filter(|hosts| !hosts.is_empty()) else {
+        return Ok(Err(format!(
+            "what {site}'s own volume services are called is not known: that one of them answers for each volume is not certain"
+        )));
+    };
+    let same = run.targets.rewrite.hosts.iter().filter(|(old, new)| old == new);
+    let said = same.map(|(name, _)| name.clone()).collect();
+    hosts::plan(&rows, &hosts::Own { site, hosts, said }).map(Ok)
+}
+
+/// Whatever Cinder has besides volumes whose states nobody would end.
+async fn of_backups(database: &Database) -> Result<Plan, String> {
+    let mut plan = Plan::default();
+    for kind in &backups::KINDS {
+        if database.has_table("cinder", kind.table).await? {
+            plan.append(backups::plan(kind, &database.query(kind.question).await?));
+        }
+    }
+    Ok(plan)
 }
 
 async fn of_volumes(run: &GroupRun, database: &Database) -> Result<Plan, String> {
@@ -142,10 +221,31 @@ async fn of_volumes(run: &GroupRun, database: &Database) -> Result<Plan, String>
         Some(Storage::Pool(rbd)) => Here::Pool(rbd::images(rbd).await.map_err(|error| error.to_string())?),
         None => Here::Nowhere,
     };
-    tokio::task::spawn_blocking(move || volumes::plan(&rows, &here))
+    let mut plan = tokio::task::spawn_blocking(move || volumes::plan(&rows, &here))
         .await
         .map_err(|error| error.to_string())?
-        .map_err(|error| format!("looking at the volumes' files: {error}"))
+        .map_err(|error| format!("looking at the volumes' files: {error}"))?;
+    plan.append(of_backups(database).await?);
+    Ok(plan)
+}
+
+/// The gravest by their subjects, and where the others are.
+fn told(said: &str, kept: Kept, promotion: &str) -> Outcome {
+    let mut outcome = Outcome::said(match (kept.found, kept.held_back) {
+        (0, _) => format!("{said}: all is as its row says"),
+        (found, 0) => format!("{said}; {found} things not as they should be, none held back"),
+        (found, held) => format!("{said}; {found} things not as they should be, {held} of them held back"),
+    });
+    let more = kept.found - kept.first.len().min(kept.found);
+    for (subject, line) in kept.first {
+        let said = outcome.evidence.remove(&subject).map(|before| format!("{before}; ")).unwrap_or_default();
+        outcome = outcome.with(&subject, format!("{said}{line}"));
+    }
+    if more == 0 {
+        return outcome;
+    }
+    let all = kept::question(promotion);
+    outcome.with("more", format!("{more} less grave ones; the restored database has all of them: {all}"))
 }
 
 #[async_trait]
@@ -168,11 +268,9 @@ impl Action for Reconcile {
     fn default_timeout(&self) -> Duration {
         Duration::from_mins(30)
     }
-    async fn check(&self, context: &ActionContext, _: &Value) -> Result<Done, ActionError> {
-        let (database, _) = self.0.run()?.database(None)?;
-        let note = note(self.0.run()?, Vec::new());
-        let noted = database.is_rewritten(&note).await.map_err(|e| failed(context, e))?;
-        Ok(if noted { Done::Yes("the database holds its note".into()) } else { Done::No })
+    async fn check(&self, _: &ActionContext, _: &Value) -> Result<Done, ActionError> {
+        // What is done is found by its note, and told once more.
+        Ok(Done::No)
     }
     async fn run(&self, context: &ActionContext, _: &Value) -> Result<Outcome, ActionError> {
         let run = self.0.run()?;
@@ -181,33 +279,46 @@ impl Action for Reconcile {
         if !matches!(database, Database::Mariadb(_)) {
             return Ok(Outcome::said("the database is no server's: no row in it is looked at"));
         }
-        if database.is_rewritten(&note(run, Vec::new())).await.map_err(fail)? {
-            return Ok(Outcome::said("done already: the database holds its note"));
-        }
-        let images = of_images(run, &database).await.map_err(fail)?;
-        let volumes = of_volumes(run, &database).await.map_err(fail)?;
-        let looked = images.looked + volumes.looked;
-        let mut statements = images.statements;
-        statements.extend(volumes.statements);
-        context.lease.check()?;
-        let (changes, note) = (statements.len(), note(run, statements));
-        database.rewrite_once(&note).await.map_err(fail)?;
-        let lines: Vec<(String, String)> = images.lines.into_iter().chain(volumes.lines).collect();
-        let detail = match lines.len() {
-            0 => format!("{looked} rows agree with what is here"),
-            found => {
-                format!("{looked} rows looked at, {found} things not as they should be, {changes} statements")
+        let promotion = run.promotion.to_string();
+        let said = if database.is_rewritten(&note(run, Vec::new())).await.map_err(fail)? {
+            "done already: the database holds its note".to_owned()
+        } else {
+            let mut plan = of_images(run, &database).await.map_err(fail)?;
+            plan.append(of_volumes(run, &database).await.map_err(fail)?);
+            match of_hosts(run, &database).await.map_err(fail)? {
+                Ok(hosts) => plan.append(hosts),
+                Err(why) => plan.note("hosts of volumes", why),
             }
+            let Plan { mut statements, mut lines, looked } = plan;
+            lines.sort();
+            let changes = statements.len();
+            statements.extend(kept::statements(&promotion, &lines));
+            context.lease.check()?;
+            kept::make_room(&database).await.map_err(fail)?;
+            database.rewrite_once(&note(run, statements)).await.map_err(fail)?;
+            format!("{looked} rows looked at, {changes} statements")
         };
-        let mut outcome = Outcome::said(detail);
-        for (subject, line) in lines.iter().take(LISTED) {
-            let said =
-                outcome.evidence.remove(subject).map(|before| format!("{before}; ")).unwrap_or_default();
-            outcome = outcome.with(subject, format!("{said}{line}"));
-        }
-        Ok(if lines.len() > LISTED { outcome.with("more", lines.len() - LISTED) } else { outcome })
+        let kept = kept::read(&database, &promotion, LISTED).await.map_err(fail)?;
+        Ok(kept.map_or_else(|| Outcome::said(&said), |kept| told(&said, kept, &promotion)))
     }
     async fn undo(&self, _: &ActionContext, _: &Value) -> Result<Outcome, ActionError> {
         Ok(Outcome::said("the rows go with the restored copy that they are in"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_list_that_is_too_long_says_how_many_more_there_are_and_where() {
+        let first = vec![("volume a".to_owned(), "x".to_owned()), ("volume a".to_owned(), "y".to_owned())];
+        let outcome = told("done", Kept { found: 7, held_back: 1, first }, "p1");
+        assert_eq!(outcome.detail, "done; 7 things not as they should be, 1 of them held back");
+        assert_eq!(outcome.evidence["volume a"], "x; y");
+        let more = &outcome.evidence["more"];
+        assert!(more.starts_with("5 less grave") && more.contains("WHERE promotion = 'p1'"), "{more}");
+        let nothing = told("done", Kept::default(), "p1");
+        assert_eq!((nothing.detail.as_str(), nothing.evidence.len()), ("done: all is as its row says", 0));
     }
 }

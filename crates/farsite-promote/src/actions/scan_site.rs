@@ -1,5 +1,5 @@
 //! `scan-site`: looks for the lost site's names in all databases and in the configuration. What must hold: it fails when
-//! anything that is in use names the lost site; what is not in use is told.
+//! anything that is in use names the lost site; what is not in use, and what people wrote, is told.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -58,10 +58,45 @@ fn names(run: &GroupRun) -> BTreeMap<&'static str, Vec<(String, String)>> {
 }
 
 fn line(found: &Found) -> String {
-    format!(
-        "{} holds {} ({} rows or lines), such as {:?}",
-        found.place, found.name, found.rows, found.example
-    )
+    let example =
+        if found.example.is_empty() { String::new() } else { format!(", such as {:?}", found.example) };
+    format!("{} holds {} ({} rows or lines){example}", found.place, found.name, found.rows)
+}
+
+/// By place, what is no fault: deleted rows, and free texts, whose words are their writers' and are not repeated.
+fn notes(found: &[Found]) -> BTreeMap<&str, String> {
+    let mut notes: BTreeMap<&str, String> = BTreeMap::new();
+    for find in found {
+        let note = notes.entry(&find.place).or_default();
+        let kinds = [(find.rows, "rows of free text hold"), (find.gone, "deleted rows still hold")];
+        for (rows, what) in kinds.into_iter().filter(|(rows, _)| *rows > 0) {
+            let before = if note.is_empty() { "" } else { "; " };
+            note.push_str(&format!("{before}{rows} {what} {}", find.name));
+        }
+    }
+    notes
+}
+
+/// What helps: a rewrite that is completed is not done again.
+fn hint(step: &str, is_drill: bool, in_database: bool, in_files: bool) -> String {
+    let mut hints = Vec::new();
+    if in_database && is_drill {
+        hints.push("names of the lost site belong into `rewrite` of farsite.yaml".to_owned());
+    } else if in_database {
+        hints.push("names of the lost site belong into `rewrite` of farsite.yaml (then `farsite promotion cancel` and promote again, because `--resume` does not rewrite again), or are put right by hand in the restored database, which serves (then `--resume`)".to_owned());
+    }
+    if in_files {
+        hints.push(
+            "this site's configuration is given this site's own names".to_owned()
+                + if is_drill { "" } else { " (then `--resume`)" },
+        );
+    }
+    if !is_drill {
+        hints.push(format!(
+            "what only looks like a name of the site is no fault: `farsite promotion skip --step {step}`"
+        ));
+    }
+    hints.join("; ")
 }
 
 #[async_trait]
@@ -96,7 +131,7 @@ impl Action for ScanSite {
             return Ok(Outcome::said("the two sites use the same names: there is nothing to look for"));
         }
         let (database, item) = run.database(None)?;
-        let mut found = match database {
+        let in_database = match database {
             Database::Mariadb(_) => site::scan_databases(&database, &names)
                 .await
                 .map_err(|e| failed(context, format!("{}: {e}", item.id)))?,
@@ -104,21 +139,19 @@ impl Action for ScanSite {
         };
         let (paths, wanted) = (with.paths(), names.clone());
         let in_files = tokio::task::spawn_blocking(move || site::scan_files(&paths, &wanted));
-        found.extend(in_files.await.map_err(|e| failed(context, e))?.map_err(|e| failed(context, e))?);
-        let used: Vec<String> = found.iter().filter(|find| find.rows > 0).map(line).collect();
+        let in_files = in_files.await.map_err(|e| failed(context, e))?.map_err(|e| failed(context, e))?;
+        let is_used = |find: &&Found| find.rows > 0 && !find.is_free_text;
+        let used: Vec<String> = in_database.iter().chain(&in_files).filter(is_used).map(line).collect();
         if !used.is_empty() {
+            let is_there = |found: &[Found]| found.iter().any(|find| is_used(&find));
+            let hint = hint(&context.step, run.is_drill(), is_there(&in_database), is_there(&in_files));
             return Err(failed(
                 context,
-                format!(
-                    "the lost site is still named:\n  {}\n  hint: what is a name of the site belongs into `rewrite` in farsite.yaml, or into this site's own configuration",
-                    used.join("\n  ")
-                ),
+                format!("the lost site is still named:\n  {}\n  hint: {hint}", used.join("\n  ")),
             ));
         }
         let outcome = Outcome::said(format!("nothing in use names the lost site ({})", looked.join(", ")));
-        Ok(found.iter().filter(|find| find.gone > 0).fold(outcome, |outcome, find| {
-            outcome.with(&find.place, format!("{} deleted rows still hold {}", find.gone, find.name))
-        }))
+        Ok(notes(&in_database).into_iter().fold(outcome, |outcome, (place, note)| outcome.with(place, note)))
     }
     async fn dry_run(&self, _: &ActionContext, with: &Value) -> Result<Foreseen, ActionError> {
         let run = self.0.run()?;
@@ -135,5 +168,40 @@ impl Action for ScanSite {
                 Ok(format!("{} paths of configuration name nothing of the other site", paths.len()).into())
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_people_wrote_and_what_is_deleted_is_told_without_their_words() {
+        let find = |name: &str, rows, gone| Found {
+            place: "cinder.volumes.display_name".into(),
+            name: name.into(),
+            rows,
+            gone,
+            is_free_text: true,
+            example: "our secret plan for ctl-north".into(),
+        };
+        let found = [find("ctl-north", 2, 1), find("RegionNorth", 0, 3)];
+        let notes = notes(&found);
+        assert_eq!(
+            notes["cinder.volumes.display_name"],
+            "2 rows of free text hold ctl-north; 1 deleted rows still hold ctl-north; 3 deleted rows still hold RegionNorth"
+        );
+    }
+
+    #[test]
+    fn the_hint_says_what_helps_where_the_name_was_found() {
+        let database = hint("scan-site", false, true, false);
+        for word in ["`rewrite`", "promotion cancel", "by hand", "--resume", "skip --step scan-site"] {
+            assert!(database.contains(word), "{database}");
+        }
+        let files = hint("scan-site", false, false, true);
+        assert!(!files.contains("cancel") && files.contains("--resume"), "{files}");
+        let drill = hint("scan-site", true, true, true);
+        assert!(!drill.contains("--resume") && !drill.contains("cancel"), "{drill}");
     }
 }

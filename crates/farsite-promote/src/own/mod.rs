@@ -5,6 +5,7 @@
 //! sentence.
 
 mod configured;
+pub(crate) mod hosts;
 mod passwords;
 mod revisions;
 

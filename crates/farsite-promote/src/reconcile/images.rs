@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::Gravity::{HeldBack, Marked, Noted, PutRight};
 use super::{Plan, is_id};
 use crate::sql::quoted;
 
@@ -30,6 +31,10 @@ impl Location {
     /// The scheme alone: an address may hold a password. None where Glance has encrypted it.
     fn scheme(&self) -> Option<&str> {
         self.at.split_once("://").map(|(scheme, _)| scheme)
+    }
+
+    fn folder(&self) -> Option<&str> {
+        self.at.strip_prefix(IN_FOLDER)?.rsplit_once('/').map(|(folder, _)| folder)
     }
 }
 
@@ -69,6 +74,8 @@ pub(crate) struct Here {
     pub(crate) around: Option<(String, String)>,
     /// Those that are not what their row says by its hash.
     pub(crate) odd: BTreeSet<String>,
+    /// Folders that rows name, where nothing of this site's is ([`super::folders`]).
+    pub(crate) lost: BTreeSet<String>,
     /// The point's images were read through an API, whatever store they lay in: what is not here, the point does not hold.
     pub(crate) is_of_all_stores: bool,
 }
@@ -92,12 +99,23 @@ impl Here {
         location.at.starts_with(self.scheme)
     }
 
+    fn is_lost(&self, location: &Location) -> bool {
+        location.folder().is_some_and(|folder| self.lost.contains(folder))
+    }
+
+    /// The folders in which Glance looks for an image whose data is here, by its row; none where it looks in no folder.
+    pub(crate) fn folders_of<'r>(&self, row: &'r Row) -> Vec<&'r str> {
+        let is_here = self.scheme == IN_FOLDER && self.lacks(row).is_none();
+        row.locations.iter().filter(|_| is_here).filter_map(Location::folder).collect()
+    }
+
     /// What most locations of images here have before and behind the id: Glance may know the folder by another name than this
     /// host does.
     fn usual(&self, rows: &[Row]) -> Option<(String, String)> {
         let mut counts: BTreeMap<(&str, &str), usize> = BTreeMap::new();
         for row in rows.iter().filter(|row| self.files.contains_key(&row.id)) {
-            let here = row.locations.iter().filter(|location| self.is_of(location));
+            let here =
+                row.locations.iter().filter(|location| self.is_of(location) && !self.is_lost(location));
             for around in here.filter_map(|location| location.at.rsplit_once(row.id.as_str())) {
                 *counts.entry(around).or_default() += 1;
             }
@@ -105,6 +123,31 @@ impl Here {
         let (most, _) = counts.into_iter().max_by_key(|(_, count)| *count)?;
         Some((most.0.to_owned(), most.1.to_owned()))
     }
+}
+
+/// Where the group has no place for images: what was under way ends all the same.
+pub(crate) fn plan_nowhere(rows: &[Row]) -> Plan {
+    let mut plan = Plan { looked: rows.len(), ..Plan::default() };
+    for row in rows.iter().filter(|row| is_id(&row.id)) {
+        end_upload(row, &mut plan);
+    }
+    plan
+}
+
+/// Its upload went down with the site: the user sees that it failed, and may delete it. Glance itself ends none when it starts.
+fn end_upload(row: &Row, plan: &mut Plan) -> bool {
+    let is_under_way = matches!(row.status.as_str(), "saving" | "importing" | "uploading");
+    if is_under_way {
+        plan.statements.push(set(row, "killed"));
+        let line = format!("its upload was under way ({}): marked killed", row.status);
+        plan.say(Marked, format!("image {}", row.id), line);
+    }
+    is_under_way
+}
+
+fn set(row: &Row, status: &str) -> String {
+    let (id, from) = (&row.id, &row.status);
+    format!("UPDATE glance.images SET status = '{status}' WHERE id = '{id}' AND status = '{from}'")
 }
 
 pub(crate) fn plan(rows: &[Row], here: &Here) -> Plan {
@@ -115,43 +158,35 @@ pub(crate) fn plan(rows: &[Row], here: &Here) -> Plan {
         known.insert(row.id.as_str());
         let subject = format!("image {}", row.id);
         let has_data = here.files.contains_key(&row.id);
-        let set = |status: &str| {
-            let (id, from) = (&row.id, &row.status);
-            format!("UPDATE glance.images SET status = '{status}' WHERE id = '{id}' AND status = '{from}'")
-        };
+        if end_upload(row, &mut plan) {
+            continue;
+        }
         match row.status.as_str() {
-            // Its upload went down with the site: the user sees that it failed, and may delete it.
-            "saving" | "importing" | "uploading" => {
-                plan.statements.push(set("killed"));
-                plan.say(subject, format!("its upload was under way ({}): marked killed", row.status));
-            }
             // Its store would refuse an upload over what lies there.
             "queued" if has_data => {
-                plan.say(subject, "it waits for an upload, and some data of it is here already: kept");
+                plan.say(Noted, subject, "it waits for an upload, and some data of it is here already: kept");
             }
             "pending_delete" if has_data => {
-                plan.say(subject, "it was deleted, and Glance's scrubber has not removed its data yet: kept");
+                plan.say(
+                    Noted,
+                    subject,
+                    "it was deleted, and Glance's scrubber has not removed its data yet: kept",
+                );
             }
-            "active" | "deactivated" => served(row, here, usual.as_ref(), &mut plan, set),
+            "active" | "deactivated" => served(row, here, usual.as_ref(), &mut plan),
             _ => {}
         }
     }
     for name in
         here.files.keys().filter(|name| is_id(name) && name.len() == 36 && !known.contains(name.as_str()))
     {
-        plan.say(format!("image {name}"), "its data is here and Glance has no row of it: kept");
+        plan.say(Noted, format!("image {name}"), "its data is here and Glance has no row of it: kept");
     }
     plan
 }
 
 /// An image that Glance serves, or would if it were activated.
-fn served(
-    row: &Row,
-    here: &Here,
-    usual: Option<&(String, String)>,
-    plan: &mut Plan,
-    set: impl Fn(&str) -> String,
-) {
+fn served(row: &Row, here: &Here, usual: Option<&(String, String)>, plan: &mut Plan) {
     let subject = || format!("image {}", row.id);
     let lacks = here.lacks(row);
     let elsewhere: Vec<&str> = row
@@ -160,18 +195,34 @@ fn served(
         .filter(|location| !here.is_of(location))
         .map(|location| location.scheme().unwrap_or("an encrypted location"))
         .collect();
-    if row.locations.iter().any(|location| here.is_of(location)) {
+    let is_astray = row.locations.iter().all(|location| !here.is_of(location) || here.is_lost(location));
+    if let Some(location) = row.locations.iter().find(|location| here.is_of(location)) {
         match lacks {
+            None if is_astray => {
+                // Its other rows are right, or this site's own: this one alone names another folder.
+                let (before, behind) = usual.map_or(("", ""), |(before, behind)| (before, behind));
+                let at = quoted(&format!("{before}{}{behind}", row.id));
+                plan.statements.push(format!(
+                    "UPDATE glance.image_locations SET value = {at} WHERE id = {} AND image_id = '{}'",
+                    location.number, row.id
+                ));
+                let folder = location.folder().unwrap_or_default();
+                let line = format!(
+                    "its row names the folder {folder}, which is not here, and its data is: its location is now here too"
+                );
+                plan.say(PutRight, subject(), line);
+            }
             // Served as they are, they would answer a download with no bytes and no error.
             Some(why) if row.status == "active" => {
-                plan.statements.push(set("deactivated"));
-                plan.say(subject(), format!("{why}: deactivated, so that nobody downloads it"));
+                plan.statements.push(set(row, "deactivated"));
+                plan.say(HeldBack, subject(), format!("{why}: deactivated, so that nobody downloads it"));
             }
-            Some(why) => plan.say(subject(), format!("{why}: it is deactivated already")),
+            Some(why) => plan.say(HeldBack, subject(), format!("{why}: it is deactivated already")),
             None if elsewhere.is_empty() => {}
             None => {
                 let more = elsewhere.join(", ");
                 plan.say(
+                    Noted,
                     subject(),
                     format!("its data is here; another location of it ({more}) was not looked at"),
                 );
@@ -185,15 +236,19 @@ fn served(
             None => "it has no location".to_owned(),
         };
         if row.status == "active" {
-            plan.statements.push(set("deactivated"));
-            plan.say(subject(), format!("{lies}, and {why}: deactivated, so that nobody downloads it"));
+            plan.statements.push(set(row, "deactivated"));
+            plan.say(
+                HeldBack,
+                subject(),
+                format!("{lies}, and {why}: deactivated, so that nobody downloads it"),
+            );
         } else {
-            plan.say(subject(), format!("{lies}, and {why}: it is deactivated already"));
+            plan.say(HeldBack, subject(), format!("{lies}, and {why}: it is deactivated already"));
         }
         return;
     }
     let Some(location) = row.locations.first() else {
-        plan.say(subject(), "it has no location, where nothing was restored to: not looked at");
+        plan.say(Noted, subject(), "it has no location, where nothing was restored to: not looked at");
         return;
     };
     match (lacks, usual) {
@@ -206,6 +261,7 @@ fn served(
                 location.number, row.id
             ));
             plan.say(
+                PutRight,
                 subject(),
                 format!("it lay in {}://, and its data is here: its location is now here too", elsewhere[0]),
             );
@@ -213,6 +269,7 @@ fn served(
         // Glance does not look here, so nothing wrong is served.
         (Some(why), _) if here.files.contains_key(&row.id) => {
             plan.say(
+                HeldBack,
                 subject(),
                 format!("it lies in {}://, and {why}: its location is left as it was", elsewhere[0]),
             );
@@ -221,7 +278,7 @@ fn served(
             let place = location.scheme().map_or("has a location that is encrypted".to_owned(), |scheme| {
                 format!("lies in {scheme}://")
             });
-            plan.say(subject(), format!("it {place}, where nothing was restored to: not looked at"));
+            plan.say(Noted, subject(), format!("it {place}, where nothing was restored to: not looked at"));
         }
     }
 }
@@ -254,6 +311,7 @@ mod tests {
             scheme: IN_FOLDER,
             around: Some(("file:///south/images/".to_owned(), String::new())),
             odd: BTreeSet::new(),
+            lost: BTreeSet::new(),
             is_of_all_stores: false,
         }
     }
@@ -265,11 +323,25 @@ mod tests {
     }
 
     #[test]
+    fn an_image_whose_row_names_a_folder_that_is_not_here_is_told_where_its_data_is() {
+        let lost = Here { lost: BTreeSet::from(["/north".to_owned()]), ..here(&[(A, 5), (B, 5)]) };
+        let astray = Row { locations: vec![location(&format!("file:///north/{A}"))], ..row(A, "active", 5) };
+        let found = plan(&[astray.clone(), row(B, "active", 5)], &lost);
+        assert_eq!((found.statements.len(), found.lines.len()), (1, 1), "{found:?}");
+        // Where the others look, not what this host calls the place.
+        assert!(found.statements[0].contains(&format!("value = 'file:///images/{A}' WHERE id = 7")));
+        assert!(found.lines[0].line.contains("/north"), "{found:?}");
+        // Its data did not come: nothing is told of a folder.
+        let found = plan(&[astray], &Here { files: BTreeMap::new(), ..lost });
+        assert!(found.statements[0].contains("'deactivated'") && found.statements.len() == 1, "{found:?}");
+    }
+
+    #[test]
     fn an_active_image_without_its_bytes_is_not_served() {
         for files in [vec![], vec![(A, 4)]] {
             let plan = plan(&[row(A, "active", 5)], &here(&files));
             assert!(plan.statements[0].contains("'deactivated'"), "{plan:?}");
-            assert!(plan.lines[0].0.contains(A), "{plan:?}");
+            assert!(plan.lines[0].subject.contains(A), "{plan:?}");
         }
     }
 
@@ -278,7 +350,7 @@ mod tests {
         let here = Here { odd: BTreeSet::from([A.to_owned()]), ..here(&[(A, 5)]) };
         let plan = plan(&[row(A, "active", 5)], &here);
         assert!(
-            plan.statements[0].contains("'deactivated'") && plan.lines[0].1.contains("recorded"),
+            plan.statements[0].contains("'deactivated'") && plan.lines[0].line.contains("recorded"),
             "{plan:?}"
         );
     }
@@ -289,6 +361,8 @@ mod tests {
             let plan = plan(&[row(A, status, 0), row(B, "queued", 0)], &here(&[(A, 3)]));
             assert_eq!(plan.statements.len(), 1, "{plan:?}");
             assert!(plan.statements[0].contains("'killed'") && plan.statements[0].contains(A));
+            let nowhere = plan_nowhere(&[row(A, status, 0), row(B, "active", 5)]);
+            assert_eq!(nowhere.statements, plan.statements, "a group without a place for images");
         }
     }
 
@@ -297,7 +371,7 @@ mod tests {
         let elsewhere = Row { locations: vec![location("swift://user:key@host/x")], ..row(A, "active", 5) };
         let plan = plan(&[elsewhere], &here(&[]));
         assert_eq!((plan.statements.len(), plan.lines.len()), (0, 1));
-        assert!(plan.lines[0].1.contains("swift://") && !plan.lines[0].1.contains("key"), "{plan:?}");
+        assert!(plan.lines[0].line.contains("swift://") && !plan.lines[0].line.contains("key"), "{plan:?}");
     }
 
     #[test]
@@ -312,8 +386,8 @@ mod tests {
             for (statement, id) in plan.statements.iter().zip([A, B]) {
                 assert!(statement.contains("'deactivated'") && statement.contains(id), "{plan:?}");
             }
-            assert!(plan.lines[0].1.contains("swift") && !plan.lines[0].1.contains("key"), "{plan:?}");
-            assert!(plan.lines[2].1.contains("deactivated already"), "{plan:?}");
+            assert!(plan.lines[0].line.contains("swift") && !plan.lines[0].line.contains("key"), "{plan:?}");
+            assert!(plan.lines[2].line.contains("deactivated already"), "{plan:?}");
         }
     }
 
@@ -321,7 +395,7 @@ mod tests {
     fn data_without_a_row_is_told_and_kept() {
         let plan = plan(&[], &here(&[(A, 5), ("lost+found", 1)]));
         assert_eq!((plan.statements.len(), plan.lines.len()), (0, 1));
-        assert!(plan.lines[0].1.contains("kept"));
+        assert!(plan.lines[0].line.contains("kept"));
     }
 
     #[test]
@@ -352,7 +426,7 @@ mod tests {
         // What is here is not all of it.
         let short = plan(&[elsewhere], &here(&[(A, 4)]));
         assert_eq!(short.statements.len(), 0, "{short:?}");
-        assert!(short.lines[0].1.contains("left as it was"), "{short:?}");
+        assert!(short.lines[0].line.contains("left as it was"), "{short:?}");
     }
 
     #[test]
@@ -361,7 +435,7 @@ mod tests {
         assert_eq!((good.statements.len(), good.lines.len()), (0, 0));
         let lost = plan(&[row(A, "deactivated", 5)], &here(&[]));
         assert_eq!((lost.statements.len(), lost.lines.len()), (0, 1));
-        assert!(lost.lines[0].1.contains("deactivated already"), "{lost:?}");
+        assert!(lost.lines[0].line.contains("deactivated already"), "{lost:?}");
     }
 
     #[test]
@@ -372,7 +446,7 @@ mod tests {
         assert_eq!((rows.len(), rows[0].locations.len()), (1, 2));
         let good = plan(&rows, &here(&[(A, 5)]));
         assert_eq!((good.statements.len(), good.lines.len(), good.looked), (0, 1, 1), "{good:?}");
-        assert!(good.lines[0].1.contains("another location of it (rbd) was not looked at"), "{good:?}");
+        assert!(good.lines[0].line.contains("another location of it (rbd) was not looked at"), "{good:?}");
         let lost = plan(&rows, &here(&[]));
         assert!(lost.statements[0].contains("'deactivated'") && lost.statements.len() == 1, "{lost:?}");
     }
@@ -382,7 +456,9 @@ mod tests {
         let rows = [row(A, "pending_delete", 5), row(B, "queued", 0)];
         let found = plan(&rows, &here(&[(A, 5), (B, 1)]));
         assert_eq!((found.statements.len(), found.lines.len()), (0, 2), "{found:?}");
-        assert!(found.lines[0].1.contains("scrubber") && found.lines[1].1.contains("waits for an upload"));
+        assert!(
+            found.lines[0].line.contains("scrubber") && found.lines[1].line.contains("waits for an upload")
+        );
         let nothing =
             plan(&[row(A, "pending_delete", 5), row(B, "queued", 0), row(C, "killed", 0)], &here(&[]));
         assert_eq!((nothing.statements.len(), nothing.lines.len()), (0, 0));

@@ -4,8 +4,13 @@
 //! What must hold: no row is left that promises data which is not there; nothing is attached whose format, size or chain is not
 //! what its row says; no file is removed or written.
 
+pub(crate) mod backups;
+pub(crate) mod folders;
+pub(crate) mod hosts;
 pub(crate) mod images;
+pub(crate) mod kept;
 pub(crate) mod qcow2;
+mod states;
 pub(crate) mod volumes;
 
 use std::collections::BTreeMap;
@@ -15,15 +20,47 @@ use std::path::Path;
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Plan {
     pub(crate) statements: Vec<String>,
-    /// What it is about (`volume 4f…`), and what was found and done, in words.
-    pub(crate) lines: Vec<(String, String)>,
+    pub(crate) lines: Vec<Line>,
     /// Rows that were looked at.
     pub(crate) looked: usize,
 }
 
+/// One thing that was not as its row said. The gravest are the first in order.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Line {
+    pub(crate) gravity: Gravity,
+    /// `volume 4f…`
+    pub(crate) subject: String,
+    /// What was found and done, in words.
+    pub(crate) line: String,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Gravity {
+    /// What users had is not here, or not as it should be: it cannot be used.
+    HeldBack,
+    /// What was under way has failed; a snapshot is lost.
+    Marked,
+    /// The row says now what is here.
+    PutRight,
+    /// Nothing was done.
+    Noted,
+}
+
 impl Plan {
-    fn say(&mut self, subject: String, line: impl Into<String>) {
-        self.lines.push((subject, line.into()));
+    fn say(&mut self, gravity: Gravity, subject: String, line: impl Into<String>) {
+        self.lines.push(Line { gravity, subject, line: line.into() });
+    }
+
+    /// What could not be looked at.
+    pub(crate) fn note(&mut self, subject: &str, why: String) {
+        self.say(Gravity::Noted, subject.to_owned(), why);
+    }
+
+    pub(crate) fn append(&mut self, mut other: Self) {
+        self.statements.append(&mut other.statements);
+        self.lines.append(&mut other.lines);
+        self.looked += other.looked;
     }
 }
 

@@ -7,13 +7,16 @@ use std::path::{Path, PathBuf};
 
 use farsite_sources::rbd::PoolImage;
 
+use super::Gravity::{HeldBack, Marked, Noted, PutRight};
+use super::states::{self, End};
 use super::{Plan, is_id, qcow2};
 
 pub(crate) const VOLUMES: &str = "SELECT v.id, COALESCE(v._name_id, v.id), v.status, v.size, v.provider_location, (SELECT m.value FROM cinder.volume_admin_metadata m WHERE m.volume_id = v.id AND m.`key` = 'format' AND m.deleted = 0 LIMIT 1), v.migration_status FROM cinder.volumes v WHERE v.deleted = 0 ORDER BY v.id";
 pub(crate) const SNAPSHOTS: &str =
     "SELECT s.id, s.volume_id, s.status FROM cinder.snapshots s WHERE s.deleted = 0 ORDER BY s.id";
-/// What a service goes on with, or gives up, by itself when it starts.
-pub(crate) const WORKERS: &str = "SELECT resource_id FROM cinder.workers WHERE deleted = 0";
+/// Volumes that a service goes on deleting when it starts: it goes by its own id and by the state (`do_cleanup` in Cinder's
+/// manager.py).
+pub(crate) const WORKERS: &str = "SELECT resource_id FROM cinder.workers WHERE deleted = 0 AND service_id IS NOT NULL AND status = 'deleting'";
 
 const GIB: u64 = 1 << 30;
 /// A chain of overlays that is longer is not meant.
@@ -99,7 +102,6 @@ pub(crate) fn plan(rows: &Rows, here: &Here) -> std::io::Result<Plan> {
                 contents(volume, &snapshots, &chain, &mut plan);
             }
             for snapshot in &snapshots {
-                let is_worked_on = rows.workers.contains(&snapshot.id);
                 snapshot_state(snapshot, Some(&chain), is_worked_on, &mut plan);
             }
             unknown_snapshots(volume, &snapshots, &chain, &mut plan);
@@ -112,16 +114,16 @@ pub(crate) fn plan(rows: &Rows, here: &Here) -> std::io::Result<Plan> {
             }
             for snapshot in &snapshots {
                 let chain = Chain::of_image(image, snapshot);
-                snapshot_state(snapshot, Some(&chain), rows.workers.contains(&snapshot.id), &mut plan);
+                snapshot_state(snapshot, Some(&chain), is_worked_on, &mut plan);
             }
         } else {
             if expects_data && !matches!(here, Here::Nowhere) {
                 // Another group may have restored it: whoever reads the report must know that it was not looked at.
                 let line = "it does not lie where this group's volumes were restored to: not looked at";
-                plan.say(format!("volume {}", volume.id), line);
+                plan.say(Noted, format!("volume {}", volume.id), line);
             }
             for snapshot in &snapshots {
-                snapshot_state(snapshot, None, rows.workers.contains(&snapshot.id), &mut plan);
+                snapshot_state(snapshot, None, is_worked_on, &mut plan);
             }
         }
     }
@@ -135,7 +137,7 @@ pub(crate) fn plan(rows: &Rows, here: &Here) -> std::io::Result<Plan> {
         for name in there {
             let id = name.strip_prefix("volume-").map(|rest| rest.get(..36).unwrap_or(rest));
             if let Some(id) = id.filter(|id| is_id(id) && !known.contains(id)) {
-                plan.say(format!("file {name}"), format!("Cinder has no row of volume {id}: kept"));
+                plan.say(Noted, format!("file {name}"), format!("Cinder has no row of volume {id}: kept"));
             }
         }
     }
@@ -154,26 +156,26 @@ fn operation(volume: &Volume, is_worked_on: bool, plan: &mut Plan) -> bool {
     if volume.migration.as_deref().is_some_and(|state| !matches!(state, "" | "success" | "error" | "none")) {
         plan.statements
             .push(format!("UPDATE cinder.volumes SET migration_status = 'error' WHERE id = '{}'", volume.id));
-        plan.say(subject(), "its migration was under way: ended as failed");
+        plan.say(Marked, subject(), "its migration was under way: ended as failed");
     }
-    let (to, why) = match status {
-        "available" | "in-use" | "attaching" | "detaching" | "reserved" => return true,
-        "creating" | "downloading" | "managing" => ("error", "it was being made"),
-        // Its data was only read.
-        "uploading" | "backing-up" | "retyping" | "awaiting-transfer" | "maintenance" => {
+    match states::of_volume(status, is_worked_on) {
+        End::AtRest => true,
+        End::Again => {
             set(plan, "volumes", &volume.id, status, "available");
-            plan.say(subject(), format!("it was {status}: available again"));
-            return true;
+            plan.say(PutRight, subject(), format!("it was {status}: available again"));
+            true
         }
-        "extending" => ("error_extending", "it was being extended"),
-        "reverting" | "restoring-backup" => ("error", "its contents were being replaced"),
-        "deleting" if !is_worked_on => ("error_deleting", "it was being deleted"),
-        // Errors stay; and what is being deleted the service goes on with when it starts.
-        _ => return false,
-    };
-    set(plan, "volumes", &volume.id, status, to);
-    plan.say(subject(), format!("{why} ({status}): marked {to}"));
-    false
+        End::Failed { to, why } => {
+            set(plan, "volumes", &volume.id, status, to);
+            plan.say(Marked, subject(), format!("{why} ({status}): marked {to}"));
+            false
+        }
+        End::Left => false,
+        End::Unknown => {
+            plan.say(Noted, subject(), format!("its state {status:?} is none that is known: left as it is"));
+            false
+        }
+    }
 }
 
 /// The active file, and all below it.
@@ -211,10 +213,15 @@ fn in_pool(volume: &Volume, image: Option<&PoolImage>, plan: &mut Plan) {
 }
 
 fn hold_back(volume: &Volume, why: &str, plan: &mut Plan) {
-    for from in ["available", "in-use", volume.status.as_str()] {
+    // It may be available again by a statement before this one.
+    for from in BTreeSet::from(["available", volume.status.as_str()]) {
         set(plan, "volumes", &volume.id, from, "error");
     }
-    plan.say(format!("volume {}", volume.id), format!("{why}: marked error, so that nobody attaches it"));
+    plan.say(
+        HeldBack,
+        format!("volume {}", volume.id),
+        format!("{why}: marked error, so that nobody attaches it"),
+    );
 }
 
 fn put_size_right(volume: &Volume, size_bytes: u64, plan: &mut Plan) {
@@ -223,6 +230,7 @@ fn put_size_right(volume: &Volume, size_bytes: u64, plan: &mut Plan) {
         plan.statements
             .push(format!("UPDATE cinder.volumes SET size = {size_gib} WHERE id = '{}'", volume.id));
         plan.say(
+            PutRight,
             format!("volume {}", volume.id),
             format!("it has {size_gib} GiB here and {} in its row: the row is put right", volume.size_gib),
         );
@@ -239,33 +247,38 @@ fn set_format(volume: &Volume, format: &str, plan: &mut Plan) {
         "INSERT INTO cinder.volume_admin_metadata (created_at, deleted, volume_id, `key`, value) VALUES (UTC_TIMESTAMP(), 0, '{id}', 'format', '{format}')"
     ));
     plan.say(
+        PutRight,
         format!("volume {id}"),
         format!("its file is {format} and its row said {was}: the row is put right"),
     );
 }
 
 fn snapshot_state(snapshot: &Snapshot, chain: Option<&Chain>, is_worked_on: bool, plan: &mut Plan) {
-    let (to, why) = match snapshot.status.as_str() {
-        "creating" => ("error", "it was being made".to_owned()),
-        "deleting" if !is_worked_on => ("error_deleting", "it was being deleted".to_owned()),
-        "available" => match chain.map(|chain| (chain, chain.snapshots.get(&snapshot.id))) {
-            Some((_, None)) => ("error", format!("its volume {} holds nothing of it here", snapshot.volume)),
-            Some((chain, Some(file))) if !chain.files.contains(file) => {
-                ("error", format!("its file {file} is not in the chain of volume {}", snapshot.volume))
-            }
-            _ => return,
-        },
-        // What is being deleted the service goes on with when it starts.
-        _ => return,
+    let (status, subject) = (snapshot.status.as_str(), format!("snapshot {}", snapshot.id));
+    let (to, line) = match states::of_snapshot(status, is_worked_on) {
+        End::AtRest | End::Again if let Some(why) = chain.and_then(|chain| chain.lacks(snapshot)) => {
+            ("error", format!("{why}: marked error"))
+        }
+        End::Again => ("available", format!("it was {status}: available again")),
+        End::Failed { to, why } => (to, format!("{why}: marked {to}")),
+        End::Unknown => {
+            return plan.say(
+                Noted,
+                subject,
+                format!("its state {status:?} is none that is known: left as it is"),
+            );
+        }
+        End::AtRest | End::Left => return,
     };
-    set(plan, "snapshots", &snapshot.id, &snapshot.status, to);
-    plan.say(format!("snapshot {}", snapshot.id), format!("{why}: marked {to}"));
+    set(plan, "snapshots", &snapshot.id, status, to);
+    plan.say(if to == "available" { PutRight } else { Marked }, subject, line);
 }
 
 fn unknown_snapshots(volume: &Volume, snapshots: &[&Snapshot], chain: &Chain, plan: &mut Plan) {
     for (id, file) in &chain.snapshots {
         if !snapshots.iter().any(|snapshot| snapshot.id == *id) {
             plan.say(
+                Noted,
                 format!("snapshot {id}"),
                 format!("its file {file} is here and volume {} has no row of it: kept", volume.id),
             );
@@ -304,6 +317,18 @@ impl Chain {
             chain.snapshots.insert(snapshot.id.clone(), name);
         }
         chain
+    }
+
+    /// Why a snapshot cannot be read from here.
+    fn lacks(&self, snapshot: &Snapshot) -> Option<String> {
+        let volume = &snapshot.volume;
+        match self.snapshots.get(&snapshot.id) {
+            None => Some(format!("its volume {volume} holds nothing of it here")),
+            Some(file) if !self.files.contains(file) => {
+                Some(format!("its file {file} is not in the chain of volume {volume}"))
+            }
+            Some(_) => None,
+        }
     }
 }
 
@@ -463,7 +488,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let plan = planned(&rows(volume("available", None), &[]), &dir);
         assert!(plan.statements.iter().any(|s| s.contains("'error'")), "{plan:?}");
-        assert!(plan.lines[0].1.contains("is not here"), "{plan:?}");
+        assert!(plan.lines[0].line.contains("is not here"), "{plan:?}");
     }
 
     #[test]
@@ -472,10 +497,7 @@ mod tests {
         assert!(plan.statements.iter().any(|s| s.contains("'qcow2'")), "{plan:?}");
         // The database is older than the share: it has no row of the snapshot either.
         let plan = planned(&rows(volume("available", Some("raw")), &[]), &share(true, true));
-        assert!(
-            plan.lines.iter().any(|(subject, line)| subject.contains(S) && line.contains("no row")),
-            "{plan:?}"
-        );
+        assert!(plan.lines.iter().any(|l| l.subject.contains(S) && l.line.contains("no row")), "{plan:?}");
     }
 
     #[test]
@@ -483,7 +505,7 @@ mod tests {
         let plan =
             planned(&rows(volume("available", Some("qcow2")), &[(S, "available")]), &share(true, false));
         assert!(plan.statements.iter().any(|s| s.contains("volumes SET status = 'error'")), "{plan:?}");
-        assert!(plan.lines.iter().any(|(_, line)| line.contains("not known")), "{plan:?}");
+        assert!(plan.lines.iter().any(|l| l.line.contains("not known")), "{plan:?}");
     }
 
     #[test]
@@ -535,7 +557,9 @@ mod tests {
             ("downloading", "'error'"),
             ("deleting", "'error_deleting'"),
             ("extending", "'error_extending'"),
+            ("managing", "'error_managing'"),
             ("uploading", "'available'"),
+            ("unmanaging", "'available'"),
         ] {
             let plan = planned(&rows(volume(status, None), &[(S, "creating")]), &dir);
             assert!(plan.statements[0].contains(to), "{status}: {plan:?}");
@@ -544,6 +568,33 @@ mod tests {
         let mut worked_on = rows(volume("deleting", None), &[]);
         worked_on.workers.insert(V.to_owned());
         assert_eq!(planned(&worked_on, &dir).statements, Vec::<String>::new(), "the service goes on with it");
+        // It would stop at a snapshot in another state.
+        let snapshots = rows(volume("deleting", None), &[(S, "deleting")]);
+        worked_on.snapshots.clone_from(&snapshots.snapshots);
+        assert_eq!(planned(&worked_on, &dir).statements, Vec::<String>::new(), "its snapshots go first");
+        let alone = planned(&snapshots, &dir);
+        assert!(alone.statements.iter().any(|s| s.contains("snapshots SET status = 'error_deleting'")));
+    }
+
+    #[test]
+    fn a_snapshot_that_was_only_read_is_available_again_if_its_data_is_here() {
+        for status in ["restoring", "backing-up", "unmanaging", "updating"] {
+            let rows = rows(volume("available", Some("qcow2")), &[(S, status)]);
+            for (here, to) in [(true, "available"), (false, "error")] {
+                let plan = planned(&rows, &share(here, here));
+                let set = format!("snapshots SET status = '{to}' WHERE id = '{S}' AND status = '{status}'");
+                assert!(plan.statements.iter().any(|s| s.contains(&set)), "{status}: {plan:?}");
+            }
+            // Where nobody looks for data, the state ends all the same.
+            let plan = plan(&rows, &Here::Nowhere).unwrap();
+            assert!(plan.statements.iter().any(|s| s.contains("'available'")), "{status}: {plan:?}");
+        }
+    }
+
+    #[test]
+    fn a_state_that_nobody_knows_is_told() {
+        let plan = planned(&rows(volume("dreaming", None), &[(S, "dreaming")]), &share(false, false));
+        assert_eq!((plan.statements.len(), plan.lines.len()), (0, 2), "{plan:?}");
     }
 
     #[test]
@@ -574,7 +625,7 @@ mod tests {
         let other = planned(vec![(format!("volume-{V}"), other), (format!("volume-{S}"), image)]);
         assert!(other.statements.iter().any(|s| s.contains("size = 2")), "{other:?}");
         assert!(other.statements.iter().any(|s| s.contains("snapshots SET status = 'error'")), "{other:?}");
-        assert!(other.lines.iter().any(|(_, line)| line.contains("kept")), "{other:?}");
+        assert!(other.lines.iter().any(|l| l.line.contains("kept")), "{other:?}");
         let none = planned(Vec::new());
         assert!(none.statements.iter().any(|s| s.contains("volumes SET status = 'error'")), "{none:?}");
     }
@@ -584,9 +635,7 @@ mod tests {
         let elsewhere = Volume { location: Some("lvm".into()), ..volume("available", None) };
         let plan = planned(&rows(elsewhere, &[]), &share(false, false));
         assert_eq!(plan.statements, Vec::<String>::new());
-        assert!(
-            plan.lines.iter().any(|(subject, line)| subject.contains(V) && line.contains("not looked at"))
-        );
+        assert!(plan.lines.iter().any(|l| l.subject.contains(V) && l.line.contains("not looked at")));
     }
 
     #[test]

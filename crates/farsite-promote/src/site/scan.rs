@@ -1,6 +1,6 @@
 //! Looks for the names of a lost site, in every column of text of the services' databases and in every file of their
-//! configuration. What must hold: a new name that has an old one within it is no find; what lies in deleted rows is told
-//! apart.
+//! configuration. What must hold: a new name that has an old one within it is no find; what lies in deleted rows, and what people
+//! wrote where no service reads it, is told apart; no password is in an example.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -22,23 +22,38 @@ pub struct Found {
     pub rows: u64,
     /// Rows that are marked as deleted.
     pub gone: u64,
+    /// No service goes by what stands there.
+    pub is_free_text: bool,
+    /// Empty where it may hold a password.
     pub example: String,
 }
 
-/// Pairs of old and new names of all kinds, the old ones once each.
-fn all<'n>(names: &'n BTreeMap<&'static str, Vec<(String, String)>>) -> Vec<&'n (String, String)> {
-    let mut all: Vec<&(String, String)> = names.values().flatten().collect();
+type Names = BTreeMap<&'static str, Vec<(String, String)>>;
+
+/// Words like `nova`, which stand for much else: they are looked for as whole values where zones are.
+const ZONES: &str = "zones";
+
+/// Pairs of old and new names of all other kinds, the old ones once each.
+fn all(names: &Names) -> Vec<&(String, String)> {
+    let others = names.iter().filter(|(kind, _)| **kind != ZONES);
+    let mut all: Vec<&(String, String)> = others.flat_map(|(_, pairs)| pairs).collect();
     all.sort();
     all.dedup_by(|a, b| a.0 == b.0);
     all
 }
 
+fn zones(names: &Names) -> impl Iterator<Item = &str> {
+    names.get(ZONES).into_iter().flatten().map(|(old, _)| old.as_str())
+}
+
+/// Whether a column or an option of a configuration (`storage_availability_zone`) holds zones.
+fn holds_zones(name: &str) -> bool {
+    name.contains("availability_zone")
+}
+
 /// Every find in the databases.
-pub async fn scan_databases(
-    database: &Database,
-    names: &BTreeMap<&'static str, Vec<(String, String)>>,
-) -> Result<Vec<Found>, String> {
-    let (pairs, is_gone) = (all(names), table()?.is_gone);
+pub async fn scan_databases(database: &Database, names: &Names) -> Result<Vec<Found>, String> {
+    let (pairs, table) = (all(names), table()?);
     let quoted: Vec<String> = DATABASES.iter().map(|name| literal(name)).collect();
     let sql = format!(
         "SELECT table_schema, table_name, column_name, data_type FROM information_schema.columns WHERE table_schema IN ({}) ORDER BY 1, 2, ordinal_position",
@@ -54,38 +69,48 @@ pub async fn scan_databases(
         }
     }
     let mut found = Vec::new();
-    for ((schema, table), (columns, can_be_gone)) in tables {
-        let gone = is_gone.get(&schema).filter(|_| can_be_gone).map_or("FALSE", |rows| rows.as_str());
+    for ((schema, of), (columns, can_be_gone)) in tables {
+        let gone = table.is_gone.get(&schema).filter(|_| can_be_gone).map_or("FALSE", |rows| rows.as_str());
+        let from = format!("`{schema}`.`{of}`");
         // One question for each table; a row of the answer for each column and name that is in it.
-        let questions: Vec<String> = columns
-            .iter()
-            .flat_map(|column| {
-                let (schema, table) = (&schema, &table);
-                pairs.iter().map(move |(old, new)| {
-                    let (value, old_text) = (format!("CAST(`{column}` AS CHAR)"), literal(old));
-                    // What the new name is, is not looked at.
-                    let value = if new.contains(old.as_str()) {
-                        format!("REPLACE({value}, {}, '')", literal(new))
-                    } else {
-                        value
-                    };
-                    format!(
-                        "SELECT {}, {old_text}, COALESCE(SUM(NOT ({gone})), 0), COALESCE(SUM({gone}), 0), MIN(LEFT(CAST(`{column}` AS CHAR), 120)) FROM `{schema}`.`{table}` WHERE INSTR({value}, {old_text}) > 0 HAVING COUNT(*) > 0",
-                        literal(column)
-                    )
-                })
-            })
-            .collect();
+        let mut questions = Vec::new();
+        for column in &columns {
+            let example = example(&of, column);
+            let mut ask = |old: &str, holds: &str| {
+                questions.push(format!(
+                    "SELECT {}, {old}, COALESCE(SUM(NOT ({gone})), 0), COALESCE(SUM({gone}), 0), {example} FROM {from} WHERE {holds} HAVING COUNT(*) > 0",
+                    literal(column)
+                ));
+            };
+            let value = format!("CAST(`{column}` AS CHAR)");
+            for (old, new) in &pairs {
+                let old_text = literal(old);
+                // What the new name is, is not looked at.
+                let rest = if new.contains(old.as_str()) {
+                    format!("REPLACE({value}, {}, '')", literal(new))
+                } else {
+                    value.clone()
+                };
+                ask(&old_text, &format!("INSTR({rest}, {old_text}) > 0"));
+            }
+            for old in zones(names).map(literal).filter(|_| holds_zones(column)) {
+                ask(&old, &format!("{value} = {old}"));
+            }
+        }
         if questions.is_empty() {
             continue;
         }
         for row in database.query(&questions.join(" UNION ALL ")).await? {
             let [Some(column), Some(name), Some(rows), Some(gone), example] = &row[..] else { continue };
             found.push(Found {
-                place: format!("{schema}.{table}.{column}"),
+                place: format!("{schema}.{of}.{column}"),
                 name: name.clone(),
                 rows: rows.parse().unwrap_or(1),
                 gone: gone.parse().unwrap_or(0),
+                is_free_text: table
+                    .free_texts
+                    .get(&schema)
+                    .is_some_and(|columns| columns.contains(&format!("{of}.{column}"))),
                 example: example.clone().unwrap_or_default(),
             });
         }
@@ -93,40 +118,56 @@ pub async fn scan_databases(
     Ok(found)
 }
 
+/// The SQL of an example that may be told: an address without its user and password, and nothing of a column that holds secrets.
+fn example(table: &str, column: &str) -> String {
+    let secrets = ["auth", "secret", "password", "blob", "connection_info", "crypt"];
+    if table == "sensitive_config" || secrets.iter().any(|word| column.contains(word)) {
+        return "''".to_owned();
+    }
+    format!("MIN(LEFT(REGEXP_REPLACE(CAST(`{column}` AS CHAR), '://[^/@ ]*@', '://'), 120))")
+}
+
 /// Every find in files below these paths. Files that are no text are left out, and so are lines that are comments.
-pub fn scan_files(
-    paths: &[PathBuf],
-    names: &BTreeMap<&'static str, Vec<(String, String)>>,
-) -> Result<Vec<Found>, String> {
+pub fn scan_files(paths: &[PathBuf], names: &Names) -> Result<Vec<Found>, String> {
     let mut found = Vec::new();
     for path in paths {
-        scan_path(path, &all(names), &mut found)?;
+        each_text(path, "looking for the lost site's names in", &mut |path, text| {
+            for (number, line) in text.lines().enumerate() {
+                found.extend(in_line(line, names).into_iter().map(|name| Found {
+                    place: format!("{}:{}", path.display(), number + 1),
+                    name,
+                    rows: 1,
+                    gone: 0,
+                    is_free_text: false,
+                    // A line of a configuration may hold a password.
+                    example: line.split_once('=').map_or("", |(key, _)| key.trim()).to_owned(),
+                }));
+            }
+        })?;
     }
     Ok(found)
 }
 
-fn scan_path(path: &Path, pairs: &[&(String, String)], found: &mut Vec<Found>) -> Result<(), String> {
-    each_text(path, "looking for the lost site's names in", &mut |path, text| {
-        for (number, line) in text.lines().enumerate() {
-            if line.trim_start().starts_with(['#', ';']) {
-                continue;
-            }
-            for (old, new) in pairs {
-                let rest =
-                    if new.contains(old.as_str()) { line.replace(new.as_str(), "") } else { line.to_owned() };
-                if rest.contains(old.as_str()) {
-                    found.push(Found {
-                        place: format!("{}:{}", path.display(), number + 1),
-                        name: old.clone(),
-                        rows: 1,
-                        gone: 0,
-                        // A line of a configuration may hold a password.
-                        example: line.split_once('=').map_or("", |(key, _)| key.trim()).to_owned(),
-                    });
-                }
-            }
-        }
-    })
+fn in_line(line: &str, names: &Names) -> Vec<String> {
+    if line.trim_start().starts_with(['#', ';']) {
+        return Vec::new();
+    }
+    let mut found: Vec<String> = all(names)
+        .into_iter()
+        .filter(|(old, new)| {
+            let rest =
+                if new.contains(old.as_str()) { line.replace(new.as_str(), "") } else { line.to_owned() };
+            rest.contains(old.as_str())
+        })
+        .map(|(old, _)| old.clone())
+        .collect();
+    // An option may hold several.
+    if let Some((_, values)) = line.split_once(['=', ':']).filter(|(key, _)| holds_zones(key)) {
+        let of_line =
+            |zone: &&str| values.split(',').any(|value| value.trim().trim_matches(['"', '\'']) == *zone);
+        found.extend(zones(names).filter(of_line).map(str::to_owned));
+    }
+    found
 }
 
 /// Reads every file of text below a path, one after the other, in the order of their names; `what` begins an error. Links are not
@@ -169,6 +210,33 @@ mod tests {
         assert_eq!(found.len(), 1, "{found:?}");
         assert!(found[0].place.ends_with("cinder.conf:3"));
         assert_eq!((found[0].name.as_str(), found[0].example.as_str()), ("ctl-north", "connection"));
+    }
+
+    #[test]
+    fn a_zone_is_found_where_zones_are_and_not_in_whatever_else_has_its_name() {
+        let names = BTreeMap::from([("zones", vec![("nova".to_owned(), "south".to_owned())])]);
+        for line in ["[nova]", "username = nova", "enabled = nova", "allow_availability_zone_fallback = true"]
+        {
+            assert_eq!(in_line(line, &names), [""; 0], "{line}");
+        }
+        for line in [
+            "storage_availability_zone = nova",
+            "default_availability_zone=\"nova\"",
+            "az_availability_zones = a, nova",
+        ] {
+            assert_eq!(in_line(line, &names), ["nova"], "{line}");
+        }
+        assert_eq!(in_line("storage_availability_zone = nova-2", &names), [""; 0]);
+    }
+
+    #[test]
+    fn no_example_is_told_of_a_column_that_holds_secrets() {
+        for (table, column) in
+            [("volumes", "provider_auth"), ("sensitive_config", "value"), ("credential", "encrypted_blob")]
+        {
+            assert_eq!(example(table, column), "''");
+        }
+        assert!(example("endpoint", "url").contains("`url`"));
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! The table of what names a site, as it is written.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use farsite_model::yaml;
 use serde::Deserialize;
@@ -14,6 +14,8 @@ pub(super) struct Table {
     pub(super) changes: Vec<Change>,
     /// Which rows of a database's tables count as deleted.
     pub(super) is_gone: BTreeMap<String, String>,
+    /// `table.column` of a database that people write what they like into.
+    pub(super) free_texts: BTreeMap<String, BTreeSet<String>>,
 }
 
 /// Where a database's schema says its revision, and with which ones the table was tried.
@@ -68,6 +70,32 @@ mod tests {
             assert!(super::super::DATABASES.contains(&&*change.database), "{change:?}");
             assert!(change.names.iter().all(|kind| kinds.contains(&kind.as_str())), "{change:?}");
             assert!(change.column.iter().all(|column| column.split('.').count() == 2), "{change:?}");
+        }
+    }
+
+    #[test]
+    fn no_column_that_is_rewritten_or_that_a_service_goes_by_is_a_free_text() {
+        let table = table().unwrap();
+        for (database, columns) in &table.free_texts {
+            assert!(super::super::DATABASES.contains(&&**database), "{database}");
+            for full in columns {
+                let (of, column) = full.split_once('.').unwrap();
+                let people_write =
+                    ["name", "description", "extra", "metadata", "reason", "properties", "tag"];
+                assert!(
+                    people_write.iter().any(|word| full.contains(word))
+                        || of.starts_with("metadef_")
+                        || of == "task_info",
+                    "{full}"
+                );
+                let services_read =
+                    ["host", "url", "region_id", "zone", "location", "specs", "config", "admin"];
+                assert!(!services_read.iter().any(|word| full.contains(word)), "{full}");
+                assert!(!matches!(column, "cluster_name" | "resource_name"), "{full}");
+                let is_rewritten =
+                    |change: &Change| change.database == *database && change.column.as_ref() == Some(full);
+                assert!(!table.changes.iter().any(is_rewritten), "{full}");
+            }
         }
     }
 }

@@ -1,0 +1,94 @@
+//! Rows of Cinder whose states alone are looked at: backups, and groups of volumes and of snapshots. Cinder's cinder-backup ends
+//! what was under way of its own host when it starts; nobody ends it where the standby runs none, and nobody ever ends a group's.
+
+use super::{Gravity, Plan, is_id};
+
+/// A table, and what a row of it is called.
+pub(crate) struct Kind {
+    pub(crate) table: &'static str,
+    what: &'static str,
+    /// Id, state, and the host whose service goes on with it.
+    pub(crate) question: &'static str,
+}
+
+pub(crate) const KINDS: [Kind; 3] = [
+    Kind {
+        table: "backups",
+        what: "backup",
+        question: "SELECT b.id, b.status, (SELECT s.host FROM cinder.services s WHERE s.deleted = 0 AND s.`binary` = 'cinder-backup' AND s.host = b.host LIMIT 1) FROM cinder.backups b WHERE b.deleted = 0 AND b.status IN ('creating', 'restoring', 'deleting') ORDER BY b.id",
+    },
+    Kind {
+        table: "groups",
+        what: "group",
+        question: "SELECT id, status, NULL FROM cinder.`groups` WHERE deleted = 0 AND status IN ('creating', 'deleting', 'updating') ORDER BY id",
+    },
+    Kind {
+        table: "group_snapshots",
+        what: "group snapshot",
+        question: "SELECT id, status, NULL FROM cinder.group_snapshots WHERE deleted = 0 AND status IN ('creating', 'deleting', 'updating') ORDER BY id",
+    },
+];
+
+/// `rows`: the answers to the kind's question.
+pub(crate) fn plan(kind: &Kind, rows: &[Vec<Option<String>>]) -> Plan {
+    let mut plan = Plan { looked: rows.len(), ..Plan::default() };
+    for row in rows {
+        let [Some(id), Some(status), host] = &row[..] else { continue };
+        if !is_id(id) {
+            continue;
+        }
+        let subject = format!("{} {id}", kind.what);
+        let (to, line) = match (kind.table, status.as_str(), host) {
+            ("backups", "deleting", Some(host)) => {
+                let line = format!("it was being deleted: cinder-backup on {host} goes on with it");
+                plan.say(Gravity::Noted, subject, line);
+                continue;
+            }
+            ("backups", "deleting", None) => {
+                ("error_deleting", "it was being deleted: marked error_deleting")
+            }
+            // It was only read.
+            ("backups", "restoring", _) => {
+                ("available", "a volume was being restored from it: available again")
+            }
+            (_, "creating", _) => ("error", "it was being made: marked error"),
+            // Cinder marks it so when this fails, and lets it be deleted again.
+            (_, "deleting", _) => ("error", "it was being deleted: marked error"),
+            (_, "updating", _) => ("error", "its members were being changed: marked error"),
+            _ => continue,
+        };
+        plan.statements.push(format!(
+            "UPDATE cinder.`{}` SET status = '{to}' WHERE id = '{id}' AND status = '{status}'",
+            kind.table
+        ));
+        let gravity = if to == "available" { Gravity::PutRight } else { Gravity::Marked };
+        plan.say(gravity, subject, line);
+    }
+    plan
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const A: &str = "11111111-1111-1111-1111-111111111111";
+
+    #[test]
+    fn what_was_under_way_with_backups_and_groups_ends_in_a_stated_state() {
+        let [backups, groups, snapshots] = &KINDS;
+        let ends = |kind, status: &str, host: Option<&str>| {
+            let cells = [Some(A), Some(status), host].map(|cell| cell.map(str::to_owned));
+            let plan = plan(kind, &[cells.to_vec()]);
+            assert_eq!(plan.lines.len(), 1, "{plan:?}");
+            plan.statements.concat()
+        };
+        assert!(ends(backups, "creating", Some("ctl")).contains("SET status = 'error' WHERE"));
+        assert!(ends(backups, "restoring", None).contains("backups` SET status = 'available' WHERE"));
+        assert!(ends(backups, "deleting", None).contains("'error_deleting'"));
+        assert_eq!(ends(backups, "deleting", Some("ctl")), "", "the service goes on with it");
+        for status in ["creating", "deleting", "updating"] {
+            assert!(ends(groups, status, None).contains("cinder.`groups` SET status = 'error' WHERE"));
+            assert!(ends(snapshots, status, None).contains("group_snapshots` SET status = 'error' WHERE"));
+        }
+    }
+}
