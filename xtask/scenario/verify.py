@@ -1,8 +1,8 @@
 """Asks the standby, after a failover, for everything that the lost site had acknowledged, with the lost site's users and
-passwords. Prints what was found as JSON; ends with 1 when anything is not as it was promised.
+passwords; and looks for the lost site's names in everything that the standby goes by. Prints what was found as JSON; ends with 1 when anything is not as it was promised.
 
 Environment: AUTH_URL and REGION of the standby, ADMIN_PASSWORD of the lost site, SHARE_FOLDER or CEPH_CONF (of the standby), PROMISES (file),
-REPORT (of the promotion, JSON), DISASTER (seconds since 1970, when it struck).
+REPORT (of the promotion, JSON), DISASTER (seconds since 1970, when it struck), and what names.py needs.
 """
 
 import hashlib
@@ -14,6 +14,7 @@ import sys
 from datetime import datetime
 
 import disks as storage
+import names
 from clouds import connect, until
 
 disaster = float(os.environ["DISASTER"])
@@ -169,6 +170,11 @@ if old is not None:
         problem = until(lambda: admin.block_storage.get_snapshot(snapshot.id))
     if problem is not None:
         wrong.append(f"a new volume of image {old.id}, and a snapshot of it: {problem}")
+
+# Now that its services have run and written what they write.
+named, looked, known = names.remains()
+wrong += named
+checked |= {"values and lines looked at for the lost site's names": looked, "known to remain": known}
 
 true_loss = disaster - min(lost) if lost else 0.0
 if true_loss > reported:
