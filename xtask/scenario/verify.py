@@ -14,6 +14,7 @@ import sys
 from datetime import datetime
 
 import disks as storage
+import image_kinds
 import names
 from clouds import connect, until
 
@@ -78,6 +79,8 @@ for line in of("image"):
         problem = "does not download as it was uploaded"
     elif image.owner != clouds[line["owner"]].current_project_id:
         problem = "belongs to somebody else"
+    elif image.properties.get("farsite_seed") != line["seed"]:
+        problem = f"has other properties: {image.properties}"
     judge(line, f"image {line['id']}", problem)
 
 for line in of("volume"):
@@ -107,6 +110,14 @@ for line in of("snapshot"):
 for line in of("deleted"):
     there = {"image": images, "volume": volumes}[line["of"]].get(line["id"])
     judge(line, f"deleted {line['of']} {line['id']}", None if there is None else f"is there again: {there.status}")
+
+for line in of("image kinds"):
+    try:
+        found = image_kinds.problems(line["kinds"], admin, clouds[line["owner"]], clouds[line["other"]])
+    except Exception as error:
+        found = {"all": [f"{type(error).__name__}: {str(error)[:200]}"]}
+    for what, problems in found.items():
+        judge(line, f"the {what} image", "; ".join(problems) or None)
 
 # What nobody promised may be there, but not for ever on its way.
 for kind, things in (("image", images), ("volume", volumes), ("snapshot", snapshots)):
