@@ -8,6 +8,7 @@ mod obstacles;
 mod sites;
 mod soak;
 mod traps;
+mod tree;
 mod users;
 pub mod world;
 
@@ -39,7 +40,7 @@ sentence and go on after the cure.
   --ceph           images and volumes in Ceph pools at both sites; in files of a share otherwise
   --drill          a drill before, beside both living sites, which must not change them
   --release        farsite as it is released; a debug build otherwise
-  --seeds N        of a soak: 1 to N (20), those that have passed before left out
+  --seeds N        of a soak: 1 to N (20), those that have passed on this commit with these options left out
   --keep           leave both sites, the store and the keys as they are in the end
   --folder FOLDER  where all of it is (target/scenario)
 ";
