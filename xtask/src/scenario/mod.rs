@@ -1,5 +1,6 @@
 //! `cargo xtask scenario`: a disaster as it would be, on sites of real services. Words come in; figures and a verdict go out.
 
+mod all;
 pub mod children;
 mod disaster;
 mod guide;
@@ -18,6 +19,7 @@ use crate::failure::Failure;
 
 pub const USAGE: &str = "\
 usage: cargo xtask scenario disaster|traps|obstacles|users|keys|guide [OPTIONS]
+       cargo xtask scenario all [--seed N] [--every SECONDS] [--release] [--folder FOLDER]
        cargo xtask soak disaster [--seeds N] [OPTIONS]
 
 Two sites of the lab, clients at north, replication to south; north is destroyed at a random moment, south is promoted, and asked
@@ -34,6 +36,8 @@ sentence and go on after the cure.
 `keys`: Keystone's credential keys are rotated twice behind a point's back; the end of the log is then not promoted, the point is.
 
 `guide` runs every command of docs/operator-guide.md, from two clouds to a passed drill.
+
+`all` plays every one of them, on a share and what there is on Ceph, goes on after a failure, and ends with 1 when one failed.
 
   --seed N         what the clients do, and when disaster strikes (1)
   --every SECONDS  between two recovery points (60)
@@ -91,9 +95,10 @@ pub fn scenario(root: &Path, words: &[&str]) -> Result<(), Failure> {
         }
         ["users", rest @ ..] => users::users(root, &parse(root, rest)?),
         ["keys", rest @ ..] => keys::keys(root, &parse(root, &[&["--every", "1800"], rest].concat())?),
+        ["all", rest @ ..] => all::all(root, &parse(root, rest)?, rest),
         ["guide", rest @ ..] => guide::guide(root, &parse(root, rest)?),
         _ => Err(Failure::usage(
-            "which scenario? there are `disaster`, `traps`, `obstacles`, `users`, `keys` and `guide`"
+            "which scenario? there are `disaster`, `traps`, `obstacles`, `users`, `keys`, `guide` and `all`"
                 .to_owned(),
             USAGE,
         )),
