@@ -9,10 +9,12 @@ use std::time::Duration;
 use async_trait::async_trait;
 use farsite_model::ItemKind;
 use farsite_model::policy::Rbd;
+use farsite_replicate::pool;
 use farsite_runbook::action::{Action, ActionContext, ActionError, Done, Outcome};
 use farsite_runbook::journal::{JournalEntry, StepStatus};
 use farsite_sources::glance;
 use farsite_sources::rbd::{self, PoolImage};
+use farsite_store::manifest::ManifestItem;
 use serde_json::Value;
 
 use super::{Held, no_parameters};
@@ -119,21 +121,29 @@ fn images_in_folder(run: &GroupRun, folder: &Path) -> Result<images::Here, Strin
 /// Of an image in a pool its own marks tell what it is; there is no list beside it.
 async fn images_in_pool(run: &GroupRun, rbd: &Rbd) -> Result<images::Here, String> {
     let there = rbd::images(rbd).await.map_err(|error| error.to_string())?;
+    let writer = rbd::Writer::start(rbd).await.map_err(|error| error.to_string())?;
+    let items: Vec<&ManifestItem> = run.items(&[ItemKind::Glance]).collect();
+    let looked = tokio::task::block_in_place(|| {
+        let mut odd = BTreeSet::new();
+        for item in items {
+            let found = writer.look(item.id.name())?;
+            if found.as_ref().and_then(pool::Mark::of).is_some_and(|mark| mark.is_odd(run.promotion)) {
+                odd.insert(item.id.name().to_owned());
+            }
+        }
+        Ok::<_, std::io::Error>((odd, writer.fsid()?))
+    });
+    let (odd, fsid) = looked.map_err(|error| error.to_string())?;
     // Glance's locations have no place for a namespace.
-    let around = if rbd.namespace.is_some() {
-        None
-    } else {
-        let writer = rbd::Writer::start(rbd).await.map_err(|error| error.to_string())?;
-        let fsid =
-            tokio::task::spawn_blocking(move || writer.fsid()).await.map_err(|error| error.to_string())?;
-        let fsid = fsid.map_err(|error| error.to_string())?;
-        Some((format!("{}{fsid}/{}/", images::IN_POOL, rbd.pool), "/snap".to_owned()))
-    };
+    let around = rbd
+        .namespace
+        .is_none()
+        .then(|| (format!("{}{fsid}/{}/", images::IN_POOL, rbd.pool), "/snap".to_owned()));
     Ok(images::Here {
         files: there.into_iter().map(|(name, image)| (name, image.size_bytes)).collect(),
         scheme: images::IN_POOL,
         around,
-        odd: BTreeSet::new(),
+        odd,
         lost: BTreeSet::new(),
         is_of_all_stores: through_api(run),
     })
