@@ -46,9 +46,13 @@ async fn a_site_with_a_cloud() -> (TwoSites, Fake) {
     (sites, fake)
 }
 
-/// Another thread keeps the fake going meanwhile.
 async fn farsite(sites: &TwoSites, args: &[&str]) -> (Option<i32>, Value, String) {
-    let mut command = sites.command("north/farsite.yaml", args);
+    farsite_at(sites, "north", args).await
+}
+
+/// Another thread keeps the fake going meanwhile.
+async fn farsite_at(sites: &TwoSites, site: &str, args: &[&str]) -> (Option<i32>, Value, String) {
+    let mut command = sites.command(&format!("{site}/farsite.yaml"), args);
     command.env("OS_CLIENT_CONFIG_FILE", sites.path("north/clouds.yaml"));
     let Output { status, stdout, stderr } =
         tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap();
@@ -105,4 +109,34 @@ async fn a_run_captures_what_cinder_selects_and_nothing_less_when_it_cannot_be_a
     fake.change(|content| content.faults.clear());
     let (code, _, said) = farsite(&sites, &["replicate"]).await;
     assert_eq!(code, Some(0), "{said}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cloud_of_the_standby_that_is_slow_or_fails_half_way_is_found_by_the_dry_run() {
+    let (sites, fake) = a_site_with_a_cloud().await;
+    let (code, _, said) = farsite(&sites, &["replicate"]).await;
+    assert_eq!(code, Some(0), "{said}");
+    // The fake stands for south's own cloud now.
+    sites
+        .edit("south/farsite.yaml", |text| text.replace("south: {}", "south: { cloud: north, region: One }"));
+    let lost = ["--level", "data", "--assume-site-lost", "--reason", "fire", "--dry-run"];
+    let dry_run = async || {
+        let words = [&["failover", "--site", "north"], &lost[..]].concat();
+        let (code, _, said) = farsite_at(&sites, "south", &words).await;
+        (code, said)
+    };
+    let (code, said) = dry_run().await;
+    assert!(code == Some(0) && !said.contains("cannot be asked"), "{said}");
+    let volumes: &'static str = format!("/volume/v3/{}/volumes", fake::PROJECT).leak();
+    for (path, fault, why) in [
+        ("/v2/images", Fault::Slow(std::time::Duration::from_secs(15)), "did not end within 10 s"),
+        // It has given its version and its pools.
+        (volumes, Fault::Status(500), "status 500"),
+    ] {
+        fake.fails(path, [fault]);
+        let (code, said) = dry_run().await;
+        assert!(code == Some(1) && said.contains("the cloud north of south cannot be asked"), "{said}");
+        assert!(said.contains(why) && said.contains("hint:"), "{said}");
+        fake.change(|content| content.faults.clear());
+    }
 }

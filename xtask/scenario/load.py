@@ -19,6 +19,7 @@ import uuid
 import openstack
 
 import disks as storage
+import image_kinds
 from clouds import until
 
 seed = int(os.environ["SEED"])
@@ -87,7 +88,7 @@ def image(cloud, owner):
     )
     if cloud.image.get_image(made.id).status != "active":
         raise RuntimeError(f"image {made.id} is not active")
-    promise("image", id=made.id, name=name, owner=owner, sha256=hashlib.sha256(body).hexdigest(), bytes=len(body))
+    promise("image", id=made.id, name=name, owner=owner, seed=str(seed), sha256=hashlib.sha256(body).hexdigest(), bytes=len(body))
     return made.id, body
 
 
@@ -100,7 +101,10 @@ def volume(cloud, owner, of=None):
     return made.id
 
 
-tenants = [tenant()]
+tenants = [tenant(), tenant()]
+(owner, owner_name), (other, other_name) = tenants
+kinds = image_kinds.make(admin, owner, other)
+promise("image kinds", owner=owner_name, other=other_name, kinds=kinds)
 disks = [volume(*tenants[0]) for _ in range(2)]
 for disk in disks:
     attachment = {

@@ -19,6 +19,7 @@ from clouds import until
 
 SHARE, IMAGES = os.environ["SHARE_FOLDER"], f"{os.environ['SITE_FOLDER']}/glance/images"
 cloud = openstack.connect()
+cloud.block_storage.update_quota_set(cloud.current_project_id, volumes=-1, gigabytes=-1)
 MIB = 1 << 20
 expected = []
 
@@ -28,7 +29,9 @@ def expect(kind, id, why, listed=True, **what):
 
 
 def sql(statement):
-    subprocess.run(["mariadb", "--no-defaults", "--socket", os.environ["SOCKET"], "-e", statement], check=True)
+    """Its rows, as lists of texts."""
+    client = ["mariadb", "--no-defaults", "--socket", os.environ["SOCKET"], "-NBe", statement]
+    return [line.split("\t") for line in subprocess.check_output(client, text=True).splitlines()]
 
 
 def wait(get, status):
@@ -129,6 +132,23 @@ for status, to in (("creating", "error"), ("extending", "error_extending"), ("de
     made = volume(f"was-{status}")
     sql(f"UPDATE cinder.volumes SET status = '{status}' WHERE id = '{made.id}'")
     expect("volume", made.id, f"it was {status}", listed=to != "available", status=to)
+
+# What a service was at stands in `workers`, under the id of the service's row. A promotion that made the rows of services anew, or
+# emptied `workers`, would leave this one for ever.
+given_up = volume("was-deleting-by-a-service")
+sql(
+    f"""UPDATE cinder.volumes SET status = 'deleting' WHERE id = '{given_up.id}';
+    INSERT INTO cinder.workers (created_at, updated_at, deleted, resource_type, resource_id, status, service_id)
+    SELECT UTC_TIMESTAMP(), UTC_TIMESTAMP(), 0, 'Volume', '{given_up.id}', 'deleting', id FROM cinder.services
+    WHERE `binary` = 'cinder-volume' AND host LIKE '%@nfs' AND deleted = 0"""
+)
+((workers,),) = sql(f"SELECT COUNT(*) FROM cinder.workers WHERE resource_id = '{given_up.id}'")
+if workers != "1":
+    raise SystemExit(f"Cinder knows of {workers} workers at volume {given_up.id}")
+expect("volume", given_up.id, "a service was deleting it, and goes on with it when it starts", listed=False, is_gone=True)
+for id, uuid_, program, host in sql("SELECT id, uuid, `binary`, host FROM cinder.services WHERE deleted = 0"):
+    why = "volumes and unfinished work refer to its row"
+    expect("service", id, why, listed=False, uuid=uuid_, program=program, host=host.replace("ctl-north", "ctl-south"))
 
 for kind, folder, name in (("image", IMAGES, "{}"), ("volume", SHARE, "volume-{}")):
     stray = str(uuid.uuid4())

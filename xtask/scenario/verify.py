@@ -1,8 +1,8 @@
 """Asks the standby, after a failover, for everything that the lost site had acknowledged, with the lost site's users and
-passwords. Prints what was found as JSON; ends with 1 when anything is not as it was promised.
+passwords; and looks for the lost site's names in everything that the standby goes by. Prints what was found as JSON; ends with 1 when anything is not as it was promised.
 
 Environment: AUTH_URL and REGION of the standby, ADMIN_PASSWORD of the lost site, SHARE_FOLDER or CEPH_CONF (of the standby), PROMISES (file),
-REPORT (of the promotion, JSON), DISASTER (seconds since 1970, when it struck).
+REPORT (of the promotion, JSON), DISASTER (seconds since 1970, when it struck), and what names.py needs.
 """
 
 import hashlib
@@ -14,6 +14,8 @@ import sys
 from datetime import datetime
 
 import disks as storage
+import image_kinds
+import names
 from clouds import connect, until
 
 disaster = float(os.environ["DISASTER"])
@@ -77,6 +79,8 @@ for line in of("image"):
         problem = "does not download as it was uploaded"
     elif image.owner != clouds[line["owner"]].current_project_id:
         problem = "belongs to somebody else"
+    elif image.properties.get("farsite_seed") != line["seed"]:
+        problem = f"has other properties: {image.properties}"
     judge(line, f"image {line['id']}", problem)
 
 for line in of("volume"):
@@ -106,6 +110,14 @@ for line in of("snapshot"):
 for line in of("deleted"):
     there = {"image": images, "volume": volumes}[line["of"]].get(line["id"])
     judge(line, f"deleted {line['of']} {line['id']}", None if there is None else f"is there again: {there.status}")
+
+for line in of("image kinds"):
+    try:
+        found = image_kinds.problems(line["kinds"], admin, clouds[line["owner"]], clouds[line["other"]])
+    except Exception as error:
+        found = {"all": [f"{type(error).__name__}: {str(error)[:200]}"]}
+    for what, problems in found.items():
+        judge(line, f"the {what} image", "; ".join(problems) or None)
 
 # What nobody promised may be there, but not for ever on its way.
 for kind, things in (("image", images), ("volume", volumes), ("snapshot", snapshots)):
@@ -169,6 +181,11 @@ if old is not None:
         problem = until(lambda: admin.block_storage.get_snapshot(snapshot.id))
     if problem is not None:
         wrong.append(f"a new volume of image {old.id}, and a snapshot of it: {problem}")
+
+# Now that its services have run and written what they write.
+named, looked, known = names.remains()
+wrong += named
+checked |= {"values and lines looked at for the lost site's names": looked, "known to remain": known}
 
 true_loss = disaster - min(lost) if lost else 0.0
 if true_loss > reported:

@@ -33,6 +33,7 @@ usage: cargo xtask COMMAND
   fuzz [--minutes N]      every parser of stored bytes and the round trip of any writes, many cases, for N (5) minutes
   lab COMMAND             two sites of real OpenStack on this machine; `lab` alone lists the commands
   scenario disaster [...] a site of the lab is lost at a random moment; its standby must answer for what it had acknowledged
+  scenario all            every scenario one after the other: the nightly run
   soak disaster [...]     that scenario with many seeds, each one's result kept
   loc                     lines of code per crate, code and tests apart
 ";

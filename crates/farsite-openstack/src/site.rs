@@ -2,26 +2,41 @@
 //! token, what was told of volumes) serves the later ones.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::time::Duration;
 
 use farsite_model::SiteName;
 use farsite_model::config::{Config, Site};
+use farsite_model::policy::Select;
 use tokio::sync::{Mutex, OnceCell};
+use tokio::time::Instant;
 
 use crate::client::Limits;
+use crate::records::Volume;
 use crate::told::Known;
 use crate::{AskError, Client, Clouds, Told, Wanted};
 
 /// The longest that a capture waits to hear of its volume, which is captured all the same.
 const TOLD_LIMIT: Duration = Duration::from_secs(30);
+/// The longest that an entry waits to hear what it selects, pages and repetitions included.
+const SELECTED_LIMIT: Duration = Duration::from_mins(3);
+/// Who let one wait so long is asked again after this: others wait for the rest of the run.
+const SILENCE: Duration = Duration::from_mins(1);
+/// What lives changes all the time; nothing is decided by it that is not an hour old.
+const LIVING: Duration = Duration::from_mins(1);
 
 /// The cloud of a site; it may have none that can be asked.
 pub struct SiteCloud {
     site: String,
     about: Site,
     limits: Limits,
+    /// How long any answer is waited for.
+    patience: Duration,
     client: OnceCell<Client>,
     known: Mutex<Known>,
+    living: Mutex<Option<(Instant, Arc<BTreeSet<String>>)>>,
+    /// When a question was given up last.
+    silent: Mutex<Option<Instant>>,
 }
 
 impl SiteCloud {
@@ -30,13 +45,27 @@ impl SiteCloud {
     }
 
     pub fn new(site: &SiteName, about: Site, limits: Limits) -> Self {
-        Self { site: site.to_string(), about, limits, client: OnceCell::new(), known: Mutex::default() }
+        Self {
+            site: site.to_string(),
+            about,
+            limits,
+            patience: SELECTED_LIMIT,
+            client: OnceCell::new(),
+            known: Mutex::default(),
+            living: Mutex::default(),
+            silent: Mutex::default(),
+        }
     }
 
     /// A cloud that is already known.
     pub fn with(site: &SiteName, client: Client) -> Self {
         let about = Site { cloud: Some(client.name().to_owned()), region: None };
         Self { client: OnceCell::new_with(Some(client)), ..Self::new(site, about, Limits::default()) }
+    }
+
+    /// One that is given up sooner.
+    pub fn patient_for(self, patience: Duration) -> Self {
+        Self { patience, ..self }
     }
 
     /// Its name in clouds.yaml, where it has one.
@@ -57,21 +86,60 @@ impl SiteCloud {
             .await
     }
 
-    /// What the images or files of all volumes are named after that Cinder has now. `None`: the site names no cloud.
-    pub async fn living_volumes(&self) -> Result<Option<BTreeSet<String>>, AskError> {
+    /// An answer within a limit. Once a question was given up, others are refused for a while.
+    async fn within<T>(
+        &self,
+        what: &str,
+        limit: Duration,
+        ask: impl Future<Output = Result<T, AskError>>,
+    ) -> Result<T, AskError> {
+        let limit = limit.min(self.patience);
+        let given_up = || AskError::TimedOut {
+            cloud: self.name().unwrap_or_default().to_owned(),
+            what: what.to_owned(),
+            limit,
+        };
+        if self.silent.lock().await.is_some_and(|since| since.elapsed() < SILENCE) {
+            return Err(given_up());
+        }
+        match tokio::time::timeout(limit, ask).await {
+            Ok(answer) => answer,
+            Err(_) => {
+                *self.silent.lock().await = Some(Instant::now());
+                Err(given_up())
+            }
+        }
+    }
+
+    /// The volumes that a policy selects, of one back end where that is given.
+    pub async fn selected(&self, select: &Select, backend: Option<&str>) -> Result<Vec<Volume>, AskError> {
+        let ask = async { self.client().await?.selected(select, backend).await };
+        self.within("the list of volumes that a policy selects", SELECTED_LIMIT, ask).await
+    }
+
+    /// What the images or files of all volumes are named after that Cinder has now, or had within the last minute. `None`: the
+    /// site names no cloud.
+    pub async fn living_volumes(&self) -> Result<Option<Arc<BTreeSet<String>>>, AskError> {
         if self.name().is_none() {
             return Ok(None);
         }
+        let mut known = self.living.lock().await;
+        if let Some((_, living)) = known.as_ref().filter(|(asked, _)| asked.elapsed() < LIVING) {
+            return Ok(Some(living.clone()));
+        }
+        let asked = Instant::now();
         let mut pages = self.client().await?.volumes(&Wanted::default()).await?;
         let mut living = BTreeSet::new();
         while let Some(page) = pages.next().await? {
             living.extend(page.iter().map(|volume| volume.stored_as().to_owned()));
         }
+        let living = Arc::new(living);
+        *known = Some((asked, living.clone()));
         Ok(Some(living))
     }
 
-    /// What is told of the volume whose file or image is named after `stored_as`. Nothing when the cloud does not tell, or not
-    /// in time.
+    /// What is told of the volume whose file or image is named after `stored_as`. What was known before
+    /// when the cloud does not tell, or not in time.
     pub async fn told_of(&self, stored_as: &str) -> Told {
         if self.name().is_none() {
             return Told::default();
@@ -80,15 +148,11 @@ impl SiteCloud {
             let mut known = self.known.lock().await;
             known.of(stored_as, self.client().await?).await
         };
-        match tokio::time::timeout(TOLD_LIMIT, ask).await {
-            Ok(Ok(told)) => told,
-            Ok(Err(error)) => {
-                tracing::info!(site = self.site, "nothing is told of volumes: {error}");
-                Told::default()
-            }
-            Err(_) => {
-                tracing::info!(site = self.site, "nothing was told of volumes in time");
-                Told::default()
+        match self.within("what there is to know of volumes", TOLD_LIMIT, ask).await {
+            Ok(told) => told,
+            Err(error) => {
+                tracing::info!(site = self.site, "of volumes counts what was known before: {error}");
+                self.known.lock().await.recall(stored_as)
             }
         }
     }

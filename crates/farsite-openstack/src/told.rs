@@ -72,17 +72,15 @@ impl Known {
         if self.looked.is_none_or(|looked| looked.elapsed() >= pause) {
             // Also when it fails: many volumes may wait for this answer.
             self.looked = Some(Instant::now());
-            match self.look(client).await {
-                Err(error) if is_known => {
-                    tracing::info!(
-                        "what changed of volumes is not known, and what was known counts: {error}"
-                    );
-                }
-                looked => looked?,
-            }
+            self.look(client).await?;
         }
+        Ok(self.recall(stored_as))
+    }
+
+    /// What is known without asking.
+    pub(crate) fn recall(&self, stored_as: &str) -> Told {
         let is_encrypted = self.origin(stored_as).map(|origin| origin.is_encrypted);
-        Ok(Told { made_from: self.chain(stored_as), is_encrypted })
+        Told { made_from: self.chain(stored_as), is_encrypted }
     }
 
     async fn look(&mut self, client: &Client) -> Result<(), AskError> {

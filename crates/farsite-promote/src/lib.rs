@@ -23,6 +23,7 @@ mod leaks;
 pub mod list;
 pub mod order;
 mod own;
+mod owner;
 pub mod people;
 pub mod place;
 pub mod promises;

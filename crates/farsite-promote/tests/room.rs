@@ -8,9 +8,11 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use common::{World, north};
-use drives::order;
+use drives::{driving, order};
 use farsite_model::ItemKind;
+use farsite_promote::drive::drive;
 use farsite_promote::dry_run::dry_run;
+use farsite_promote::failover::{begin, open};
 use farsite_replicate::hydrate::Copy;
 use farsite_replicate::restore::unguarded;
 use farsite_store::read::ReadStats;
@@ -63,4 +65,29 @@ async fn a_copy_that_is_hydrated_to_an_older_point_needs_no_room_in_full_when_ro
     std::fs::write(small.0.join("other"), &allocated[..160_000]).unwrap();
     let dry = dry_run(&standby, &order(1)).await.unwrap();
     assert!(dry.groups[0].problems.iter().any(|why| why.contains("the restore would fill it")), "{dry:#?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_failover_whose_place_is_full_stops_with_a_sentence_and_goes_on_when_there_is_room_when_root() {
+    let world = World::new().await;
+    let Some(small) = Small::mount(&world.south("volumes")) else { return };
+    world.point(1).await;
+    let other = small.0.join("other");
+    std::fs::write(&other, vec![1; 160_000]).unwrap();
+    let standby = world.standby("one").await;
+    let dry = dry_run(&standby, &order(1)).await.unwrap();
+    assert!(dry.groups[0].problems.iter().any(|why| why.contains("the restore would fill it")), "{dry:#?}");
+
+    let promotion = begin(&standby, &world.operator, &order(1)).await.unwrap();
+    let ended = drive(&standby, &world.operator, &promotion, &driving("ann")).await.unwrap();
+    let [(step, why)] = &ended.groups[0].failed[..] else { panic!("{ended:?}") };
+    assert!(
+        step == "restore-volumes" && why.contains("No space left") && why.contains("hint:"),
+        "{step}: {why}"
+    );
+    std::fs::remove_file(&other).unwrap();
+    let promotion = open(&standby, &north()).await.unwrap();
+    let ended = drive(&standby, &world.operator, &promotion, &driving("ann")).await.unwrap();
+    assert!(ended.is_completed(), "{ended:?}");
+    world.assert_restored(1);
 }

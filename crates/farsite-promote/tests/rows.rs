@@ -152,7 +152,7 @@ async fn heavy_nothing_stays_in_a_state_that_nobody_ends_and_what_people_wrote_s
         rows.push(format!("INSERT INTO snapshots VALUES ('{}', '{of_first}', '{status}', 0)", uuid(n)));
     }
     rows.push(format!(
-        "INSERT INTO snapshots VALUES ('{}', '{going_on}', 'deleting', 0), ('{}', '{of_first}', 'deleting', 0));
+        "INSERT INTO snapshots VALUES ('{}', '{going_on}', 'deleting', 0), ('{}', '{of_first}', 'deleting', 0);
         INSERT INTO workers (resource_type, resource_id, status, service_id) VALUES ('Volume', '{going_on}', 'deleting', 3), ('Volume', '{}', 'deleting', NULL);
         INSERT INTO volume_attachment (id, volume_id, attach_status, connection_info) VALUES ('{}', '{of_first}', 'attached', 'a secret of ctl-north');
         INSERT INTO backups VALUES ('{}', 'creating', NULL, 'nova', 0), ('{}', 'restoring', 'ctl-north', 'nova', 0), ('{}', 'deleting', 'ctl-north', 'nova', 0);
@@ -163,7 +163,7 @@ async fn heavy_nothing_stays_in_a_state_that_nobody_ends_and_what_people_wrote_s
         INSERT INTO keystone.endpoint_group VALUES ('g', 'of RegionNorth', '{{\"region_id\": \"RegionNorth\", \"interface\": \"public\"}}');
         INSERT INTO keystone.project VALUES ('p', 'RegionNorth', 'runs on ctl-north'); INSERT INTO keystone.local_user VALUES (1, 'nova'); INSERT INTO keystone.service VALUES ('s', 'nova')",
         uuid(110), uuid(111), uuid(9), uuid(120), uuid(130), uuid(131), uuid(132), uuid(140), uuid(141), uuid(150)
-    );
+    ));
     let mut lost = lost(&rows.join(";"), "").await;
     lost.rewrites(serde_json::json!({
         "regions": {"RegionNorth": "RegionSouth"}, "hosts": {"ctl-north": "ctl-south"}, "zones": {"nova": "south"}

@@ -182,6 +182,10 @@ impl Source for Cinder {
             Place::Pool(pool) => {
                 say("volumes", Ok(format!("{count} volumes in the pool {}", pool.pool)));
                 say("consistency", Ok("snapshots of the pool: captures are crash consistent".to_owned()));
+                if self.cloud.name().is_none() {
+                    let words = "what users delete stays in the pool's trash, and keeps its room: whether Cinder deleted it is not told without `cloud:` of the site";
+                    say("deleted volumes", Ok(words.to_owned()));
+                }
             }
             Place::Folder(folder) => {
                 say("volumes", Ok(format!("{count} volumes in {}", folder.display())));

@@ -55,6 +55,11 @@ impl FileContent {
         Ok(Self { file, direct, path: path.to_owned(), size_bytes, is_file: metadata.is_file() })
     }
 
+    /// Of what is open, whatever has the name by now.
+    pub(crate) fn metadata(&self) -> io::Result<Metadata> {
+        self.file.metadata().map_err(|error| self.named(error))
+    }
+
     /// Whether it is a regular file; a block device otherwise.
     pub fn is_file(&self) -> bool {
         self.is_file

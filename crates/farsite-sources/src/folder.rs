@@ -2,6 +2,7 @@
 //! be read is an error and never an empty list; hidden files (our own snapshots among them) are no items.
 
 use std::fs::{self, File};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Component, Path, PathBuf};
 
 use farsite_model::ItemId;
@@ -45,6 +46,14 @@ pub(crate) fn list(path: &Path) -> Result<Folder, SourceError> {
     found.files.sort();
     found.oddities.sort();
     Ok(found)
+}
+
+/// The key in the details of an item that was a file: its mode, in octal, as `chmod` takes it.
+pub const MODE: &str = "mode";
+
+/// That detail.
+pub(crate) fn file_mode(file: &fs::Metadata) -> (String, String) {
+    (MODE.to_owned(), format!("{:o}", file.mode() & 0o777))
 }
 
 /// The file of an item that was listed before.

@@ -42,6 +42,7 @@ use farsite_model::{CaptureTime, Consistency, ItemId, ItemKind};
 use farsite_openstack::SiteCloud;
 use serde::{Deserialize, Serialize};
 
+pub use folder::MODE;
 pub use log_position::LogPosition;
 
 /// The source of one entry of a policy, at a site with this cloud. Nothing is opened or asked yet.

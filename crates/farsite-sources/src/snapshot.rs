@@ -45,17 +45,23 @@ fn clone_into(source: &File, folder: &Path) -> Option<File> {
     cloned.then_some(made)
 }
 
-/// `.farsite-snap-HOST-PID-START-`: a pid is used again, together with its start time it is not.
+/// `.farsite-snap-HOST-BOOT-PID-START-`: a pid is used again, together with its start time it is not until the next boot.
 fn own_prefix() -> Option<String> {
     names(PREFIX).map(|(own, _)| own)
+}
+
+fn boot() -> Option<String> {
+    let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
+    Some(blake3::hash(boot.trim().as_bytes()).to_hex()[..8].to_owned())
 }
 
 /// Folders of volumes are often shared between hosts, and pids mean nothing on another one.
 fn host() -> Option<String> {
     let machine = fs::read_to_string("/etc/machine-id").unwrap_or_default();
-    let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
+    // Without it two hosts, or containers, of one name could not be told apart: each boot is then a host of its own.
+    let machine = if machine.trim().is_empty() { boot()? } else { machine.trim().to_owned() };
     let name = rustix::system::uname().nodename().to_bytes().to_owned();
-    let hash = blake3::hash(&[machine.trim().as_bytes(), boot.trim().as_bytes(), &name].concat());
+    let hash = blake3::hash(&[machine.as_bytes(), &name].concat());
     Some(hash.to_hex()[..12].to_owned())
 }
 
@@ -69,10 +75,14 @@ fn start_of(pid: u32) -> Option<u64> {
     if has_ended { None } else { fields.nth(18)?.parse().ok() }
 }
 
-/// Whether `PID-START-…` names a process of this host that has ended.
+/// Whether `BOOT-PID-START-…` names a process of this host that has ended: with its boot, at the latest.
 pub(crate) fn is_left_over(rest: &str) -> bool {
+    let (Some((then, rest)), Some(now)) = (rest.split_once('-'), boot()) else { return false };
     let mut parts = rest.split('-').map(str::parse::<u64>);
     let (Some(Ok(pid)), Some(Ok(start))) = (parts.next(), parts.next()) else { return false };
+    if then != now {
+        return true;
+    }
     u32::try_from(pid).ok().and_then(start_of) != Some(start)
 }
 
@@ -80,7 +90,7 @@ pub(crate) fn is_left_over(rest: &str) -> bool {
 /// [`is_left_over`] whether its process lives.
 pub(crate) fn names(prefix: &str) -> Option<(String, String)> {
     let (pid, host) = (std::process::id(), host()?);
-    Some((format!("{prefix}{host}-{pid}-{}-", start_of(pid)?), format!("{prefix}{host}-")))
+    Some((format!("{prefix}{host}-{}-{pid}-{}-", boot()?, start_of(pid)?), format!("{prefix}{host}-")))
 }
 
 /// Removes the snapshots of processes of this host that have ended.
@@ -124,7 +134,7 @@ mod tests {
         let start = start_of(child.id()).unwrap();
         child.kill().unwrap();
         let begun = std::time::Instant::now();
-        while !is_left_over(&format!("{}-{start}-0", child.id())) {
+        while !is_left_over(&format!("{}-{}-{start}-0", boot().unwrap(), child.id())) {
             assert!(begun.elapsed() < std::time::Duration::from_secs(10));
         }
         child.wait().unwrap();
@@ -133,19 +143,21 @@ mod tests {
     #[test]
     fn only_left_overs_of_ended_processes_of_this_host_are_removed() {
         let dir = tempfile::tempdir().unwrap();
-        let host = host().unwrap();
+        let (host, boot) = (host().unwrap(), boot().unwrap());
         let own = format!("{}0", own_prefix().unwrap());
-        let dead = format!("{PREFIX}{host}-4194305-1-0");
-        let reused = format!("{PREFIX}{host}-{}-1-0", std::process::id());
-        let elsewhere = format!("{PREFIX}0123456789ab-4194305-1-0");
-        for name in
-            [&own, &dead, &reused, &elsewhere, &".farsite-snap-odd".to_owned(), &"volume-1".to_owned()]
-        {
+        let dead = format!("{PREFIX}{host}-{boot}-4194305-1-0");
+        let reused = format!("{PREFIX}{host}-{boot}-{}-1-0", std::process::id());
+        // The host went down with it: whatever process has its number now is another one.
+        let start = start_of(std::process::id()).unwrap();
+        let before = format!("{PREFIX}{host}-00000000-{}-{start}-0", std::process::id());
+        let elsewhere = format!("{PREFIX}0123456789ab-{boot}-4194305-1-0");
+        let odd = [".farsite-snap-odd".to_owned(), format!("{PREFIX}{host}-x-1"), "volume-1".to_owned()];
+        for name in [&own, &dead, &reused, &before, &elsewhere].into_iter().chain(&odd) {
             fs::write(dir.path().join(name), b"x").unwrap();
         }
         remove_left_over(dir.path());
         let left = |name: &str| dir.path().join(name).exists();
-        assert!(!left(&dead) && !left(&reused));
-        assert!(left(&own) && left(&elsewhere) && left(".farsite-snap-odd") && left("volume-1"));
+        assert!(!left(&dead) && !left(&reused) && !left(&before));
+        assert!(left(&own) && left(&elsewhere) && odd.iter().all(|name| left(name)));
     }
 }

@@ -13,6 +13,7 @@ use farsite_model::policy::{self, DiskFormat, Item, Qmp};
 use farsite_model::{CaptureTime, Consistency, ItemId, ItemKind};
 
 use crate::extent::FileContent;
+use crate::folder::file_mode;
 use crate::kept::{self, Kept};
 use crate::tracking::ChangeTracking;
 use crate::{Capture, CaptureContext, CheckLine, Content, KeptSpace, Source, SourceError, qcow2, snapshot};
@@ -55,10 +56,16 @@ pub(crate) async fn captured_from(
         content: Content::Volume(Arc::new(content)),
         still: is_snapshot,
         ancestor: None,
-        details: BTreeMap::new(),
+        details: mode_of(path),
         tracking,
         guard: None,
     })
+}
+
+/// What is kept of a file beside its bytes; a device has nothing of the kind.
+pub(crate) fn mode_of(path: &Path) -> BTreeMap<String, String> {
+    let file = std::fs::metadata(path).ok().filter(std::fs::Metadata::is_file);
+    file.as_ref().map(file_mode).into_iter().collect()
 }
 
 /// The bytes to read, and the snapshot that they are of, if there is one.

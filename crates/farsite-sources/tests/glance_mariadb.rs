@@ -3,6 +3,7 @@
 #[allow(dead_code, reason = "shared with the other test files, which use the rest")]
 mod common;
 
+use std::os::unix::fs::PermissionsExt;
 use std::time::{Duration, SystemTime};
 
 use common::{Root, Server, context};
@@ -48,7 +49,9 @@ async fn heavy_images_are_compared_with_glances_own_table_in_mariadb() {
     let active = source.capture(&ids[0], &context(dir.path())).await.unwrap();
     assert_eq!((active.consistency, active.still), (Consistency::Application, true));
     let details: Vec<(&str, &str)> = active.details.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect();
-    assert_eq!(details, [("disk_format", "qcow2"), ("sha512", "beef"), ("status", "active")]);
+    let mode = format!("{:o}", std::fs::metadata(images.join(ACTIVE)).unwrap().permissions().mode() & 0o777);
+    let expected = [("disk_format", "qcow2"), ("mode", &mode), ("sha512", "beef"), ("status", "active")];
+    assert_eq!(details, expected);
     let deleted = source.capture(&ids[1], &context(dir.path())).await.unwrap();
     assert_eq!(deleted.consistency, Consistency::Crash, "Glance does not vouch for it any more");
 }

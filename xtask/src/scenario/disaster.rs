@@ -74,7 +74,10 @@ fn play(world: &World<'_>, options: &Options) -> Result<String, Failure> {
             .env("ADMIN_PASSWORD", north.password("admin"))
             .env("PROMISES", &promises)
             .env("REPORT", &report)
-            .env("DISASTER", format!("{:.3}", struck.as_secs_f64()));
+            .env("DISASTER", format!("{:.3}", struck.as_secs_f64()))
+            .env("NAMES", names(north))
+            .env("SITE_FOLDER", south.folder())
+            .env("SOCKET", south.mariadb_socket());
         world.storage(verify, south);
     });
     let (code, figures) = output(verify, minutes(5), "")?;
@@ -85,6 +88,22 @@ fn play(world: &World<'_>, options: &Options) -> Result<String, Failure> {
         ));
     }
     Ok(figures)
+}
+
+/// Everything by which something could refer to a site, `KIND=NAME`, the more exact names first.
+fn names(site: &Site) -> String {
+    let passwords = ["admin", "service", "db", "mq"].map(|of| format!("password={}", site.password(of)));
+    let more = [
+        format!("share={}", site.share()),
+        format!("folder={}", site.folder().display()),
+        format!("address={}", site.address()),
+        format!("region={}", site.region()),
+        format!("host={}", site.cinder_host()),
+        format!("cluster={}", site.ceph_fsid()),
+        // Part of most of them: whatever else is called so has to be explained.
+        format!("site={}", site.name),
+    ];
+    passwords.into_iter().chain(more).collect::<Vec<_>>().join(" ")
 }
 
 /// A drill beside both living sites, which must both be afterwards what they were before.

@@ -1,5 +1,6 @@
 //! `cargo xtask scenario`: a disaster as it would be, on sites of real services. Words come in; figures and a verdict go out.
 
+mod all;
 pub mod children;
 mod disaster;
 mod guide;
@@ -8,6 +9,7 @@ mod obstacles;
 mod sites;
 mod soak;
 mod traps;
+mod tree;
 mod users;
 pub mod world;
 
@@ -17,6 +19,7 @@ use crate::failure::Failure;
 
 pub const USAGE: &str = "\
 usage: cargo xtask scenario disaster|traps|obstacles|users|keys|guide [OPTIONS]
+       cargo xtask scenario all [--seed N] [--every SECONDS] [--release] [--folder FOLDER]
        cargo xtask soak disaster [--seeds N] [OPTIONS]
 
 Two sites of the lab, clients at north, replication to south; north is destroyed at a random moment, south is promoted, and asked
@@ -34,12 +37,14 @@ sentence and go on after the cure.
 
 `guide` runs every command of docs/operator-guide.md, from two clouds to a passed drill.
 
+`all` plays every one of them, on a share and what there is on Ceph, goes on after a failure, and ends with 1 when one failed.
+
   --seed N         what the clients do, and when disaster strikes (1)
   --every SECONDS  between two recovery points (60)
   --ceph           images and volumes in Ceph pools at both sites; in files of a share otherwise
   --drill          a drill before, beside both living sites, which must not change them
   --release        farsite as it is released; a debug build otherwise
-  --seeds N        of a soak: 1 to N (20), those that have passed before left out
+  --seeds N        of a soak: 1 to N (20), those that have passed on this commit with these options left out
   --keep           leave both sites, the store and the keys as they are in the end
   --folder FOLDER  where all of it is (target/scenario)
 ";
@@ -90,9 +95,10 @@ pub fn scenario(root: &Path, words: &[&str]) -> Result<(), Failure> {
         }
         ["users", rest @ ..] => users::users(root, &parse(root, rest)?),
         ["keys", rest @ ..] => keys::keys(root, &parse(root, &[&["--every", "1800"], rest].concat())?),
+        ["all", rest @ ..] => all::all(root, &parse(root, rest)?, rest),
         ["guide", rest @ ..] => guide::guide(root, &parse(root, rest)?),
         _ => Err(Failure::usage(
-            "which scenario? there are `disaster`, `traps`, `obstacles`, `users`, `keys` and `guide`"
+            "which scenario? there are `disaster`, `traps`, `obstacles`, `users`, `keys`, `guide` and `all`"
                 .to_owned(),
             USAGE,
         )),

@@ -275,6 +275,23 @@ async fn what_a_volume_was_made_from_is_asked_once_and_then_for_what_is_new() {
 }
 
 #[tokio::test]
+async fn a_cloud_that_was_given_up_keeps_nobody_else_of_the_run_waiting_and_what_was_known_counts() {
+    let fake = Fake::start().await;
+    fake.change(|content| content.volumes = vec![volume("a", json!({ "encrypted": true }))]);
+    let (_folder, client) = client(&fake);
+    let cloud = SiteCloud::with(&"north".parse().unwrap(), client).patient_for(Duration::from_millis(300));
+    assert_eq!(cloud.told_of("a").await.is_encrypted, Some(true));
+    fake.fails("/volume", std::iter::repeat_n(Fault::Slow(Duration::from_secs(5)), 9));
+    let select = Select::default();
+    let error = cloud.selected(&select, None).await.unwrap_err();
+    assert!(matches!(error, AskError::TimedOut { .. }), "{error}");
+    let (begun, asked) = (Instant::now(), fake.asked("GET"));
+    assert!(cloud.selected(&select, None).await.is_err());
+    assert_eq!(cloud.told_of("a").await.is_encrypted, Some(true));
+    assert_eq!(fake.asked("GET"), asked, "after {:?}", begun.elapsed());
+}
+
+#[tokio::test]
 async fn whether_a_volume_is_encrypted_is_told_or_not_known_and_never_guessed() {
     let fake = Fake::start().await;
     fake.change(|content| {

@@ -1,5 +1,5 @@
 //! `install-files`: restored files and folders go where this site's services look for them (`rewrite.files`), with the owner that
-//! what stood there had. What must hold: what stood there is moved aside and comes back with an undo; nobody ever sees a folder
+//! what stood there had, or its folder. What must hold: what stood there is moved aside and comes back with an undo; nobody ever sees a folder
 //! that is half there.
 
 use std::fs;
@@ -61,10 +61,13 @@ impl Install {
     fn put(&self) -> io::Result<()> {
         remove(&self.partial)?;
         let stood = fs::symlink_metadata(&self.aside).or_else(|_| fs::symlink_metadata(&self.to)).ok();
-        let owner = stood.as_ref().map(|stood| (stood.uid(), stood.gid()));
         if let Some(parent) = self.to.parent() {
             fs::create_dir_all(parent)?;
         }
+        let owner = match &stood {
+            Some(stood) => Some((stood.uid(), stood.gid())),
+            None => self.folders_owner()?,
+        };
         copy(&self.from, &self.partial, owner)?;
         if stood.is_none() && !self.made.exists() {
             fs::File::create(&self.made)?.sync_all()?;
@@ -79,6 +82,12 @@ impl Install {
         fs::rename(&self.partial, &self.to)?;
         let parent = self.to.parent().unwrap_or(Path::new("/"));
         fs::File::open(parent)?.sync_all()
+    }
+
+    /// Where nothing stood: whose the folder is. Root's tells nothing, and the numbers of the lost site may be the same here.
+    fn folders_owner(&self) -> io::Result<Option<(u32, u32)>> {
+        let folder = fs::metadata(self.to.parent().unwrap_or(Path::new("/")))?;
+        Ok((folder.uid() != 0).then(|| (folder.uid(), folder.gid())))
     }
 
     fn take_back(&self) -> io::Result<()> {
@@ -246,6 +255,31 @@ mod tests {
             assert_eq!(text(&install), "south");
         }
         assert!(!install.aside.exists() && !install.partial.exists());
+    }
+
+    #[test]
+    fn files_belong_to_whom_what_stood_there_did_or_else_the_folder_when_root() {
+        use std::os::unix::fs::chown;
+        if !rustix::process::geteuid().is_root() {
+            return;
+        }
+        let owner = |install: &Install| {
+            let there = fs::metadata(install.to.join("0")).unwrap();
+            (there.uid(), there.gid())
+        };
+        let (dir, install) = world();
+        chown(install.from.join("0"), Some(4701), Some(4702)).unwrap();
+        chown(&install.to, Some(4711), Some(4712)).unwrap();
+        install.put().unwrap();
+        assert_eq!(owner(&install), (4711, 4712));
+        remove(&install.to).unwrap();
+        remove(&install.aside).unwrap();
+        install.put().unwrap();
+        assert_eq!(owner(&install), (4701, 4702), "the folder is root's");
+        chown(dir.path(), Some(4721), Some(4722)).unwrap();
+        remove(&install.to).unwrap();
+        install.put().unwrap();
+        assert_eq!(owner(&install), (4721, 4722));
     }
 
     #[test]

@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -16,6 +17,7 @@ use farsite_replicate::{pool, restore};
 use farsite_runbook::action::{Action, ActionContext, ActionError, Done, Foreseen, Outcome};
 use farsite_store::manifest::ManifestItem;
 use futures::stream::{self, StreamExt, TryStreamExt};
+use rustix::io::Errno;
 use serde_json::Value;
 use tokio::sync::Mutex;
 
@@ -24,7 +26,7 @@ use super::restore_database::undone;
 use super::{Held, RESTORE_LIMIT, no_parameters};
 use crate::aside::{Stamps, beside, exists, in_folder, remove, root_of};
 use crate::group_run::{GroupRun, failed, guard};
-use crate::{compare, encrypted};
+use crate::{compare, encrypted, owner};
 
 /// Items under way at once; each has its own fetches in flight.
 const AT_ONCE: usize = 2;
@@ -47,6 +49,17 @@ enum Came {
 
 /// The lists of what was restored, by folder.
 type Lists = Mutex<BTreeMap<(PathBuf, ItemKind), Stamps>>;
+
+/// What to do where there is no room.
+fn full(why: &str) -> &'static str {
+    let is_full =
+        [Errno::NOSPC, Errno::DQUOT].iter().any(|e| why.contains(&format!("os error {}", e.raw_os_error())));
+    if is_full && !why.contains("hint:") {
+        "\n  hint: make room there, then `farsite failover --resume`: what is restored is gone on with, and what stood in the places before is kept beside them"
+    } else {
+        ""
+    }
+}
 
 fn is_device(path: &Path) -> bool {
     use std::os::unix::fs::FileTypeExt;
@@ -122,6 +135,7 @@ impl RestoreItems {
         context: &ActionContext,
         lists: &Lists,
         connections: &Connections,
+        kept: &AtomicUsize,
         item: &ManifestItem,
     ) -> Result<Came, ActionError> {
         let place = match run.spot(item)? {
@@ -183,8 +197,14 @@ impl RestoreItems {
         let known = hydrated.clone().flatten();
         restore::item_from(&run.standby.reader, item, &place, known.as_ref(), &guard(context), &run.stats)
             .await
-            .map_err(|e| failed(context, format!("{id}: {e}")))?;
+            .map_err(|e| failed(context, format!("{id}: {e}{}", full(&e.to_string()))))?;
         context.lease.check()?;
+        if item.directory.is_none() && !is_device(&place) {
+            let given = owner::hand_over(item, &place).map_err(|e| failed(context, format!("{id}: {e}")))?;
+            if !given {
+                kept.fetch_add(1, Ordering::Relaxed);
+            }
+        }
         if !is_device(&place) {
             self.with_list(run, context, lists, item, |list| {
                 let is_proved = known.is_some();
@@ -250,9 +270,11 @@ impl Action for RestoreItems {
         let run: Arc<GroupRun> = self.held.run()?.clone();
         let run = &*run;
         let (lists, connections) = (Lists::default(), Connections::default());
+        // Files that could not be given to whom their folder is of.
+        let kept = AtomicUsize::new(0);
         let mut work = Vec::new();
         for item in run.items(self.kinds) {
-            let one = self.one(run, context, &lists, &connections, item);
+            let one = self.one(run, context, &lists, &connections, &kept, item);
             work.push(async move { one.await.map(|came| (item.data.size_bytes, came)) });
         }
         let came: Vec<(u64, Came)> = stream::iter(work).buffer_unordered(AT_ONCE).try_collect().await?;
@@ -276,6 +298,13 @@ impl Action for RestoreItems {
             detail = "the point holds none".into();
         }
         let mut outcome = Outcome::said(detail).with("items", came.len()).with("bytes", bytes);
+        let kept = kept.into_inner();
+        if kept > 0 {
+            let words = format!(
+                "{kept} files belong to this process's user, who may not give them to the owner of their folder: its service may not be able to read them"
+            );
+            outcome = outcome.with("not theirs", words);
+        }
         let devices: Vec<String> = run
             .items(self.kinds)
             .filter_map(|item| run.path(item).ok())

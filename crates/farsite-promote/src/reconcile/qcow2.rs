@@ -41,6 +41,27 @@ pub(crate) fn header(path: &Path) -> io::Result<Option<Header>> {
     Ok(Some(Header { size_bytes, backing }))
 }
 
+/// Whether an image refers to any cluster of its own: its first table has an entry (`l1_size`, `l1_table_offset`).
+pub(crate) fn holds_data(path: &Path) -> io::Result<bool> {
+    let file = File::open(path)?;
+    let mut bytes = [0; 12];
+    file.read_exact_at(&mut bytes, 36)?;
+    let entries = bytes[..4].iter().fold(0u64, |number, byte| number << 8 | u64::from(*byte));
+    let mut at = bytes[4..].iter().fold(0u64, |number, byte| number << 8 | u64::from(*byte));
+    // The format's own limit is 32 MiB (`QCOW_MAX_L1_SIZE`).
+    let end = at.saturating_add(entries.saturating_mul(8).min(32 << 20));
+    let mut table = vec![0; 64 << 10];
+    while at < end {
+        let length = usize::try_from(end - at).unwrap_or(usize::MAX).min(table.len());
+        file.read_exact_at(&mut table[..length], at)?;
+        if table[..length].iter().any(|byte| *byte != 0) {
+            return Ok(true);
+        }
+        at += length as u64;
+    }
+    Ok(false)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -108,12 +108,35 @@ impl Share {
                 chain.header.clone_from(&header);
             }
             // The lowest file of a chain may be a raw disk: only an overlay's own name for it is believed.
-            match header.and_then(|header| header.backing).filter(|_| name != base) {
-                Some(backing) => name = backing,
-                None => return Ok(chain),
-            }
+            let backing = header.and_then(|header| header.backing).filter(|_| name != base);
+            let Some(backing) = backing else {
+                chain.broken = self.newer(&base, &chain)?;
+                return Ok(chain);
+            };
+            name = backing;
         }
         chain.broken = Some(format!("its chain has more than {CHAIN} files"));
         Ok(chain)
+    }
+
+    /// The record is of another moment than the files: it does not know the overlay that has the last of what was written.
+    fn newer(&self, base: &str, chain: &Chain) -> std::io::Result<Option<String>> {
+        if !chain.has_info {
+            return Ok(None);
+        }
+        let is_overlay = |name: &&String| name.strip_prefix(base).is_some_and(|rest| rest.starts_with('.'));
+        for name in self.files.keys().filter(is_overlay).filter(|name| !chain.files.contains(*name)) {
+            let path = self.folder.join(name);
+            let stands_on = qcow2::header(&path)?.and_then(|header| header.backing);
+            // One that is just being made holds nothing yet.
+            if let Some(below) = stands_on.filter(|below| chain.files.contains(below))
+                && qcow2::holds_data(&path)?
+            {
+                return Ok(Some(format!(
+                    "{name} stands on {below} and is not known to {base}.info: which of its files is the newest is not certain"
+                )));
+            }
+        }
+        Ok(None)
     }
 }

@@ -291,6 +291,7 @@ mod tests {
 
     const V: &str = "11111111-1111-1111-1111-111111111111";
     const S: &str = "22222222-2222-2222-2222-222222222222";
+    const T: &str = "33333333-3333-3333-3333-333333333333";
 
     fn volume(status: &str, format: Option<&str>) -> Volume {
         Volume {
@@ -374,6 +375,26 @@ mod tests {
             planned(&rows(volume("available", Some("qcow2")), &[(S, "available")]), &share(true, false));
         assert!(plan.statements.iter().any(|s| s.contains("volumes SET status = 'error'")), "{plan:?}");
         assert!(plan.lines.iter().any(|l| l.said.contains("not known")), "{plan:?}");
+    }
+
+    #[test]
+    fn an_overlay_that_a_record_of_another_moment_does_not_know_is_held_back_when_it_holds_data() {
+        let dir = share(true, true);
+        let (newest, below) = (format!("volume-{V}.{T}"), format!("volume-{V}.{S}"));
+        std::fs::write(dir.path().join(&newest), overlay(&below)).unwrap();
+        let rows = rows(volume("available", Some("qcow2")), &[(S, "available")]);
+        let plan = planned(&rows, &dir);
+        assert_eq!((plan.statements.len(), plan.lines.len()), (0, 0), "nothing was written to it: {plan:?}");
+
+        let mut written = overlay(&below);
+        // One cluster is referred to.
+        written[36..40].copy_from_slice(&1u32.to_be_bytes());
+        written[40..48].copy_from_slice(&256u64.to_be_bytes());
+        written.extend((1u64 << 63 | 0x5_0000).to_be_bytes());
+        std::fs::write(dir.path().join(&newest), written).unwrap();
+        let plan = planned(&rows, &dir);
+        assert!(plan.statements.iter().any(|s| s.contains("volumes SET status = 'error'")), "{plan:?}");
+        assert!(plan.lines.iter().any(|l| l.said.contains(&newest)), "{plan:?}");
     }
 
     #[test]

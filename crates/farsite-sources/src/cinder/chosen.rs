@@ -48,11 +48,7 @@ impl Chooser {
     }
 
     async fn told(&self) -> Result<Vec<Volume>, SourceError> {
-        let ask = async {
-            let client = self.cloud.client().await?;
-            client.selected(&self.select, self.backend.as_deref()).await
-        };
-        ask.await.map_err(|error| {
+        self.cloud.selected(&self.select, self.backend.as_deref()).await.map_err(|error| {
             SourceError::new(
                 format!("asking which volumes {} selects, without which none is captured", self.entry),
                 error,

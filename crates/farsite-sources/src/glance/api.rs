@@ -6,17 +6,15 @@
 //! what a version is known by.
 
 use std::collections::BTreeMap;
-use std::io;
-use std::ops::Range;
 use std::sync::{Arc, Mutex};
 
-use farsite_model::content::ReadAt;
 use farsite_model::{Consistency, ItemId, ItemKind};
 use farsite_openstack::SiteCloud;
 use farsite_openstack::records::Image;
 
 use super::digest::Recorded;
 use super::download::Downloaded;
+use super::immutable::Immutable;
 use super::{BACKEND, BACKEND_API, Details, few, is_image_id};
 use crate::tracking::ChangeTracking;
 use crate::{Capture, CaptureContext, CheckLine, Content, SourceError};
@@ -107,7 +105,7 @@ impl Api {
         };
         let expected = Recorded::of(&image);
         let tracking = expected.as_ref().map(|expected| -> Box<dyn ChangeTracking> {
-            Box::new(Immutable { token: format!("{}-{size_bytes}", expected.name()) })
+            Box::new(Immutable::by_hash(&expected.name(), size_bytes))
         });
         let content = Downloaded::new(self.cloud.clone(), id, size_bytes, expected.clone(), context);
         Ok(Capture {
@@ -142,29 +140,4 @@ fn details(image: &Image) -> Details {
         details.insert(algorithm.clone(), hash.clone());
     }
     details
-}
-
-/// An image's hash and length, of which there is one version for ever.
-struct Immutable {
-    token: String,
-}
-
-impl ChangeTracking for Immutable {
-    fn kind(&self) -> &'static str {
-        "Glance's hash"
-    }
-    fn changed_since(&self, token: &str) -> io::Result<Option<Vec<Range<u64>>>> {
-        Ok((token == self.token).then(Vec::new))
-    }
-    /// Volumes that are made from it are sent as patches against copies of what was shipped.
-    fn keeps_versions(&self) -> bool {
-        false
-    }
-    fn version(&self, _: &str) -> Option<Arc<dyn ReadAt>> {
-        None
-    }
-    fn keep(&self) -> io::Result<String> {
-        Ok(self.token.clone())
-    }
-    fn forget_others(&self, _: &[String]) {}
 }

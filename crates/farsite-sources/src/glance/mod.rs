@@ -9,6 +9,7 @@ mod api;
 mod catalog;
 mod digest;
 mod download;
+mod immutable;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -23,11 +24,12 @@ use farsite_model::{Consistency, ItemId, ItemKind};
 use farsite_openstack::SiteCloud;
 
 use crate::extent::FileContent;
-use crate::folder::{self, Folder};
+use crate::folder::{self, Folder, file_mode};
 use crate::tracking::ChangeTracking;
 use crate::{Capture, CaptureContext, CheckLine, Content, Source, SourceError, rbd};
 use api::Api;
 use catalog::Row;
+use immutable::Immutable;
 
 /// A file that was written this recently may still be written. Images are written once, from begin to end.
 const QUIET: Duration = Duration::from_secs(2);
@@ -169,12 +171,20 @@ impl Source for Glance {
         let captured = context.clock.capture_time();
         // Asked before the image is looked at: what is active then is complete now.
         let row = self.row(item.name()).await?;
+        let mut details = Details::new();
         let (content, tracking, is_quiet): (Arc<dyn ReadAt>, Option<Box<dyn ChangeTracking>>, _) =
             match &self.store {
                 Store::Folder(folder) => {
                     let path = folder::file_of(folder, item)?;
-                    let is_quiet = context.frozen || is_quiet(&path, SystemTime::now());
-                    (Arc::new(FileContent::open(&path)?), None, is_quiet)
+                    let content = FileContent::open(&path)?;
+                    let has_settled = is_quiet(&path, SystemTime::now());
+                    // Before its first byte is read: what is written meanwhile gives it another stamp.
+                    let stamp =
+                        content.metadata().map_err(|error| SourceError::new("reading an image", error))?;
+                    details.extend([file_mode(&stamp)]);
+                    let tracking =
+                        has_settled.then(|| Box::new(Immutable::by_stamp(&stamp)) as Box<dyn ChangeTracking>);
+                    (Arc::new(content), tracking, context.frozen || has_settled)
                 }
                 // Glance makes its snapshot when the last byte is there.
                 Store::Pool(rbd) => {
@@ -193,7 +203,7 @@ impl Source for Glance {
             content: Content::Volume(content),
             still: consistency > Consistency::Fuzzy && is_quiet,
             ancestor: None,
-            details: row.map(Row::into_details).unwrap_or_default(),
+            details: details.into_iter().chain(row.map(Row::into_details).unwrap_or_default()).collect(),
             tracking,
             guard: None,
         })
@@ -249,8 +259,7 @@ type Details = BTreeMap<String, String>;
 
 #[cfg(test)]
 mod tests {
-    use std::fs;
-    use std::fs::File;
+    use std::fs::{self, File};
 
     use super::*;
     use crate::tests::{context, item};
@@ -313,6 +322,26 @@ mod tests {
         assert_eq!((old.consistency, old.still), (Consistency::Crash, true));
         let young = capture(&*source, C, dir.path()).await;
         assert_eq!((young.consistency, young.still), (Consistency::Fuzzy, false));
+        assert!(young.tracking.is_none(), "it may still be written");
+    }
+
+    #[tokio::test]
+    async fn an_image_that_nobody_wrote_since_is_not_read_again() {
+        let dir = store();
+        let source = source(dir.path(), "");
+        let tracking = capture(&*source, A, dir.path()).await.tracking.unwrap();
+        let token = tracking.keep().unwrap();
+        let now = async || {
+            let tracking = capture(&*source, A, dir.path()).await.tracking.unwrap();
+            tracking.changed_since(&token).unwrap()
+        };
+        assert_eq!(now().await, Some(Vec::new()));
+        // Whatever a program makes of the time of its change, the kernel notes another one.
+        let file = File::options().write(true).open(dir.path().join("images").join(A)).unwrap();
+        let modified = file.metadata().unwrap().modified().unwrap();
+        std::os::unix::fs::FileExt::write_all_at(&file, b"new", 7).unwrap();
+        file.set_modified(modified).unwrap();
+        assert_eq!(now().await, None);
     }
 
     #[tokio::test]

@@ -25,7 +25,7 @@ use farsite_model::policy::Qmp;
 use farsite_model::{Consistency, ItemId, ItemKind};
 
 use crate::tracking::ChangeTracking;
-use crate::volume::blocking;
+use crate::volume::{blocking, mode_of};
 use crate::{Capture, CaptureContext, Content, SourceError, snapshot};
 use bitmaps::{Bitmaps, Place};
 use image::{Image, SECTOR, Seen, Trouble};
@@ -70,7 +70,7 @@ pub(crate) async fn capture(
         content: Content::Volume(Arc::new(ServedContent::new(served))),
         still,
         ancestor: None,
-        details: details(),
+        details: details().into_iter().chain(mode_of(path)).collect(),
         tracking: tracking.map(|tracking| -> Box<dyn ChangeTracking> { Box::new(tracking) }),
         guard: None,
     })

@@ -93,7 +93,7 @@ pub async fn sweep(
         let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64());
         let mut removed = Vec::new();
         for image in trash {
-            let fate = fate(&image, &prefix, now, grace, living.as_ref());
+            let fate = fate(&image, &prefix, now, grace, living.as_deref());
             if fate == Fate::Stays {
                 continue;
             }
