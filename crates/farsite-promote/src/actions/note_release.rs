@@ -58,9 +58,10 @@ async fn look(run: &GroupRun) -> Result<Noted, String> {
             let silent: Vec<String> =
                 stands.unwrap_or_default().into_iter().filter(|schema| !own.contains_key(schema)).collect();
             let silent = (!silent.is_empty()).then(|| format!("{}{why_not}", silent.join(", ")));
-            let hosts = match own.contains_key("cinder") {
-                true => own::hosts::volume_hosts(&accounts, &doors).await,
-                false => None,
+            let hosts = if own.contains_key("cinder") {
+                own::hosts::volume_hosts(&accounts, &doors).await
+            } else {
+                None
             };
             Ok(Noted::Revisions { own, hosts, silent })
         }

@@ -137,7 +137,7 @@ pub(super) async fn note_odd(run: &GroupRun, image: &ImageName) -> Result<(), St
 /// What is in a pool before anything is restored to it.
 pub(super) struct Standing<'i> {
     /// Images with the names of the items.
-    pub(super) standing: u64,
+    pub(super) there: u64,
     /// Hydrated copies that are just what the point holds.
     pub(super) hydrated: u64,
     pub(super) room: Result<Option<Room<'i>>, String>,
@@ -168,7 +168,7 @@ pub(super) async fn standing<'i>(rbd: &Rbd, items: &[&'i ManifestItem]) -> Resul
         let room = writer.room().map_err(|error| error.to_string());
         let at = writer.to_string();
         let room = room.map(|free| free.map(|free_bytes| Room { at, free_bytes, coming }));
-        Ok::<_, std::io::Error>(Standing { standing, hydrated, room })
+        Ok::<_, std::io::Error>(Standing { there: standing, hydrated, room })
     });
     counted.map_err(|error| error.to_string())
 }

@@ -389,7 +389,7 @@ impl Action for RestoreItems {
             }
             let wanted: Vec<&ManifestItem> = run.items(self.kinds).filter(|item| item.kind == kind).collect();
             let found = pool_items::standing(rbd, &wanted).await.map_err(ActionError::Failed)?;
-            standing += found.standing;
+            standing += found.there;
             hydrated += found.hydrated;
             match found.room {
                 Ok(Some(room)) => {

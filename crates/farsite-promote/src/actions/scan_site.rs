@@ -65,16 +65,14 @@ fn line(found: &Found) -> String {
 
 /// By place, what is no fault: deleted rows, and free texts, whose words are their writers' and are not repeated.
 fn notes(found: &[Found]) -> BTreeMap<&str, String> {
-    let mut notes: BTreeMap<&str, String> = BTreeMap::new();
+    let mut notes: BTreeMap<&str, Vec<String>> = BTreeMap::new();
     for find in found {
-        let note = notes.entry(&find.place).or_default();
         let kinds = [(find.rows, "rows of free text hold"), (find.gone, "deleted rows still hold")];
-        for (rows, what) in kinds.into_iter().filter(|(rows, _)| *rows > 0) {
-            let before = if note.is_empty() { "" } else { "; " };
-            note.push_str(&format!("{before}{rows} {what} {}", find.name));
-        }
+        let said = kinds.into_iter().filter(|(rows, _)| *rows > 0);
+        let said = said.map(|(rows, what)| format!("{rows} {what} {}", find.name));
+        notes.entry(&find.place).or_default().extend(said);
     }
-    notes
+    notes.into_iter().map(|(place, notes)| (place, notes.join("; "))).collect()
 }
 
 /// What helps: a rewrite that is completed is not done again.

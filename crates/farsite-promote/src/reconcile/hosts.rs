@@ -66,7 +66,7 @@ mod tests {
         let some = plan(&rows(&[("ctl-north@nfs#a", 2), ("ctl-south@nfs#a", 1)]), &own).unwrap();
         let [line] = &some.lines[..] else { panic!("{some:?}") };
         assert_eq!((line.gravity, line.subject.as_str()), (Gravity::HeldBack, "host ctl-north@nfs"));
-        assert!(line.line.starts_with("2 volumes") && line.line.contains("ctl-south@nfs"), "{line:?}");
+        assert!(line.said.starts_with("2 volumes") && line.said.contains("ctl-south@nfs"), "{line:?}");
         // A back end that no service has.
         let why = plan(&rows(&[("ctl-north@nfs#a", 2), ("ctl-south@rbd#b", 1)]), &own).unwrap_err();
         for word in ["all 3 volumes", "ctl-north@nfs (2), ctl-south@rbd (1)", "`rewrite.hosts`", "--resume"] {

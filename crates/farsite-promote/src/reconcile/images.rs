@@ -330,7 +330,7 @@ mod tests {
         assert_eq!((found.statements.len(), found.lines.len()), (1, 1), "{found:?}");
         // Where the others look, not what this host calls the place.
         assert!(found.statements[0].contains(&format!("value = 'file:///images/{A}' WHERE id = 7")));
-        assert!(found.lines[0].line.contains("/north"), "{found:?}");
+        assert!(found.lines[0].said.contains("/north"), "{found:?}");
         // Its data did not come: nothing is told of a folder.
         let found = plan(&[astray], &Here { files: BTreeMap::new(), ..lost });
         assert!(found.statements[0].contains("'deactivated'") && found.statements.len() == 1, "{found:?}");
@@ -350,7 +350,7 @@ mod tests {
         let here = Here { odd: BTreeSet::from([A.to_owned()]), ..here(&[(A, 5)]) };
         let plan = plan(&[row(A, "active", 5)], &here);
         assert!(
-            plan.statements[0].contains("'deactivated'") && plan.lines[0].line.contains("recorded"),
+            plan.statements[0].contains("'deactivated'") && plan.lines[0].said.contains("recorded"),
             "{plan:?}"
         );
     }
@@ -371,7 +371,7 @@ mod tests {
         let elsewhere = Row { locations: vec![location("swift://user:key@host/x")], ..row(A, "active", 5) };
         let plan = plan(&[elsewhere], &here(&[]));
         assert_eq!((plan.statements.len(), plan.lines.len()), (0, 1));
-        assert!(plan.lines[0].line.contains("swift://") && !plan.lines[0].line.contains("key"), "{plan:?}");
+        assert!(plan.lines[0].said.contains("swift://") && !plan.lines[0].said.contains("key"), "{plan:?}");
     }
 
     #[test]
@@ -386,8 +386,8 @@ mod tests {
             for (statement, id) in plan.statements.iter().zip([A, B]) {
                 assert!(statement.contains("'deactivated'") && statement.contains(id), "{plan:?}");
             }
-            assert!(plan.lines[0].line.contains("swift") && !plan.lines[0].line.contains("key"), "{plan:?}");
-            assert!(plan.lines[2].line.contains("deactivated already"), "{plan:?}");
+            assert!(plan.lines[0].said.contains("swift") && !plan.lines[0].said.contains("key"), "{plan:?}");
+            assert!(plan.lines[2].said.contains("deactivated already"), "{plan:?}");
         }
     }
 
@@ -395,7 +395,7 @@ mod tests {
     fn data_without_a_row_is_told_and_kept() {
         let plan = plan(&[], &here(&[(A, 5), ("lost+found", 1)]));
         assert_eq!((plan.statements.len(), plan.lines.len()), (0, 1));
-        assert!(plan.lines[0].line.contains("kept"));
+        assert!(plan.lines[0].said.contains("kept"));
     }
 
     #[test]
@@ -426,7 +426,7 @@ mod tests {
         // What is here is not all of it.
         let short = plan(&[elsewhere], &here(&[(A, 4)]));
         assert_eq!(short.statements.len(), 0, "{short:?}");
-        assert!(short.lines[0].line.contains("left as it was"), "{short:?}");
+        assert!(short.lines[0].said.contains("left as it was"), "{short:?}");
     }
 
     #[test]
@@ -435,7 +435,7 @@ mod tests {
         assert_eq!((good.statements.len(), good.lines.len()), (0, 0));
         let lost = plan(&[row(A, "deactivated", 5)], &here(&[]));
         assert_eq!((lost.statements.len(), lost.lines.len()), (0, 1));
-        assert!(lost.lines[0].line.contains("deactivated already"), "{lost:?}");
+        assert!(lost.lines[0].said.contains("deactivated already"), "{lost:?}");
     }
 
     #[test]
@@ -446,7 +446,7 @@ mod tests {
         assert_eq!((rows.len(), rows[0].locations.len()), (1, 2));
         let good = plan(&rows, &here(&[(A, 5)]));
         assert_eq!((good.statements.len(), good.lines.len(), good.looked), (0, 1, 1), "{good:?}");
-        assert!(good.lines[0].line.contains("another location of it (rbd) was not looked at"), "{good:?}");
+        assert!(good.lines[0].said.contains("another location of it (rbd) was not looked at"), "{good:?}");
         let lost = plan(&rows, &here(&[]));
         assert!(lost.statements[0].contains("'deactivated'") && lost.statements.len() == 1, "{lost:?}");
     }
@@ -457,7 +457,7 @@ mod tests {
         let found = plan(&rows, &here(&[(A, 5), (B, 1)]));
         assert_eq!((found.statements.len(), found.lines.len()), (0, 2), "{found:?}");
         assert!(
-            found.lines[0].line.contains("scrubber") && found.lines[1].line.contains("waits for an upload")
+            found.lines[0].said.contains("scrubber") && found.lines[1].said.contains("waits for an upload")
         );
         let nothing =
             plan(&[row(A, "pending_delete", 5), row(B, "queued", 0), row(C, "killed", 0)], &here(&[]));

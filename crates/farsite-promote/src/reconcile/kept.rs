@@ -22,7 +22,7 @@ pub(crate) fn statements(promotion: &str, lines: &[Line]) -> Vec<String> {
     let mut place = 0;
     let mut row = |line: &Line| {
         place += 1;
-        let (gravity, subject, line) = (line.gravity as u8, quoted(&line.subject), quoted(&line.line));
+        let (gravity, subject, line) = (line.gravity as u8, quoted(&line.subject), quoted(&line.said));
         format!("({}, {place}, {gravity}, {subject}, {line})", quoted(promotion))
     };
     lines
@@ -79,7 +79,7 @@ mod tests {
 
     #[test]
     fn what_is_held_back_goes_before_whatever_else_there_is() {
-        let line = |gravity, subject: &str| Line { gravity, subject: subject.into(), line: "it\'s".into() };
+        let line = |gravity, subject: &str| Line { gravity, subject: subject.into(), said: "it's".into() };
         let mut lines: Vec<Line> =
             (0..150).map(|n| line(Gravity::Marked, &format!("snapshot {n:03}"))).collect();
         lines.push(line(Gravity::HeldBack, "volume z"));

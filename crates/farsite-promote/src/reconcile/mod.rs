@@ -4,17 +4,22 @@
 //! What must hold: no row is left that promises data which is not there; nothing is attached whose format, size or chain is not
 //! what its row says; no file is removed or written.
 
-pub(crate) mod backups;
-pub(crate) mod folders;
-pub(crate) mod hosts;
-pub(crate) mod images;
+mod backups;
+mod exports;
+mod folders;
+mod hosts;
+mod images;
 pub(crate) mod kept;
-pub(crate) mod qcow2;
+mod look;
+mod qcow2;
+mod share;
 mod states;
-pub(crate) mod volumes;
+mod volumes;
 
 use std::collections::BTreeMap;
 use std::path::Path;
+
+pub(crate) use look::look;
 
 /// What has to be done, and why.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -32,7 +37,7 @@ pub(crate) struct Line {
     /// `volume 4f…`
     pub(crate) subject: String,
     /// What was found and done, in words.
-    pub(crate) line: String,
+    pub(crate) said: String,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -48,13 +53,8 @@ pub(crate) enum Gravity {
 }
 
 impl Plan {
-    fn say(&mut self, gravity: Gravity, subject: String, line: impl Into<String>) {
-        self.lines.push(Line { gravity, subject, line: line.into() });
-    }
-
-    /// What could not be looked at.
-    pub(crate) fn note(&mut self, subject: &str, why: String) {
-        self.say(Gravity::Noted, subject.to_owned(), why);
+    fn say(&mut self, gravity: Gravity, subject: String, said: impl Into<String>) {
+        self.lines.push(Line { gravity, subject, said: said.into() });
     }
 
     pub(crate) fn append(&mut self, mut other: Self) {

@@ -3,13 +3,14 @@
 //! `snapshot-ID` within it.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use farsite_sources::rbd::PoolImage;
 
 use super::Gravity::{HeldBack, Marked, Noted, PutRight};
+use super::share::{Chain, Share};
 use super::states::{self, End};
-use super::{Plan, is_id, qcow2};
+use super::{Plan, is_id};
 
 pub(crate) const VOLUMES: &str = "SELECT v.id, COALESCE(v._name_id, v.id), v.status, v.size, v.provider_location, (SELECT m.value FROM cinder.volume_admin_metadata m WHERE m.volume_id = v.id AND m.`key` = 'format' AND m.deleted = 0 LIMIT 1), v.migration_status FROM cinder.volumes v WHERE v.deleted = 0 ORDER BY v.id";
 pub(crate) const SNAPSHOTS: &str =
@@ -19,8 +20,6 @@ pub(crate) const SNAPSHOTS: &str =
 pub(crate) const WORKERS: &str = "SELECT resource_id FROM cinder.workers WHERE deleted = 0 AND service_id IS NOT NULL AND status = 'deleting'";
 
 const GIB: u64 = 1 << 30;
-/// A chain of overlays that is longer is not meant.
-const CHAIN: usize = 64;
 
 #[derive(Debug, Clone)]
 pub(crate) struct Volume {
@@ -49,7 +48,7 @@ impl Volume {
     }
 
     /// Whether its back end keeps it in a file of a share.
-    fn is_file(&self) -> bool {
+    pub(super) fn is_file(&self) -> bool {
         self.location.as_ref().is_some_and(|location| location.contains(":/"))
     }
 }
@@ -286,136 +285,6 @@ fn unknown_snapshots(volume: &Volume, snapshots: &[&Snapshot], chain: &Chain, pl
     }
 }
 
-/// A folder of a file back end.
-struct Share {
-    folder: PathBuf,
-    files: BTreeMap<String, u64>,
-}
-
-/// One volume's files.
-#[derive(Debug, Default)]
-struct Chain {
-    has_info: bool,
-    /// Overlays by the id of the snapshot that they were made for.
-    snapshots: BTreeMap<String, String>,
-    /// From the active one down.
-    files: BTreeSet<String>,
-    /// The active file's, where it has one.
-    header: Option<qcow2::Header>,
-    active_bytes: u64,
-    /// Why its contents cannot be read as a whole.
-    broken: Option<String>,
-}
-
-impl Chain {
-    /// Snapshots of an image are within it.
-    fn of_image(image: Option<&PoolImage>, snapshot: &Snapshot) -> Self {
-        let mut chain = Self::default();
-        let name = format!("snapshot-{}", snapshot.id);
-        if image.is_some_and(|image| image.snapshots.contains(&name)) {
-            chain.files.insert(name.clone());
-            chain.snapshots.insert(snapshot.id.clone(), name);
-        }
-        chain
-    }
-
-    /// Why a snapshot cannot be read from here.
-    fn lacks(&self, snapshot: &Snapshot) -> Option<String> {
-        let volume = &snapshot.volume;
-        match self.snapshots.get(&snapshot.id) {
-            None => Some(format!("its volume {volume} holds nothing of it here")),
-            Some(file) if !self.files.contains(file) => {
-                Some(format!("its file {file} is not in the chain of volume {volume}"))
-            }
-            Some(_) => None,
-        }
-    }
-}
-
-impl Share {
-    fn open(folder: &Path) -> std::io::Result<Self> {
-        let files = match super::files(folder) {
-            // A point without volumes leaves no folder.
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => BTreeMap::new(),
-            files => files?,
-        };
-        Ok(Self { folder: folder.to_owned(), files })
-    }
-
-    fn chain(&self, volume: &Volume) -> std::io::Result<Chain> {
-        let (mut chain, base) = (Chain::default(), format!("volume-{}", volume.name_id));
-        let mut active = base.clone();
-        let info = format!("{base}.info");
-        if self.files.contains_key(&info) {
-            chain.has_info = true;
-            let text = std::fs::read(self.folder.join(&info))?;
-            let Ok(mut said) = serde_json::from_slice::<BTreeMap<String, String>>(&text) else {
-                chain.broken = Some(format!("{info} cannot be read"));
-                return Ok(chain);
-            };
-            active = said.remove("active").unwrap_or(active);
-            chain.snapshots = said;
-        } else if let Some(overlay) =
-            self.files.keys().find(|name| name.strip_prefix(&base).is_some_and(|rest| rest.starts_with('.')))
-        {
-            // Without the record the driver would take the base for the volume: its state at its first snapshot.
-            chain.broken = Some(format!(
-                "{info} is missing beside {overlay}: which of its files is the newest is not known"
-            ));
-            return Ok(chain);
-        }
-        let mut name = active;
-        for depth in 0..CHAIN {
-            let Some(bytes) = self.files.get(&name).filter(|_| !name.contains('/')) else {
-                chain.broken = Some(match depth {
-                    0 => format!("its file {name} is not here"),
-                    _ => format!("the file {name}, on which its newest one stands, is not here"),
-                });
-                return Ok(chain);
-            };
-            chain.files.insert(name.clone());
-            // Without a record there is one file, and what a guest wrote into it is not asked.
-            let is_container = chain.has_info || volume.format.as_deref() == Some("qcow2");
-            let header = if is_container { qcow2::header(&self.folder.join(&name))? } else { None };
-            if depth == 0 {
-                chain.active_bytes = *bytes;
-                chain.header.clone_from(&header);
-            }
-            // The lowest file of a chain may be a raw disk: only an overlay's own name for it is believed.
-            match header.and_then(|header| header.backing).filter(|_| name != base) {
-                Some(backing) => name = backing,
-                None => {
-                    chain.broken = self.newer(&base, &chain)?;
-                    return Ok(chain);
-                }
-            }
-        }
-        chain.broken = Some(format!("its chain has more than {CHAIN} files"));
-        Ok(chain)
-    }
-
-    /// The record is of another moment than the files: it does not know the overlay that has the last of what was written.
-    fn newer(&self, base: &str, chain: &Chain) -> std::io::Result<Option<String>> {
-        if !chain.has_info {
-            return Ok(None);
-        }
-        let is_overlay = |name: &&String| name.strip_prefix(base).is_some_and(|rest| rest.starts_with('.'));
-        for name in self.files.keys().filter(is_overlay).filter(|name| !chain.files.contains(*name)) {
-            let path = self.folder.join(name);
-            let stands_on = qcow2::header(&path)?.and_then(|header| header.backing);
-            // One that is just being made holds nothing yet.
-            if let Some(below) = stands_on.filter(|below| chain.files.contains(below))
-                && qcow2::holds_data(&path)?
-            {
-                return Ok(Some(format!(
-                    "{name} stands on {below} and is not known to {base}.info: which of its files is the newest is not certain"
-                )));
-            }
-        }
-        Ok(None)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -488,7 +357,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let plan = planned(&rows(volume("available", None), &[]), &dir);
         assert!(plan.statements.iter().any(|s| s.contains("'error'")), "{plan:?}");
-        assert!(plan.lines[0].line.contains("is not here"), "{plan:?}");
+        assert!(plan.lines[0].said.contains("is not here"), "{plan:?}");
     }
 
     #[test]
@@ -497,7 +366,7 @@ mod tests {
         assert!(plan.statements.iter().any(|s| s.contains("'qcow2'")), "{plan:?}");
         // The database is older than the share: it has no row of the snapshot either.
         let plan = planned(&rows(volume("available", Some("raw")), &[]), &share(true, true));
-        assert!(plan.lines.iter().any(|l| l.subject.contains(S) && l.line.contains("no row")), "{plan:?}");
+        assert!(plan.lines.iter().any(|l| l.subject.contains(S) && l.said.contains("no row")), "{plan:?}");
     }
 
     #[test]
@@ -505,7 +374,7 @@ mod tests {
         let plan =
             planned(&rows(volume("available", Some("qcow2")), &[(S, "available")]), &share(true, false));
         assert!(plan.statements.iter().any(|s| s.contains("volumes SET status = 'error'")), "{plan:?}");
-        assert!(plan.lines.iter().any(|l| l.line.contains("not known")), "{plan:?}");
+        assert!(plan.lines.iter().any(|l| l.said.contains("not known")), "{plan:?}");
     }
 
     #[test]
@@ -525,7 +394,7 @@ mod tests {
         std::fs::write(dir.path().join(&newest), written).unwrap();
         let plan = planned(&rows, &dir);
         assert!(plan.statements.iter().any(|s| s.contains("volumes SET status = 'error'")), "{plan:?}");
-        assert!(plan.lines.iter().any(|(_, line)| line.contains(&newest)), "{plan:?}");
+        assert!(plan.lines.iter().any(|l| l.said.contains(&newest)), "{plan:?}");
     }
 
     #[test]
@@ -625,7 +494,7 @@ mod tests {
         let other = planned(vec![(format!("volume-{V}"), other), (format!("volume-{S}"), image)]);
         assert!(other.statements.iter().any(|s| s.contains("size = 2")), "{other:?}");
         assert!(other.statements.iter().any(|s| s.contains("snapshots SET status = 'error'")), "{other:?}");
-        assert!(other.lines.iter().any(|l| l.line.contains("kept")), "{other:?}");
+        assert!(other.lines.iter().any(|l| l.said.contains("kept")), "{other:?}");
         let none = planned(Vec::new());
         assert!(none.statements.iter().any(|s| s.contains("volumes SET status = 'error'")), "{none:?}");
     }
@@ -635,7 +504,7 @@ mod tests {
         let elsewhere = Volume { location: Some("lvm".into()), ..volume("available", None) };
         let plan = planned(&rows(elsewhere, &[]), &share(false, false));
         assert_eq!(plan.statements, Vec::<String>::new());
-        assert!(plan.lines.iter().any(|l| l.subject.contains(V) && l.line.contains("not looked at")));
+        assert!(plan.lines.iter().any(|l| l.subject.contains(V) && l.said.contains("not looked at")));
     }
 
     #[test]
