@@ -102,13 +102,11 @@ impl SiteCloud {
         if self.silent.lock().await.is_some_and(|since| since.elapsed() < SILENCE) {
             return Err(given_up());
         }
-        match tokio::time::timeout(limit, ask).await {
-            Ok(answer) => answer,
-            Err(_) => {
-                *self.silent.lock().await = Some(Instant::now());
-                Err(given_up())
-            }
+        if let Ok(answer) = tokio::time::timeout(limit, ask).await {
+            return answer;
         }
+        *self.silent.lock().await = Some(Instant::now());
+        Err(given_up())
     }
 
     /// The volumes that a policy selects, of one back end where that is given.
