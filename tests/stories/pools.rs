@@ -24,6 +24,7 @@ stages:
       - { id: volumes, action: restore-volumes }
       - { id: images, action: restore-images, needs: [volumes] }
       - { id: verify, action: verify-contents, needs: [images] }
+      - { id: trust, action: verify-contents, needs: [verify], with: { hydrated: trust } }
 ";
 
 const FAILOVER: [&str; 11] = [
@@ -178,6 +179,10 @@ async fn heavy_volumes_are_hydrated_in_a_pool_promoted_by_a_rename_and_given_bac
     let promoted = cloud.sites.farsite("south", &FAILOVER);
     assert_eq!(promoted.status.code(), Some(0), "{}", said(&promoted));
     assert!(said(&promoted).contains("1 were hydrated"), "{}", said(&promoted));
+    let report = cloud.json("south", &["promotion", "report", "--json"]);
+    let steps = report["groups"][0]["steps"].as_array().unwrap();
+    let trusted = steps.iter().find(|step| step["id"] == "trust").unwrap()["evidence"].clone();
+    assert!(trusted["not read again"].as_str().is_some_and(|said| said.starts_with("1 items")), "{trusted}");
     assert!(ceph.read("south/volume-a") == ceph.read("volumes/volume-a"), "another disk was promoted");
     assert_eq!(ceph.names(&["snap", "ls", "south/volume-a"]), [""; 0], "Cinder may delete it");
     let there = ceph.names(&["ls", "south"]);

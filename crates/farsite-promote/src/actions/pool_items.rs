@@ -1,12 +1,13 @@
 //! Items of a point that become images of a Ceph pool: put there, given back, looked at. `restore_items` asks for it where a
 //! place is a pool.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use farsite_model::ItemKind;
 use farsite_model::content::ReadAt;
 use farsite_model::policy::Rbd;
+use farsite_model::{ItemId, ItemKind};
 use farsite_replicate::pool::{self, Came};
 use farsite_runbook::action::{ActionContext, ActionError};
 use farsite_sources::rbd::{ImageName, Writer};
@@ -103,6 +104,34 @@ pub(super) async fn opened(image: &ImageName) -> Result<Arc<dyn ReadAt>, String>
     let writer = Arc::new(Writer::start(&image.rbd).await.map_err(|error| error.to_string())?);
     let opened = tokio::task::block_in_place(|| writer.open_to_read(&image.name));
     Ok(Arc::new(opened.map_err(|error| error.to_string())?))
+}
+
+/// Which items of a pool this promotion took from copies that the cluster had proved untouched.
+pub(super) async fn proved(
+    run: &GroupRun,
+    rbd: &Rbd,
+    items: &[&ManifestItem],
+) -> Result<BTreeSet<ItemId>, String> {
+    let writer = Writer::start(rbd).await.map_err(|error| error.to_string())?;
+    let looked = tokio::task::block_in_place(|| {
+        let mut proved = BTreeSet::new();
+        for item in items {
+            let found = writer.look(item.id.name())?;
+            let mark = found.as_ref().and_then(pool::Mark::of);
+            if mark.is_some_and(|mark| mark.is_proved(run.promotion, &root_of(item))) {
+                proved.insert(item.id.clone());
+            }
+        }
+        Ok::<_, std::io::Error>(proved)
+    });
+    looked.map_err(|error| error.to_string())
+}
+
+/// Nobody should be served with this image.
+pub(super) async fn note_odd(run: &GroupRun, image: &ImageName) -> Result<(), String> {
+    let writer = Arc::new(Writer::start(&image.rbd).await.map_err(|error| error.to_string())?);
+    let noted = tokio::task::block_in_place(|| pool::note_odd(&writer, &image.name, run.promotion));
+    noted.map_err(|error| error.to_string())
 }
 
 /// What is in a pool before anything is restored to it.

@@ -3,10 +3,11 @@
 //!
 //! What must hold: what was not compared is said; a difference is named by its item and its place.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use farsite_model::ItemKind;
+use farsite_model::{ItemId, ItemKind};
 use farsite_replicate::spot::Spot;
 use farsite_runbook::action::{Action, ActionContext, ActionError, Done, Outcome, parameters};
 use farsite_store::manifest::ManifestItem;
@@ -40,18 +41,34 @@ enum Hydrated {
     Trust,
 }
 
-/// Whether this promotion took the item from a hydrated copy.
-fn was_hydrated(run: &GroupRun, item: &ManifestItem) -> bool {
-    let Ok(Spot::File(place)) = run.spot(item) else { return false };
-    let list = Stamps::open(&folder_of(item, &place), item.kind, run.promotion);
-    list.is_ok_and(|list| list.was_hydrated(&place, &root_of(item)))
+/// The items that this promotion took from hydrated copies.
+async fn hydrated(run: &GroupRun) -> Result<BTreeSet<ItemId>, String> {
+    let mut all = BTreeSet::new();
+    for item in &run.manifest.items {
+        let Ok(Spot::File(place)) = run.spot(item) else { continue };
+        let list = Stamps::open(&folder_of(item, &place), item.kind, run.promotion);
+        if list.is_ok_and(|list| list.was_hydrated(&place, &root_of(item))) {
+            all.insert(item.id.clone());
+        }
+    }
+    for (kind, rbd) in run.targets.pools() {
+        let kinds = [kind];
+        let items: Vec<&ManifestItem> = run.items(&kinds).collect();
+        if !items.is_empty() {
+            all.extend(pool_items::proved(run, rbd, &items).await?);
+        }
+    }
+    Ok(all)
 }
 
 /// For the step that brings rows and data together, on whichever machine it runs.
-fn note_odd(run: &GroupRun, item: &ManifestItem) -> std::io::Result<()> {
-    // An image of a pool has no list beside it: the report names it.
-    let Ok(Spot::File(place)) = run.spot(item) else { return Ok(()) };
-    Stamps::open(&folder_of(item, &place), item.kind, run.promotion)?.mark_odd(&place)
+async fn note_odd(run: &GroupRun, item: &ManifestItem) -> Result<(), String> {
+    match run.spot(item).map_err(|error| error.to_string())? {
+        Spot::Image(image) => pool_items::note_odd(run, &image).await,
+        Spot::File(place) => Stamps::open(&folder_of(item, &place), item.kind, run.promotion)
+            .and_then(|mut list| list.mark_odd(&place))
+            .map_err(|error| error.to_string()),
+    }
 }
 
 /// Reads what was restored once more.
@@ -125,14 +142,18 @@ impl Action for VerifyContents {
     }
     async fn run(&self, context: &ActionContext, with: &Value) -> Result<Outcome, ActionError> {
         let run = self.0.run()?;
-        let With { hydrated } = parameters(with).map_err(ActionError::Failed)?;
+        let With { hydrated: with } = parameters(with).map_err(ActionError::Failed)?;
         let mut whole = Difference::default();
         // A database whose server has run is no longer its base byte by byte: its own checks speak for it.
         let (servers, comparable): (Vec<&ManifestItem>, Vec<&ManifestItem>) =
             run.manifest.items.iter().partition(|item| item.kind == ItemKind::Mariadb);
         let run = &**run;
+        let trusted = match with {
+            Hydrated::Trust => hydrated(run).await.map_err(|e| failed(context, e))?,
+            Hydrated::Read => BTreeSet::new(),
+        };
         let (trusted, comparable): (Vec<&ManifestItem>, Vec<&ManifestItem>) =
-            comparable.into_iter().partition(|item| hydrated == Hydrated::Trust && was_hydrated(run, item));
+            comparable.into_iter().partition(|item| trusted.contains(&item.id));
         let work: Vec<_> = comparable
             .iter()
             .map(|item| async move { one(run, context, item).await.map(|compared| (*item, compared)) })
@@ -150,7 +171,7 @@ impl Action for VerifyContents {
             if run.is_drill() {
                 whole.add(format!("{}: {why}", item.id));
             }
-            note_odd(run, item).map_err(|e| failed(context, format!("{}: {e}", item.id)))?;
+            note_odd(run, item).await.map_err(|e| failed(context, format!("{}: {e}", item.id)))?;
         }
         if !whole.is_none() {
             let more = if whole.more > 0 { format!("\n  and {} more", whole.more) } else { String::new() };

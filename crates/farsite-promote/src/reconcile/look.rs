@@ -6,9 +6,11 @@ use std::path::{Path, PathBuf};
 
 use farsite_model::ItemKind;
 use farsite_model::policy::Rbd;
+use farsite_replicate::pool;
 use farsite_runbook::journal::{JournalEntry, StepStatus};
 use farsite_sources::glance;
 use farsite_sources::rbd::{self, PoolImage};
+use farsite_store::manifest::ManifestItem;
 
 use super::volumes::{Here, Rows};
 use super::{Gravity, Plan, backups, exports, files, folders, hosts, images, volumes};
@@ -105,21 +107,29 @@ fn images_in_folder(run: &GroupRun, folder: &Path) -> Result<images::Here, Strin
 /// Of an image in a pool its own marks tell what it is; there is no list beside it.
 async fn images_in_pool(run: &GroupRun, rbd: &Rbd) -> Result<images::Here, String> {
     let there = rbd::images(rbd).await.map_err(|error| error.to_string())?;
+    let writer = rbd::Writer::start(rbd).await.map_err(|error| error.to_string())?;
+    let items: Vec<&ManifestItem> = run.items(&[ItemKind::Glance]).collect();
+    let looked = tokio::task::block_in_place(|| {
+        let mut odd = BTreeSet::new();
+        for item in items {
+            let found = writer.look(item.id.name())?;
+            if found.as_ref().and_then(pool::Mark::of).is_some_and(|mark| mark.is_odd(run.promotion)) {
+                odd.insert(item.id.name().to_owned());
+            }
+        }
+        Ok::<_, std::io::Error>((odd, writer.fsid()?))
+    });
+    let (odd, fsid) = looked.map_err(|error| error.to_string())?;
     // Glance's locations have no place for a namespace.
-    let around = if rbd.namespace.is_some() {
-        None
-    } else {
-        let writer = rbd::Writer::start(rbd).await.map_err(|error| error.to_string())?;
-        let fsid =
-            tokio::task::spawn_blocking(move || writer.fsid()).await.map_err(|error| error.to_string())?;
-        let fsid = fsid.map_err(|error| error.to_string())?;
-        Some((format!("{}{fsid}/{}/", images::IN_POOL, rbd.pool), "/snap".to_owned()))
-    };
+    let around = rbd
+        .namespace
+        .is_none()
+        .then(|| (format!("{}{fsid}/{}/", images::IN_POOL, rbd.pool), "/snap".to_owned()));
     Ok(images::Here {
         files: there.into_iter().map(|(name, image)| (name, image.size_bytes)).collect(),
         scheme: images::IN_POOL,
         around,
-        odd: BTreeSet::new(),
+        odd,
         lost: BTreeSet::new(),
         is_of_all_stores: through_api(run),
     })

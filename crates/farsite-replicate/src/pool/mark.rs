@@ -41,6 +41,18 @@ pub struct Restored {
     pub root: String,
     /// All of it is there and durable.
     pub whole: bool,
+    /// It was hydrated, and the cluster had told that nothing was written to it since.
+    #[serde(default)]
+    pub proved: bool,
+    /// It is what the point holds, and was not what its service had recorded when it was captured.
+    #[serde(default)]
+    pub odd: bool,
+}
+
+impl Restored {
+    pub(super) fn begun(promotion: PromotionId, root: &str) -> Self {
+        Self { promotion, root: root.to_owned(), whole: false, proved: false, odd: false }
+    }
 }
 
 impl Mark {
@@ -69,6 +81,16 @@ impl Mark {
         self.restored.as_ref().is_some_and(|restored| restored.promotion == promotion)
     }
 
+    /// Whether this promotion made it out of a copy that was proved.
+    pub fn is_proved(&self, promotion: PromotionId, root: &str) -> bool {
+        self.is_whole(promotion, root) && self.restored.as_ref().is_some_and(|restored| restored.proved)
+    }
+
+    /// Whether this promotion made it, and nobody should be served with it.
+    pub fn is_odd(&self, promotion: PromotionId) -> bool {
+        self.is_of(promotion) && self.restored.as_ref().is_some_and(|restored| restored.odd)
+    }
+
     /// Whether this promotion made it, and it is this version.
     pub fn is_whole(&self, promotion: PromotionId, root: &str) -> bool {
         let is_it = |restored: &Restored| restored.whole && restored.root == root;
@@ -86,7 +108,7 @@ mod tests {
     fn the_mark_that_a_clone_has_of_its_parent_is_not_its_own() {
         let mut mark = Mark::new("1a", &ItemId::new(ItemKind::Cinder, "volume-1"));
         let promotion = PromotionId::from_random(3);
-        mark.restored = Some(Restored { promotion, root: "r".into(), whole: true });
+        mark.restored = Some(Restored { whole: true, ..Restored::begun(promotion, "r") });
         let mut found = Found {
             id: "1a".into(),
             size_bytes: 1,
@@ -95,6 +117,7 @@ mod tests {
         };
         assert!(Mark::of(&found).is_some_and(|mark| mark.is_whole(promotion, "r")));
         assert!(!mark.is_whole(promotion, "another version"));
+        assert!(!mark.is_proved(promotion, "r") && !mark.is_odd(promotion));
         found.id = "1b".into();
         assert_eq!(Mark::of(&found), None);
         found.mark = Some("{}".into());

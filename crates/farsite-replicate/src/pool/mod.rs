@@ -15,4 +15,4 @@ pub use hydrated::apply;
 pub use mark::{Mark, Restored};
 pub use moves::{GivenBack, give_back, make_room};
 pub use names::{HIDDEN, before, hydrated_name, item_of_before};
-pub use restored::{Came, restore, restore_anew};
+pub use restored::{Came, note_odd, restore, restore_anew};

@@ -47,7 +47,7 @@ pub async fn restore(
     stats: &ReadStats,
 ) -> Result<Came, ReplicateError> {
     let io = |source| ReplicateError::Io { what: format!("restoring {}", item.id), source };
-    let restored = Restored { promotion, root: root.to_owned(), whole: false };
+    let restored = Restored::begun(promotion, root);
     guard().map_err(io)?;
     let begun = blocking(|| -> io::Result<Option<bool>> {
         let hidden = partial(name);
@@ -122,7 +122,7 @@ async fn write(
 ) -> Result<(), ReplicateError> {
     let io = |source| ReplicateError::Io { what: format!("restoring {}", item.id), source };
     let hidden = partial(name);
-    let (image, mut mark, known) = blocking(|| {
+    let (image, mut mark, known, proved) = blocking(|| {
         let stood = writer.look(&hidden)?.is_some();
         if !stood {
             writer.create(&hidden, item.data.size_bytes)?;
@@ -137,14 +137,16 @@ async fn write(
         };
         let Taken { mut image, mut mark, stood } = Taken::of(writer, &hidden, &item.id, image, stood)?;
         image.forget_wanted()?;
-        let known = known(&mut image, &mark, &item.id)?.or_else(|| {
+        let known = known(&mut image, &mark, &item.id)?;
+        let proved = known.is_some();
+        let known = known.or_else(|| {
             // Empty and all holes: known, so nothing of it is read.
             (!stood).then_some(MapRoot { size_bytes: 0, block_bytes: item.data.block_bytes, root: None })
         });
         mark.restored.clone_from(&restored);
         mark.write(&image)?;
         image.resize(item.data.size_bytes)?;
-        Ok((Arc::new(image), mark, known))
+        Ok((Arc::new(image), mark, known, proved))
     })
     .map_err(io)?;
     over_standing(reader, item, image.clone(), known.as_ref(), guard, stats).await?;
@@ -160,7 +162,7 @@ async fn write(
             image.protect(GLANCE_SNAPSHOT)?;
         }
         mark.holds = None;
-        mark.restored = restored.map(|restored| Restored { whole: true, ..restored });
+        mark.restored = restored.map(|restored| Restored { whole: true, proved, ..restored });
         mark.write(&image)?;
         // Whoever deletes the volume must not be hindered by them.
         remove_snapshots(writer, &hidden, &image, None)?;
@@ -168,4 +170,15 @@ async fn write(
         writer.rename(&hidden, name)
     })
     .map_err(io)
+}
+
+/// Notes on an image that a promotion made that nobody should be served with it.
+pub fn note_odd(writer: &Arc<Writer>, name: &str, promotion: PromotionId) -> io::Result<()> {
+    let busy = || io::Error::other(format!("{name} is being written to by another process"));
+    let mark = writer.look(name)?.as_ref().and_then(Mark::of).filter(|mark| mark.is_of(promotion));
+    // What stood there before with the same contents is its own maker's.
+    let Some(mut mark) = mark else { return Ok(()) };
+    let image = writer.take(name, LETS_GO)?.ok_or_else(busy)?;
+    mark.restored = mark.restored.map(|restored| Restored { odd: true, ..restored });
+    mark.write(&image)
 }
