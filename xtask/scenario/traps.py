@@ -99,8 +99,24 @@ whole = volume("whole")
 write(path(whole), "raw", "0xa1", 0)
 kept = snapshot(whole)
 write(f"{path(whole)}.{kept.id}", "qcow2", "0xb2", 65536)
-expect("volume", whole.id, "a whole chain", listed=False, status="available", format="qcow2")
+expect("volume", whole.id, "a whole chain", listed=False, status="available", format="qcow2", bytes=["a1", "b2"], data=whole.id)
 expect("snapshot", kept.id, "in a whole chain", listed=False, status="available")
+
+copied = volume("copied")
+if all(kind.name != "other" for kind in cloud.block_storage.types()):
+    cloud.block_storage.create_type(name="other")
+write(path(copied), "raw", "0xa1", 0)
+retype = {"os-retype": {"new_type": "other", "migration_policy": "on-demand"}}
+cloud.block_storage.post(f"/volumes/{copied.id}/action", json=retype).raise_for_status()
+wait(lambda: cloud.block_storage.get_volume(copied.id), "available")
+name = cloud.block_storage.get_volume(copied.id).migration_id
+if name in (None, copied.id) or not os.path.exists(f"{SHARE}/volume-{name}"):
+    raise SystemExit(f"Cinder retypes a volume otherwise than by copying it: its data has the name {name}")
+taken = snapshot(copied)
+write(f"{SHARE}/volume-{name}.{taken.id}", "qcow2", "0xb2", 65536)
+why = "retyped by copying: its files have the copy's name"
+expect("volume", copied.id, why, listed=False, status="available", format="qcow2", bytes=["a1", "b2"], data=name)
+expect("snapshot", taken.id, why, listed=False, status="available")
 
 blind = volume("without-record")
 snapshot(blind)
