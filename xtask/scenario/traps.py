@@ -99,8 +99,24 @@ whole = volume("whole")
 write(path(whole), "raw", "0xa1", 0)
 kept = snapshot(whole)
 write(f"{path(whole)}.{kept.id}", "qcow2", "0xb2", 65536)
-expect("volume", whole.id, "a whole chain", listed=False, status="available", format="qcow2")
+expect("volume", whole.id, "a whole chain", listed=False, status="available", format="qcow2", bytes=["a1", "b2"], data=whole.id)
 expect("snapshot", kept.id, "in a whole chain", listed=False, status="available")
+
+copied = volume("copied")
+if all(kind.name != "other" for kind in cloud.block_storage.types()):
+    cloud.block_storage.create_type(name="other")
+write(path(copied), "raw", "0xa1", 0)
+retype = {"os-retype": {"new_type": "other", "migration_policy": "on-demand"}}
+cloud.block_storage.post(f"/volumes/{copied.id}/action", json=retype).raise_for_status()
+wait(lambda: cloud.block_storage.get_volume(copied.id), "available")
+name = cloud.block_storage.get_volume(copied.id).migration_id
+if name in (None, copied.id) or not os.path.exists(f"{SHARE}/volume-{name}"):
+    raise SystemExit(f"Cinder retypes a volume otherwise than by copying it: its data has the name {name}")
+taken = snapshot(copied)
+write(f"{SHARE}/volume-{name}.{taken.id}", "qcow2", "0xb2", 65536)
+why = "retyped by copying: its files have the copy's name"
+expect("volume", copied.id, why, listed=False, status="available", format="qcow2", bytes=["a1", "b2"], data=name)
+expect("snapshot", taken.id, why, listed=False, status="available")
 
 blind = volume("without-record")
 snapshot(blind)
@@ -120,6 +136,36 @@ os.remove(f"{path(older)}.{newer.id}")
 os.remove(f"{path(older)}.info")
 expect("volume", older.id, "its row knows a snapshot that the share does not have", status="available", format="raw")
 expect("snapshot", newer.id, "newer than the share", status="error")
+
+# The user deletes the newest snapshot while the share is read: Cinder merges its overlay, which has the last writes, into the file
+# below it and names that one in the record. The point then holds both files as they were before, and the record of afterwards: what
+# it calls active lacks the last writes. The rows are of afterwards too, or still of before.
+for name, is_in_rows in (("record-newer-than-its-files", False), ("record-newer-than-files-and-rows", True)):
+    torn = volume(name)
+    write(path(torn), "raw", "0xa1", 0)
+    first = snapshot(torn)
+    write(f"{path(torn)}.{first.id}", "qcow2", "0xb2", 65536)
+    last = snapshot(torn)
+    write(f"{path(torn)}.{last.id}", "qcow2", "0xc3", 131072)
+    files = [f"{path(torn)}.{of.id}" for of in (first, last)]
+    for file in files:
+        shutil.copy(file, f"{file}-before")
+    cloud.block_storage.delete_snapshot(last.id)
+    deadline = time.monotonic() + 60
+    while cloud.block_storage.find_snapshot(last.id, ignore_missing=True):
+        if time.monotonic() > deadline:
+            raise SystemExit(f"Cinder does not delete snapshot {last.id}")
+        time.sleep(0.3)
+    with open(f"{path(torn)}.info") as record:
+        active = json.load(record)["active"]
+    if os.path.exists(files[1]) or active != os.path.basename(files[0]):
+        raise SystemExit(f"Cinder deletes the newest snapshot otherwise than was thought: {active} is active")
+    for file in files:
+        os.replace(f"{file}-before", file)
+    expect("volume", torn.id, "its record does not know of the file that has the last writes", status="error")
+    if is_in_rows:
+        sql(f"UPDATE cinder.snapshots SET deleted = 0, deleted_at = NULL, status = 'deleting' WHERE id = '{last.id}'")
+        expect("snapshot", last.id, "it was being deleted", status="error_deleting")
 
 lost = volume("without-file")
 os.remove(path(lost))

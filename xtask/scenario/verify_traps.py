@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 
+import disks
 from clouds import connect
 
 cloud = connect("admin", os.environ["ADMIN_PASSWORD"])
@@ -76,6 +77,11 @@ for thing in json.load(open(os.environ["EXPECTED"])):
             wrong.append(f"{what}: has {found.size} GiB and not {thing['size']}")
         if "format" in thing and form(thing["id"]) != thing["format"]:
             wrong.append(f"{what}: its row says {form(thing['id'])} and not {thing['format']}")
+        # Blocks of 64 KiB, each of one byte.
+        for number, byte in enumerate(thing.get("bytes", [])):
+            block = disks.contents(thing["data"], 2 << 16)[number << 16 : (number + 1) << 16]
+            if block != bytes.fromhex(byte) * (1 << 16):
+                wrong.append(f"{what}: block {number} begins with {block[:8].hex()} and is not {byte} throughout")
     lines = [f"{subject}: {line}" for subject, line in said.items() if thing["id"] in subject]
     if bool(lines) != thing["listed"]:
         wrong.append(f"{what}: {'not in the report' if thing['listed'] else f'in the report: {lines}'}")
