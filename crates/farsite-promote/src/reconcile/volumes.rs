@@ -17,7 +17,7 @@ pub(crate) const SNAPSHOTS: &str =
     "SELECT s.id, s.volume_id, s.status FROM cinder.snapshots s WHERE s.deleted = 0 ORDER BY s.id";
 /// Volumes that a service goes on deleting when it starts: it goes by its own id and by the state (`do_cleanup` in Cinder's
 /// manager.py).
-pub(crate) const WORKERS: &str = "SELECT resource_id FROM cinder.workers WHERE deleted = 0 AND service_id IS NOT NULL AND status = 'deleting'";
+pub(crate) const WORKERS: &str = "SELECT resource_id FROM cinder.workers WHERE deleted = 0 AND status = 'deleting' AND service_id IN (SELECT id FROM cinder.services WHERE deleted = 0)";
 
 const GIB: u64 = 1 << 30;
 
