@@ -10,7 +10,8 @@ NOT_COMPARED = {"locations", "direct_url"}
 
 def _ask(cloud, path):
     answer = cloud.image.get(path)
-    return answer.json() if answer.ok else f"{answer.status_code}"
+    answer.raise_for_status()
+    return answer.json()
 
 
 def _said(cloud, id):
