@@ -10,13 +10,16 @@ NOT_COMPARED = {"locations", "direct_url"}
 
 def _ask(cloud, path):
     answer = cloud.image.get(path)
-    return answer.json() if answer.ok else f"{answer.status_code}"
+    answer.raise_for_status()
+    return answer.json()
 
 
 def _said(cloud, id):
     """All that Glance says of an image, and with whom it is shared."""
     image = _ask(cloud, f"/images/{id}")
     members = _ask(cloud, f"/images/{id}/members") if image["visibility"] == "shared" else {"members": []}
+    # A set, which Glance tells in any order.
+    image["tags"].sort()
     return {
         "image": {key: value for key, value in image.items() if key not in NOT_COMPARED},
         "members": sorted(members["members"], key=lambda member: member["member_id"]),
@@ -93,8 +96,10 @@ def problems(due, admin, owner, other):
         except Exception as error:
             must(what, False, f"cannot be asked for: {type(error).__name__} {str(error)[:200]}")
             continue
-        for part in ("image", "members"):
-            must(what, said[part] == image[part], f"Glance says {said[part]} and not {image[part]}")
+        there, before = said["image"], image["image"]
+        for key in sorted(there.keys() | before.keys()):
+            must(what, there.get(key) == before.get(key), f"its {key} is {there.get(key)!r} and not {before.get(key)!r}")
+        must(what, said["members"] == image["members"], f"its members are {said['members']} and not {image['members']}")
         if what not in ("deactivated", "queued"):
             by = owner if image["image"]["owner"] == owner.current_project_id else admin
             must(what, bytes_of(by, image["id"]) == image["sha256"], "does not download as it was uploaded")
