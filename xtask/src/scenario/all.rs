@@ -73,14 +73,22 @@ pub fn all(root: &Path, options: &Options, words: &[&str]) -> Result<(), Failure
             lab::lab(root, &["down", "--purge", "--folder", &sites])?;
         }
     }
-    if tree(root)? != of {
-        failed
-            .push("the source tree was changed meanwhile: of what these results are is not known".to_owned());
+    let mut problems = Vec::new();
+    if !failed.is_empty() {
+        problems.push(format!(
+            "{} of {} scenarios did not pass: {}",
+            failed.len(),
+            ALL.len(),
+            failed.join(", ")
+        ));
     }
-    if failed.is_empty() {
+    if tree(root)? != of {
+        problems.push("the source was changed meanwhile: of what these results are is not known".to_owned());
+    }
+    if problems.is_empty() {
         return Ok(());
     }
-    let what = format!("{} of {} scenarios did not pass: {}", failed.len(), ALL.len(), failed.join(", "));
+    let what = problems.join("; ");
     Err(Failure::new(
         what,
         format!("their logs are in {}; --keep with one alone leaves everything", logs.display()),
