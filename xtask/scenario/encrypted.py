@@ -1,8 +1,9 @@
 """A volume of a type that Cinder encrypts; prints its id.
 
-Environment: OS_CLIENT_CONFIG_FILE and OS_CLOUD (the site's admin).
+Environment: OS_CLIENT_CONFIG_FILE and OS_CLOUD (the site's admin), BACKEND (`volume_backend_name`).
 """
 
+import os
 import sys
 
 import openstack
@@ -10,7 +11,7 @@ import openstack
 from clouds import until
 
 block = openstack.connect().block_storage
-kind = block.create_type(name="encrypted", extra_specs={"volume_backend_name": "nfs"})
+kind = block.create_type(name="encrypted", extra_specs={"volume_backend_name": os.environ["BACKEND"]})
 block.create_type_encryption(
     kind, provider="luks", cipher="aes-xts-plain64", key_size=256, control_location="front-end"
 )

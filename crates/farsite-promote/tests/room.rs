@@ -91,3 +91,19 @@ async fn a_failover_whose_place_is_full_stops_with_a_sentence_and_goes_on_when_t
     assert!(ended.is_completed(), "{ended:?}");
     world.assert_restored(1);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_store_without_room_for_the_journal_is_found_when_root() {
+    let world = World::new().await;
+    let Some(small) = Small::mount(&world.south("store")) else { return };
+    world.point(1).await;
+    let mut standby = world.standby("one").await;
+    let mut config = (*standby.config).clone();
+    config.stores.get_mut(&common::south()).unwrap().url = small.0.display().to_string();
+    standby.config = std::sync::Arc::new(config);
+    let dry = dry_run(&standby, &order(1)).await.unwrap();
+    assert!(
+        dry.problems.iter().any(|why| why.contains("writes its journal there") && why.contains("hint:")),
+        "{dry:#?}"
+    );
+}

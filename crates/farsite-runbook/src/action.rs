@@ -139,14 +139,22 @@ pub trait Action: Send + Sync {
     fn summary(&self) -> &'static str;
     /// Checks parameters before the run; strings in it may still hold templates.
     fn validate(&self, with: &Value) -> Result<(), String>;
+    /// It only looks, waits or tells: it may run as often as anybody likes, and there is nothing to undo.
+    fn changes_nothing(&self) -> bool {
+        false
+    }
     /// Running it twice is as good as once.
-    fn idempotent(&self) -> bool;
+    fn idempotent(&self) -> bool {
+        self.changes_nothing()
+    }
     /// It can undo itself, or there is nothing to undo.
-    fn undoable(&self) -> bool;
+    fn undoable(&self) -> bool {
+        self.changes_nothing()
+    }
     fn default_timeout(&self) -> Duration;
     async fn check(&self, context: &ActionContext, with: &Value) -> Result<Done, ActionError> {
         let _ = (context, with);
-        Ok(Done::Unknown)
+        Ok(if self.changes_nothing() { Done::No } else { Done::Unknown })
     }
     async fn run(&self, context: &ActionContext, with: &Value) -> Result<Outcome, ActionError>;
     async fn undo(&self, context: &ActionContext, with: &Value) -> Result<Outcome, ActionError> {

@@ -12,7 +12,7 @@ use crate::lab;
 use crate::step::wait;
 
 /// Each as it is typed: on a share, then what there is on Ceph.
-const ALL: [&[&str]; 8] = [
+const ALL: [&[&str]; 9] = [
     &["disaster", "--drill"],
     &["traps"],
     &["obstacles"],
@@ -20,6 +20,7 @@ const ALL: [&[&str]; 8] = [
     &["keys"],
     &["guide"],
     &["disaster", "--ceph", "--drill"],
+    &["obstacles", "--ceph"],
     &["users", "--ceph"],
 ];
 /// Building Farsite and installing what is missing included.

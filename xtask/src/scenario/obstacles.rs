@@ -5,9 +5,9 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-use super::Options;
 use super::children::{all_output, output};
 use super::world::{World, at};
+use super::{Options, Storage};
 use crate::failure::Failure;
 use crate::lab::site::Site;
 use crate::step::{minutes, run};
@@ -59,8 +59,13 @@ fn play(world: &World<'_>) -> Result<String, Failure> {
     let wrong = text.replace(&world.sites.south.password("admin"), "not-it-either");
     fs::write(&clouds, wrong).map_err(|e| at(&clouds, &e))?;
 
+    let is_ceph = world.sites.storage == Storage::Ceph;
+    if is_ceph {
+        world.lab(&["stop", "south", "ceph-mon"])?;
+    }
+
     let (code, said) = farsite(world, &[&LOST[..], &["--dry-run"]].concat(), &clouds)?;
-    let expected = [
+    let mut expected = vec![
         "the cloud south of south cannot be asked",
         "rabbitmq",
         "refuses the account glance",
@@ -69,6 +74,7 @@ fn play(world: &World<'_>) -> Result<String, Failure> {
         "gone-keys",
         "hint:",
     ];
+    expected.extend(is_ceph.then_some("is the cluster well (`ceph -s`)"));
     let missed: Vec<&str> = expected.into_iter().filter(|words| !said.contains(words)).collect();
     if code != Some(1) || !missed.is_empty() || said.contains("not-it") {
         return Err(Failure::new(
@@ -89,6 +95,10 @@ fn play(world: &World<'_>) -> Result<String, Failure> {
     world.lab(&["start", "south", "rabbitmq"])?;
     stops_at(world, &resume, "check-site", "refuses the account")?;
     fs::write(&secret, world.sites.south.password("db")).map_err(|e| at(&secret, &e))?;
+    if is_ceph {
+        stops_at(world, &resume, "restore-volumes", "ceph -s")?;
+        world.lab(&["start", "south", "ceph-mon"])?;
+    }
     stops_at(world, &resume, "install-files", "gone-keys")?;
     fs::write(&configuration, right).map_err(|e| at(&configuration, &e))?;
     stops_at(world, &resume, "check-release", OTHER)?;
@@ -115,7 +125,8 @@ fn replicate(world: &World<'_>) -> Result<(), Failure> {
 fn encrypted(world: &World<'_>) -> Result<(), Failure> {
     let clouds = world.sites.north.lab().join("clouds.yaml");
     let script = world.python("encrypted.py", |script| {
-        script.env("OS_CLIENT_CONFIG_FILE", &clouds).env("OS_CLOUD", "north");
+        let backend = if world.sites.storage == Storage::Ceph { "ceph" } else { "nfs" };
+        script.env("OS_CLIENT_CONFIG_FILE", &clouds).env("OS_CLOUD", "north").env("BACKEND", backend);
     });
     let (Some(0), id) = output(script, minutes(2), "")? else {
         return Err(Failure::new("no encrypted volume could be made", "see above"));

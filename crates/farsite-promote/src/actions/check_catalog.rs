@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use farsite_model::ItemKind;
-use farsite_runbook::action::{Action, ActionContext, ActionError, Done, Outcome, parameters};
+use farsite_runbook::action::{Action, ActionContext, ActionError, Outcome, parameters};
 use serde::Deserialize;
 use serde_json::Value;
 use tokio::net::TcpStream;
@@ -87,17 +87,11 @@ impl Action for CheckCatalog {
     fn validate(&self, with: &Value) -> Result<(), String> {
         parameters::<With>(with).map(|_| ())
     }
-    fn idempotent(&self) -> bool {
-        true
-    }
-    fn undoable(&self) -> bool {
+    fn changes_nothing(&self) -> bool {
         true
     }
     fn default_timeout(&self) -> Duration {
         Duration::from_mins(1)
-    }
-    async fn check(&self, _: &ActionContext, _: &Value) -> Result<Done, ActionError> {
-        Ok(Done::No)
     }
     async fn run(&self, context: &ActionContext, with: &Value) -> Result<Outcome, ActionError> {
         let run = self.0.run()?;

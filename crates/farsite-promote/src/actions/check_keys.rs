@@ -8,7 +8,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use aws_lc_rs::digest;
 use farsite_model::content::{TreeEntry, TreeEntryKind};
-use farsite_runbook::action::{Action, ActionContext, ActionError, Done, Foreseen, Outcome, parameters};
+use farsite_runbook::action::{Action, ActionContext, ActionError, Foreseen, Outcome, parameters};
 use farsite_store::hex;
 use serde::Deserialize;
 use serde_json::Value;
@@ -73,17 +73,11 @@ impl Action for CheckKeys {
     fn validate(&self, with: &Value) -> Result<(), String> {
         parameters::<With>(with).map(|_| ())
     }
-    fn idempotent(&self) -> bool {
-        true
-    }
-    fn undoable(&self) -> bool {
+    fn changes_nothing(&self) -> bool {
         true
     }
     fn default_timeout(&self) -> Duration {
         Duration::from_mins(2)
-    }
-    async fn check(&self, _: &ActionContext, _: &Value) -> Result<Done, ActionError> {
-        Ok(Done::No)
     }
     async fn run(&self, context: &ActionContext, with: &Value) -> Result<Outcome, ActionError> {
         let run = self.0.run()?;

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use farsite_model::ItemKind;
-use farsite_runbook::action::{Action, ActionContext, ActionError, Done, Foreseen, Outcome};
+use farsite_runbook::action::{Action, ActionContext, ActionError, Foreseen, Outcome};
 use farsite_sources::mariadb::revisions::{self, Revisions};
 use serde_json::Value;
 
@@ -95,17 +95,11 @@ impl Action for NoteRelease {
     fn validate(&self, with: &Value) -> Result<(), String> {
         no_parameters(with)
     }
-    fn idempotent(&self) -> bool {
-        true
-    }
-    fn undoable(&self) -> bool {
+    fn changes_nothing(&self) -> bool {
         true
     }
     fn default_timeout(&self) -> Duration {
         Duration::from_mins(5)
-    }
-    async fn check(&self, _: &ActionContext, _: &Value) -> Result<Done, ActionError> {
-        Ok(Done::No)
     }
     async fn run(&self, context: &ActionContext, _: &Value) -> Result<Outcome, ActionError> {
         Ok(match look(self.0.run()?).await.map_err(|e| failed(context, e))? {

@@ -8,7 +8,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use farsite_model::config::Site;
 use farsite_openstack::Clouds;
-use farsite_runbook::action::{Action, ActionContext, ActionError, Done, Foreseen, Outcome, parameters};
+use farsite_runbook::action::{Action, ActionContext, ActionError, Foreseen, Outcome, parameters};
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -108,17 +108,11 @@ impl Action for ScanSite {
     fn validate(&self, with: &Value) -> Result<(), String> {
         parameters::<With>(with).map(|_| ())
     }
-    fn idempotent(&self) -> bool {
-        true
-    }
-    fn undoable(&self) -> bool {
+    fn changes_nothing(&self) -> bool {
         true
     }
     fn default_timeout(&self) -> Duration {
         Duration::from_mins(10)
-    }
-    async fn check(&self, _: &ActionContext, _: &Value) -> Result<Done, ActionError> {
-        Ok(Done::No)
     }
     async fn run(&self, context: &ActionContext, with: &Value) -> Result<Outcome, ActionError> {
         let run = self.0.run()?;

@@ -9,7 +9,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use farsite_model::{ItemId, ItemKind};
 use farsite_replicate::spot::Spot;
-use farsite_runbook::action::{Action, ActionContext, ActionError, Done, Outcome, parameters};
+use farsite_runbook::action::{Action, ActionContext, ActionError, Outcome, parameters};
 use farsite_store::manifest::ManifestItem;
 use futures::stream::{self, StreamExt, TryStreamExt};
 use serde::Deserialize;
@@ -128,17 +128,11 @@ impl Action for VerifyContents {
             with.get("hydrated").and_then(Value::as_str).is_some_and(|text| text.contains("{{"));
         if holds_template { Ok(()) } else { parameters::<With>(with).map(|_| ()) }
     }
-    fn idempotent(&self) -> bool {
-        true
-    }
-    fn undoable(&self) -> bool {
+    fn changes_nothing(&self) -> bool {
         true
     }
     fn default_timeout(&self) -> Duration {
         RESTORE_LIMIT
-    }
-    async fn check(&self, _: &ActionContext, _: &Value) -> Result<Done, ActionError> {
-        Ok(Done::No)
     }
     async fn run(&self, context: &ActionContext, with: &Value) -> Result<Outcome, ActionError> {
         let run = self.0.run()?;

@@ -9,7 +9,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use super::silence;
-use crate::action::{Action, ActionContext, ActionError, Done, Outcome, parameters};
+use crate::action::{Action, ActionContext, ActionError, Outcome, parameters};
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
@@ -74,17 +74,11 @@ impl Action for HttpCheck {
         let with: With = parameters(with)?;
         if with.url.contains("{{") { Ok(()) } else { split(&with.url).map(|_| ()) }
     }
-    fn idempotent(&self) -> bool {
-        true
-    }
-    fn undoable(&self) -> bool {
+    fn changes_nothing(&self) -> bool {
         true
     }
     fn default_timeout(&self) -> Duration {
         Duration::from_mins(1)
-    }
-    async fn check(&self, _: &ActionContext, _: &Value) -> Result<Done, ActionError> {
-        Ok(Done::No)
     }
     async fn run(&self, context: &ActionContext, with: &Value) -> Result<Outcome, ActionError> {
         let with: With = parameters(with).map_err(ActionError::Failed)?;

@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use super::command::run_command;
 use super::http_check::request;
-use crate::action::{Action, ActionContext, ActionError, Done, Outcome, parameters};
+use crate::action::{Action, ActionContext, ActionError, Outcome, parameters};
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
@@ -37,17 +37,11 @@ impl Action for Notify {
     fn validate(&self, with: &Value) -> Result<(), String> {
         parameters::<With>(with).map(|_| ())
     }
-    fn idempotent(&self) -> bool {
-        true
-    }
-    fn undoable(&self) -> bool {
+    fn changes_nothing(&self) -> bool {
         true
     }
     fn default_timeout(&self) -> Duration {
         Duration::from_secs(15)
-    }
-    async fn check(&self, _: &ActionContext, _: &Value) -> Result<Done, ActionError> {
-        Ok(Done::No)
     }
     async fn run(&self, context: &ActionContext, with: &Value) -> Result<Outcome, ActionError> {
         let with: With = parameters(with).map_err(ActionError::Failed)?;

@@ -6,7 +6,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use serde_json::Value;
 
-use crate::action::{Action, ActionContext, ActionError, Done, Outcome};
+use crate::action::{Action, ActionContext, ActionError, Outcome};
 
 pub(crate) struct PersonConfirms;
 
@@ -24,17 +24,11 @@ impl Action for PersonConfirms {
             _ => Err("takes no parameters; use the step's `gate`".into()),
         }
     }
-    fn idempotent(&self) -> bool {
-        true
-    }
-    fn undoable(&self) -> bool {
+    fn changes_nothing(&self) -> bool {
         true
     }
     fn default_timeout(&self) -> Duration {
         Duration::from_secs(10)
-    }
-    async fn check(&self, _: &ActionContext, _: &Value) -> Result<Done, ActionError> {
-        Ok(Done::No)
     }
     async fn run(&self, _: &ActionContext, _: &Value) -> Result<Outcome, ActionError> {
         Ok(Outcome::said("confirmed"))

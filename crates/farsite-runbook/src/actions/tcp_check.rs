@@ -8,7 +8,7 @@ use serde_json::Value;
 use tokio::net::TcpStream;
 
 use super::silence;
-use crate::action::{Action, ActionContext, ActionError, Done, Outcome, parameters};
+use crate::action::{Action, ActionContext, ActionError, Outcome, parameters};
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
@@ -34,17 +34,11 @@ impl Action for TcpCheck {
         let with: With = parameters(with)?;
         if with.address.contains(':') { Ok(()) } else { Err("`address` needs a port: host:port".into()) }
     }
-    fn idempotent(&self) -> bool {
-        true
-    }
-    fn undoable(&self) -> bool {
+    fn changes_nothing(&self) -> bool {
         true
     }
     fn default_timeout(&self) -> Duration {
         Duration::from_mins(1)
-    }
-    async fn check(&self, _: &ActionContext, _: &Value) -> Result<Done, ActionError> {
-        Ok(Done::No)
     }
     async fn run(&self, context: &ActionContext, with: &Value) -> Result<Outcome, ActionError> {
         let with: With = parameters(with).map_err(ActionError::Failed)?;

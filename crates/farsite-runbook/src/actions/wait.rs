@@ -7,7 +7,7 @@ use farsite_model::quantity::Span;
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::action::{Action, ActionContext, ActionError, Done, Outcome, parameters};
+use crate::action::{Action, ActionContext, ActionError, Outcome, parameters};
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -28,17 +28,11 @@ impl Action for Wait {
     fn validate(&self, with: &Value) -> Result<(), String> {
         parameters::<With>(with).map(|_| ())
     }
-    fn idempotent(&self) -> bool {
-        true
-    }
-    fn undoable(&self) -> bool {
+    fn changes_nothing(&self) -> bool {
         true
     }
     fn default_timeout(&self) -> Duration {
         Duration::from_hours(1)
-    }
-    async fn check(&self, _: &ActionContext, _: &Value) -> Result<Done, ActionError> {
-        Ok(Done::No)
     }
     async fn run(&self, context: &ActionContext, with: &Value) -> Result<Outcome, ActionError> {
         let with: With = parameters(with).map_err(ActionError::Failed)?;
