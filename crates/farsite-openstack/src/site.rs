@@ -20,8 +20,12 @@ use crate::{AskError, Client, Clouds, Told, Wanted};
 const TOLD_LIMIT: Duration = Duration::from_secs(30);
 /// The longest that an entry waits to hear what it selects, pages and repetitions included.
 const SELECTED_LIMIT: Duration = Duration::from_mins(3);
+/// The same where all volumes of a large cloud are listed for the first time.
+const FIRST_LIMIT: Duration = Duration::from_mins(2);
 /// Who let one wait so long is asked again after this: others wait for the rest of the run.
 const SILENCE: Duration = Duration::from_mins(1);
+/// The same of what captures do without.
+const UNTOLD: Duration = Duration::from_mins(10);
 /// What lives changes all the time; nothing is decided by it that is not an hour old.
 const LIVING: Duration = Duration::from_mins(1);
 
@@ -35,8 +39,9 @@ pub struct SiteCloud {
     client: OnceCell<Client>,
     known: Mutex<Known>,
     living: Mutex<Option<(Instant, Arc<BTreeSet<String>>)>>,
-    /// When a question was given up last.
+    /// When a question was given up last: one that something depends on, or one that captures do without.
     silent: Mutex<Option<Instant>>,
+    untold: Mutex<Option<Instant>>,
 }
 
 impl SiteCloud {
@@ -54,6 +59,7 @@ impl SiteCloud {
             known: Mutex::default(),
             living: Mutex::default(),
             silent: Mutex::default(),
+            untold: Mutex::default(),
         }
     }
 
@@ -94,19 +100,18 @@ impl SiteCloud {
         ask: impl Future<Output = Result<T, AskError>>,
     ) -> Result<T, AskError> {
         let limit = limit.min(self.patience);
-        let given_up = || AskError::TimedOut {
-            cloud: self.name().unwrap_or_default().to_owned(),
-            what: what.to_owned(),
-            limit,
-        };
-        if self.silent.lock().await.is_some_and(|since| since.elapsed() < SILENCE) {
-            return Err(given_up());
+        if is_within(&self.silent, SILENCE).await {
+            return Err(self.given_up(what, limit));
         }
         if let Ok(answer) = tokio::time::timeout(limit, ask).await {
             return answer;
         }
         *self.silent.lock().await = Some(Instant::now());
-        Err(given_up())
+        Err(self.given_up(what, limit))
+    }
+
+    fn given_up(&self, what: &str, limit: Duration) -> AskError {
+        AskError::TimedOut { cloud: self.name().unwrap_or_default().to_owned(), what: what.to_owned(), limit }
     }
 
     /// The volumes that a policy selects, of one back end where that is given.
@@ -126,32 +131,56 @@ impl SiteCloud {
             return Ok(Some(living.clone()));
         }
         let asked = Instant::now();
-        let mut pages = self.client().await?.volumes(&Wanted::default()).await?;
-        let mut living = BTreeSet::new();
-        while let Some(page) = pages.next().await? {
-            living.extend(page.iter().map(|volume| volume.stored_as().to_owned()));
-        }
+        let ask = async {
+            let mut pages = self.client().await?.volumes(&Wanted::default()).await?;
+            let mut living = BTreeSet::new();
+            while let Some(page) = pages.next().await? {
+                living.extend(page.iter().map(|volume| volume.stored_as().to_owned()));
+            }
+            Ok(living)
+        };
+        let living = self.within("the list of all volumes", SELECTED_LIMIT, ask).await?;
         let living = Arc::new(living);
         *known = Some((asked, living.clone()));
         Ok(Some(living))
     }
 
-    /// What is told of the volume whose file or image is named after `stored_as`. What was known before
-    /// when the cloud does not tell, or not in time.
+    /// What is told of the volume whose file or image is named after `stored_as`. What was known before when the cloud does not
+    /// tell, or not in time: a capture does without.
     pub async fn told_of(&self, stored_as: &str) -> Told {
         if self.name().is_none() {
             return Told::default();
         }
-        let ask = async {
-            let mut known = self.known.lock().await;
-            known.of(stored_as, self.client().await?).await
-        };
-        match self.within("what there is to know of volumes", TOLD_LIMIT, ask).await {
-            Ok(told) => told,
-            Err(error) => {
-                tracing::info!(site = self.site, "of volumes counts what was known before: {error}");
-                self.known.lock().await.recall(stored_as)
-            }
+        self.ask_volumes(Some(stored_as)).await;
+        self.known.lock().await.recall(stored_as)
+    }
+
+    /// What changed of volumes is asked for, where that is due: [`Self::told_of`] need not wait for it then.
+    pub async fn look_at_volumes(&self) {
+        if self.name().is_some() {
+            self.ask_volumes(None).await;
         }
     }
+
+    async fn ask_volumes(&self, stored_as: Option<&str>) {
+        if is_within(&self.silent, SILENCE).await || is_within(&self.untold, UNTOLD).await {
+            return;
+        }
+        let limit = if self.known.lock().await.is_empty() { FIRST_LIMIT } else { TOLD_LIMIT };
+        let limit = limit.min(self.patience);
+        let ask = async { self.known.lock().await.refresh(stored_as, self.client().await?).await };
+        let error = match tokio::time::timeout(limit, ask).await {
+            Ok(Ok(())) => return,
+            Ok(Err(error)) => error,
+            Err(_) => {
+                *self.untold.lock().await = Some(Instant::now());
+                self.given_up("what there is to know of volumes", limit)
+            }
+        };
+        tracing::info!(site = self.site, "of volumes counts what was known before: {error}");
+    }
+}
+
+async fn is_within(since: &Mutex<Option<Instant>>, time: Duration) -> bool {
+    since.lock().await.is_some_and(|since| since.elapsed() < time)
 }

@@ -65,16 +65,21 @@ struct Origin {
 }
 
 impl Known {
-    /// Of a volume, given what its file is named after.
-    pub(crate) async fn of(&mut self, stored_as: &str, client: &Client) -> Result<Told, AskError> {
-        let is_known = self.origin(stored_as).is_some();
-        let pause = if is_known && !self.tells_updates { LONG_PAUSE } else { PAUSE };
-        if self.looked.is_none_or(|looked| looked.elapsed() >= pause) {
-            // Also when it fails: many volumes may wait for this answer.
-            self.looked = Some(Instant::now());
-            self.look(client).await?;
+    /// Nothing was ever told.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.read_anew.is_none()
+    }
+
+    /// Asks what changed, where that is due: for all, or for a volume that is not known, given what its file is named after.
+    pub(crate) async fn refresh(&mut self, stored_as: Option<&str>, client: &Client) -> Result<(), AskError> {
+        let is_unknown = stored_as.is_some_and(|stored_as| self.origin(stored_as).is_none());
+        let pause = if is_unknown || self.tells_updates || self.is_empty() { PAUSE } else { LONG_PAUSE };
+        if self.looked.is_some_and(|looked| looked.elapsed() < pause) {
+            return Ok(());
         }
-        Ok(self.recall(stored_as))
+        // Also when it fails: many volumes may wait for this answer.
+        self.looked = Some(Instant::now());
+        self.look(client).await
     }
 
     /// What is known without asking.
@@ -98,25 +103,20 @@ impl Known {
         }
     }
 
+    /// All of it, or nothing: what is known up to a moment is not taken for known beyond it.
     async fn read(&mut self, client: &Client, since: Option<Timestamp>) -> Result<(), AskError> {
         let wanted = Wanted { updated_since: since, ..Wanted::default() };
-        let mut pages = client.volumes(&wanted).await?;
-        let mut of_unknown_snapshots = false;
-        while let Some(page) = pages.next().await? {
-            for volume in page {
-                let is_new = !self.volumes.contains_key(&volume.id);
-                let snapshot = volume.snapshot_id.as_ref().filter(|_| is_new);
-                of_unknown_snapshots |= snapshot.is_some_and(|id| !self.snapshots.contains_key(id));
-                self.add(volume);
-            }
-        }
+        let volumes = client.volumes(&wanted).await?.all().await?;
+        let is_of_unknown = |volume: &Volume| {
+            let is_new = !self.volumes.contains_key(&volume.id);
+            is_new && volume.snapshot_id.as_ref().is_some_and(|id| !self.snapshots.contains_key(id))
+        };
         // Cinder cannot be asked for the snapshots of a time.
-        if of_unknown_snapshots {
-            let mut pages = client.snapshots();
-            while let Some(page) = pages.next().await? {
-                self.snapshots.extend(page.into_iter().map(|snapshot| (snapshot.id, snapshot.volume_id)));
-            }
+        if volumes.iter().any(is_of_unknown) {
+            let snapshots = client.snapshots().all().await?;
+            self.snapshots.extend(snapshots.into_iter().map(|snapshot| (snapshot.id, snapshot.volume_id)));
         }
+        volumes.into_iter().for_each(|volume| self.add(volume));
         Ok(())
     }
 

@@ -10,7 +10,7 @@ use farsite_model::ItemKind;
 use farsite_sources::MODE;
 use farsite_store::manifest::ManifestItem;
 
-/// False: the file stays its restorer's, who may not give it away.
+/// False: the file stays its restorer's, or as it was made: it could not be given away.
 pub(crate) fn hand_over(item: &ManifestItem, place: &Path) -> io::Result<bool> {
     give(place, mode(item.kind, item.details.get(MODE).map(String::as_str)))
 }
@@ -28,16 +28,11 @@ fn mode(kind: ItemKind, noted: Option<&str>) -> u32 {
 fn give(place: &Path, mode: u32) -> io::Result<bool> {
     let folder = fs::metadata(place.parent().unwrap_or(Path::new(".")))?;
     let file = fs::symlink_metadata(place)?;
-    let is_theirs = if (file.uid(), file.gid()) == (folder.uid(), folder.gid()) {
-        true
-    } else {
-        match chown(place, Some(folder.uid()), Some(folder.gid())) {
-            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => false,
-            done => done.map(|()| true)?,
-        }
-    };
-    fs::set_permissions(place, Permissions::from_mode(mode))?;
-    Ok(is_theirs)
+    // First, while it is still one's own. Shares that know no owners refuse in many ways; the contents are there all the same.
+    let has_mode = fs::set_permissions(place, Permissions::from_mode(mode)).is_ok();
+    let is_theirs = (file.uid(), file.gid()) == (folder.uid(), folder.gid())
+        || chown(place, Some(folder.uid()), Some(folder.gid())).is_ok();
+    Ok(has_mode && is_theirs)
 }
 
 #[cfg(test)]

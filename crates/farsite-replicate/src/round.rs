@@ -260,17 +260,20 @@ impl Round {
     async fn tidy(&self, home: &Home, context: &CaptureContext) {
         let needed: Needed = {
             let home = home.clone();
-            Arc::new(move |item: &ItemId| home.needed_versions(item))
-        };
-        let _held = match tokio::task::block_in_place(|| home.hold_versions()) {
-            Ok(held) => held,
-            Err(error) => return tracing::warn!("what a killed run left stays until this one ends: {error}"),
+            Arc::new(move |item: &ItemId, tidy: &dyn Fn(&[String])| match home.hold_versions() {
+                Ok(_held) => tidy(&home.needed_versions(item)),
+                Err(error) => tracing::warn!(item = %item, "what a killed run left of it stays: {error}"),
+            })
         };
         for item in &self.policy.items {
             let Ok(source) = self.hosts.source(item).await else { continue };
-            if let Err(error) = source.tidy(needed.clone(), context).await {
-                tracing::warn!(item = %item.id(), "what a killed run left stays until this one ends: {error}");
-            }
+            let tidied = tokio::time::timeout(context.timeout, source.tidy(needed.clone(), context)).await;
+            let why = match tidied {
+                Ok(Ok(())) => continue,
+                Ok(Err(error)) => error.to_string(),
+                Err(_) => "its storage does not answer".to_owned(),
+            };
+            tracing::warn!(item = %item.id(), "what a killed run left stays until this one ends: {why}");
         }
     }
 

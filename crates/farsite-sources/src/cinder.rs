@@ -202,6 +202,8 @@ impl Source for Cinder {
     }
 
     async fn items(&self) -> Result<Vec<ItemId>, SourceError> {
+        // Before versions are held, which others wait for.
+        self.cloud.look_at_volumes().await;
         let found = self.found().await?;
         if let Some(folder) = &self.path {
             warn(folder, &found.odd);
@@ -258,10 +260,13 @@ impl Source for Cinder {
             Place::Folder(folder) => folder,
             Place::Pool(_) => {
                 let ready = self.ready.lock().expect("no holder of this lock panics").take();
-                return match ready {
-                    Some(ready) => ready.take(context).await.map(Some),
-                    None => Ok(None),
-                };
+                let Some(ready) = ready else { return Ok(None) };
+                let held = ready.take(context).await?;
+                return Ok(Some(Box::new(HeldPool {
+                    held,
+                    cloud: self.cloud.clone(),
+                    keys: self.keys.clone(),
+                })));
             }
         };
         if self.format != DiskFormat::Raw || !share::is_subvolume(folder) {
@@ -341,6 +346,7 @@ impl Source for Held {
     }
 
     async fn items(&self) -> Result<Vec<ItemId>, SourceError> {
+        self.cloud.look_at_volumes().await;
         let found = listed(self.snapshot.path()).await?;
         warn(&self.live, &found.odd);
         Ok(items_of(&self.chooser.pick(&self.chosen, found.volumes).await?))
@@ -353,6 +359,34 @@ impl Source for Held {
         let kind = ItemKind::Cinder;
         let capture = volume::captured_from(&frozen, &live, self.captured, item, kind, context).await?;
         facts.note(capture, &self.keys).await
+    }
+}
+
+/// A pool at one instant.
+struct HeldPool {
+    held: Box<dyn Source>,
+    cloud: Arc<SiteCloud>,
+    keys: Vec<String>,
+}
+
+#[async_trait]
+impl Source for HeldPool {
+    fn describe(&self) -> String {
+        self.held.describe()
+    }
+
+    async fn check(&self) -> Vec<CheckLine> {
+        self.held.check().await
+    }
+
+    async fn items(&self) -> Result<Vec<ItemId>, SourceError> {
+        self.cloud.look_at_volumes().await;
+        self.held.items().await
+    }
+
+    async fn capture(&self, item: &ItemId, context: &CaptureContext) -> Result<Capture, SourceError> {
+        let facts = Facts::ask(&self.cloud, None, crate::plain_name(item)?).await;
+        facts.note(self.held.capture(item, context).await?, &self.keys).await
     }
 }
 

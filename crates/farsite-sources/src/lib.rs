@@ -202,14 +202,14 @@ pub trait Source: Send + Sync {
     /// The item is gone for good, or takes too much: what was kept to tell its changes is removed.
     async fn forget(&self, _item: &ItemId, _context: &CaptureContext) {}
     /// A run was killed: what it made and nobody needs is removed, where the next would only come to it at its end. `needed`
-    /// tells what was kept of an item.
+    /// tells what was kept of an item. One that cannot be tidied keeps no other from it.
     async fn tidy(&self, _needed: Needed, _context: &CaptureContext) -> Result<(), SourceError> {
         Ok(())
     }
 }
 
-/// The versions of an item that some next run stands on.
-pub type Needed = Arc<dyn Fn(&ItemId) -> Vec<String> + Send + Sync>;
+/// Tells which versions of an item some next run stands on. While it is told, no other run makes versions or lets them go.
+pub type Needed = Arc<dyn Fn(&ItemId, &dyn Fn(&[String])) + Send + Sync>;
 
 /// A database whose log is shipped between base snapshots.
 #[async_trait]

@@ -60,7 +60,12 @@ impl Install {
     /// Twice is as good as once: what stood there first is what is kept.
     fn put(&self) -> io::Result<()> {
         remove(&self.partial)?;
-        let stood = fs::symlink_metadata(&self.aside).or_else(|_| fs::symlink_metadata(&self.to)).ok();
+        // What an earlier attempt put there is nobody's but ours.
+        let stood = if self.made.exists() {
+            None
+        } else {
+            fs::symlink_metadata(&self.aside).or_else(|_| fs::symlink_metadata(&self.to)).ok()
+        };
         if let Some(parent) = self.to.parent() {
             fs::create_dir_all(parent)?;
         }
@@ -276,6 +281,8 @@ mod tests {
         remove(&install.aside).unwrap();
         install.put().unwrap();
         assert_eq!(owner(&install), (4701, 4702), "the folder is root's");
+        install.put().unwrap();
+        assert_eq!(owner(&install), (4701, 4702), "what stands there now is our own");
         chown(dir.path(), Some(4721), Some(4722)).unwrap();
         remove(&install.to).unwrap();
         install.put().unwrap();

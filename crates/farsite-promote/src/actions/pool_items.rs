@@ -128,9 +128,9 @@ pub(super) async fn proved(
 }
 
 /// Nobody should be served with this image.
-pub(super) async fn note_odd(run: &GroupRun, image: &ImageName) -> Result<(), String> {
+pub(super) async fn note_odd(run: &GroupRun, item: &ItemId, image: &ImageName) -> Result<(), String> {
     let writer = Arc::new(Writer::start(&image.rbd).await.map_err(|error| error.to_string())?);
-    let noted = tokio::task::block_in_place(|| pool::note_odd(&writer, &image.name, run.promotion));
+    let noted = tokio::task::block_in_place(|| pool::note_odd(&writer, &image.name, item, run.promotion));
     noted.map_err(|error| error.to_string())
 }
 
@@ -143,21 +143,28 @@ pub(super) struct Standing<'i> {
     pub(super) room: Result<Option<Room<'i>>, String>,
 }
 
-pub(super) async fn standing<'i>(rbd: &Rbd, items: &[&'i ManifestItem]) -> Result<Standing<'i>, String> {
+/// `others` come to the same pool, and are asked about by another step.
+pub(super) async fn standing<'i>(
+    rbd: &Rbd,
+    items: &[&'i ManifestItem],
+    others: &[&'i ManifestItem],
+) -> Result<Standing<'i>, String> {
     let writer = Writer::start_within(rbd, LOOK_LIMIT).await.map_err(|error| error.to_string())?;
     let counted = tokio::task::block_in_place(|| {
         let names = writer.names()?;
         let (mut standing, mut hydrated) = (0, 0);
         let mut coming = Coming::default();
-        for item in items {
+        for (item, is_asked) in
+            items.iter().map(|item| (*item, 1)).chain(others.iter().map(|item| (*item, 0)))
+        {
             let is_there = names.iter().any(|name| name == item.id.name());
-            standing += u64::from(is_there);
+            standing += is_asked * u64::from(is_there);
             let found = writer.look(&pool::hydrated_name(item.id.name()))?;
             let mark = found.as_ref().and_then(pool::Mark::of);
             if mark.is_some_and(|mark| mark.says_it_holds(&item.data)) {
-                hydrated += 1;
+                hydrated += is_asked;
             } else if is_there
-                && writer.look(item.id.name())?.is_some_and(|f| f.size_bytes == item.data.size_bytes)
+                && writer.look(item.id.name())?.is_some_and(|there| there.size_bytes == item.data.size_bytes)
             {
                 coming.may_stand(item);
             } else {

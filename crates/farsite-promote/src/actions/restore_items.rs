@@ -388,7 +388,11 @@ impl Action for RestoreItems {
                 continue;
             }
             let wanted: Vec<&ManifestItem> = run.items(self.kinds).filter(|item| item.kind == kind).collect();
-            let found = pool_items::standing(rbd, &wanted).await.map_err(ActionError::Failed)?;
+            // What else comes to the same pool needs its room too.
+            let same = run.targets.pools().into_iter().filter(|(other, to)| *other != kind && *to == rbd);
+            let same: Vec<ItemKind> = same.map(|(other, _)| other).collect();
+            let others: Vec<&ManifestItem> = run.items(&same).collect();
+            let found = pool_items::standing(rbd, &wanted, &others).await.map_err(ActionError::Failed)?;
             standing += found.there;
             hydrated += found.hydrated;
             match found.room {

@@ -64,7 +64,7 @@ async fn hydrated(run: &GroupRun) -> Result<BTreeSet<ItemId>, String> {
 /// For the step that brings rows and data together, on whichever machine it runs.
 async fn note_odd(run: &GroupRun, item: &ManifestItem) -> Result<(), String> {
     match run.spot(item).map_err(|error| error.to_string())? {
-        Spot::Image(image) => pool_items::note_odd(run, &image).await,
+        Spot::Image(image) => pool_items::note_odd(run, &item.id, &image).await,
         Spot::File(place) => Stamps::open(&folder_of(item, &place), item.kind, run.promotion)
             .and_then(|mut list| list.mark_odd(&place))
             .map_err(|error| error.to_string()),

@@ -1,5 +1,5 @@
 //! Rows of Cinder whose states alone are looked at: backups, and groups of volumes and of snapshots. Cinder's cinder-backup ends
-//! what was under way of its own host when it starts; nobody ends it where the standby runs none, and nobody ever ends a group's.
+//! what was under way of its own host when it starts, and whether the standby runs one is not known; nobody ever ends a group's.
 
 use super::{Gravity, Plan, is_id};
 
@@ -7,7 +7,7 @@ use super::{Gravity, Plan, is_id};
 pub(crate) struct Kind {
     pub(crate) table: &'static str,
     what: &'static str,
-    /// Id, state, and the host whose service goes on with it.
+    /// Id and state.
     pub(crate) question: &'static str,
 }
 
@@ -15,17 +15,17 @@ pub(crate) const KINDS: [Kind; 3] = [
     Kind {
         table: "backups",
         what: "backup",
-        question: "SELECT b.id, b.status, (SELECT s.host FROM cinder.services s WHERE s.deleted = 0 AND s.`binary` = 'cinder-backup' AND s.host = b.host LIMIT 1) FROM cinder.backups b WHERE b.deleted = 0 AND b.status IN ('creating', 'restoring', 'deleting') ORDER BY b.id",
+        question: "SELECT id, status FROM cinder.backups WHERE deleted = 0 AND status IN ('creating', 'restoring', 'deleting') ORDER BY id",
     },
     Kind {
         table: "groups",
         what: "group",
-        question: "SELECT id, status, NULL FROM cinder.`groups` WHERE deleted = 0 AND status IN ('creating', 'deleting', 'updating') ORDER BY id",
+        question: "SELECT id, status FROM cinder.`groups` WHERE deleted = 0 AND status IN ('creating', 'deleting', 'updating') ORDER BY id",
     },
     Kind {
         table: "group_snapshots",
         what: "group snapshot",
-        question: "SELECT id, status, NULL FROM cinder.group_snapshots WHERE deleted = 0 AND status IN ('creating', 'deleting', 'updating') ORDER BY id",
+        question: "SELECT id, status FROM cinder.group_snapshots WHERE deleted = 0 AND status IN ('creating', 'deleting', 'updating') ORDER BY id",
     },
 ];
 
@@ -33,28 +33,19 @@ pub(crate) const KINDS: [Kind; 3] = [
 pub(crate) fn plan(kind: &Kind, rows: &[Vec<Option<String>>]) -> Plan {
     let mut plan = Plan { looked: rows.len(), ..Plan::default() };
     for row in rows {
-        let [Some(id), Some(status), host] = &row[..] else { continue };
+        let [Some(id), Some(status)] = &row[..] else { continue };
         if !is_id(id) {
             continue;
         }
         let subject = format!("{} {id}", kind.what);
-        let (to, line) = match (kind.table, status.as_str(), host) {
-            ("backups", "deleting", Some(host)) => {
-                let line = format!("it was being deleted: cinder-backup on {host} goes on with it");
-                plan.say(Gravity::Noted, subject, line);
-                continue;
-            }
-            ("backups", "deleting", None) => {
-                ("error_deleting", "it was being deleted: marked error_deleting")
-            }
+        let (to, line) = match (kind.table, status.as_str()) {
+            ("backups", "deleting") => ("error_deleting", "it was being deleted: marked error_deleting"),
             // It was only read.
-            ("backups", "restoring", _) => {
-                ("available", "a volume was being restored from it: available again")
-            }
-            (_, "creating", _) => ("error", "it was being made: marked error"),
+            ("backups", "restoring") => ("available", "a volume was being restored from it: available again"),
+            (_, "creating") => ("error", "it was being made: marked error"),
             // Cinder marks it so when this fails, and lets it be deleted again.
-            (_, "deleting", _) => ("error", "it was being deleted: marked error"),
-            (_, "updating", _) => ("error", "its members were being changed: marked error"),
+            (_, "deleting") => ("error", "it was being deleted: marked error"),
+            (_, "updating") => ("error", "its members were being changed: marked error"),
             _ => continue,
         };
         plan.statements.push(format!(
@@ -76,19 +67,18 @@ mod tests {
     #[test]
     fn what_was_under_way_with_backups_and_groups_ends_in_a_stated_state() {
         let [backups, groups, snapshots] = &KINDS;
-        let ends = |kind, status: &str, host: Option<&str>| {
-            let cells = [Some(A), Some(status), host].map(|cell| cell.map(str::to_owned));
+        let ends = |kind, status: &str| {
+            let cells = [Some(A), Some(status)].map(|cell| cell.map(str::to_owned));
             let plan = plan(kind, &[cells.to_vec()]);
             assert_eq!(plan.lines.len(), 1, "{plan:?}");
             plan.statements.concat()
         };
-        assert!(ends(backups, "creating", Some("ctl")).contains("SET status = 'error' WHERE"));
-        assert!(ends(backups, "restoring", None).contains("backups` SET status = 'available' WHERE"));
-        assert!(ends(backups, "deleting", None).contains("'error_deleting'"));
-        assert_eq!(ends(backups, "deleting", Some("ctl")), "", "the service goes on with it");
+        assert!(ends(backups, "creating").contains("SET status = 'error' WHERE"));
+        assert!(ends(backups, "restoring").contains("backups` SET status = 'available' WHERE"));
+        assert!(ends(backups, "deleting").contains("'error_deleting'"));
         for status in ["creating", "deleting", "updating"] {
-            assert!(ends(groups, status, None).contains("cinder.`groups` SET status = 'error' WHERE"));
-            assert!(ends(snapshots, status, None).contains("group_snapshots` SET status = 'error' WHERE"));
+            assert!(ends(groups, status).contains("cinder.`groups` SET status = 'error' WHERE"));
+            assert!(ends(snapshots, status).contains("group_snapshots` SET status = 'error' WHERE"));
         }
     }
 }

@@ -9,9 +9,19 @@ use super::images::{Here, Row};
 
 /// Those that rows name for images whose data is here, and that are not right. Asks the file system.
 pub(crate) fn lost(rows: &[Row], here: &Here, right: &[PathBuf]) -> BTreeSet<String> {
-    let named: BTreeSet<&str> = rows.iter().flat_map(|row| here.folders_of(row)).collect();
-    let is_right = |folder: &Path| right.iter().any(|known| folder.starts_with(known)) || folder.is_dir();
-    named.into_iter().filter(|folder| !is_right(Path::new(folder))).map(str::to_owned).collect()
+    let mut named: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+    for row in rows {
+        for folder in here.folders_of(row) {
+            named.entry(folder).or_default().push(&row.id);
+        }
+    }
+    // A folder that only exists may be what the service's package made.
+    let is_right = |folder: &Path, images: &[&str]| {
+        right.iter().any(|known| folder.starts_with(known))
+            || images.iter().any(|id| folder.join(id).is_file())
+    };
+    let lost = named.into_iter().filter(|(folder, images)| !is_right(Path::new(folder), images));
+    lost.map(|(folder, _)| folder.to_owned()).collect()
 }
 
 /// Why nothing can be put right: most images are looked for where nothing is, so which of the names is right is not known.
@@ -81,7 +91,9 @@ mod tests {
         }
         // One of many is put right.
         assert_eq!(of(&["/north/images", "/place/images", "/place/images"]).1, None);
-        // The place, a folder below it, and whatever is there on this host.
+        // The place, a folder below it, and one on this host that has the image: being there is not enough.
+        assert!(of(&["/place/images", there, there]).1.is_some());
+        std::fs::write(dir.path().join(row(2, there).id), b"x").unwrap();
         assert_eq!(of(&["/place/images", "/place/images/a", there]), (BTreeSet::new(), None));
     }
 }

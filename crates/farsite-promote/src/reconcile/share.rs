@@ -2,6 +2,7 @@
 //! goes out, or why its contents cannot be read as a whole.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io::ErrorKind::UnexpectedEof;
 use std::path::{Path, PathBuf};
 
 use farsite_sources::rbd::PoolImage;
@@ -102,7 +103,13 @@ impl Share {
             chain.files.insert(name.clone());
             // Without a record there is one file, and what a guest wrote into it is not asked.
             let is_container = chain.has_info || volume.format.as_deref() == Some("qcow2");
-            let header = if is_container { qcow2::header(&self.folder.join(&name))? } else { None };
+            let header = match is_container.then(|| qcow2::header(&self.folder.join(&name))) {
+                Some(Err(error)) if error.kind() == UnexpectedEof => {
+                    chain.broken = Some(format!("{name} ends within its header"));
+                    return Ok(chain);
+                }
+                header => header.transpose()?.flatten(),
+            };
             if depth == 0 {
                 chain.active_bytes = *bytes;
                 chain.header.clone_from(&header);
@@ -127,10 +134,20 @@ impl Share {
         let is_overlay = |name: &&String| name.strip_prefix(base).is_some_and(|rest| rest.starts_with('.'));
         for name in self.files.keys().filter(is_overlay).filter(|name| !chain.files.contains(*name)) {
             let path = self.folder.join(name);
-            let stands_on = qcow2::header(&path)?.and_then(|header| header.backing);
+            let torn = |error: std::io::Error| (error.kind() == UnexpectedEof).then_some(()).ok_or(error);
+            let header = match qcow2::header(&path) {
+                Ok(header) => header,
+                Err(error) => {
+                    torn(error)?;
+                    return Ok(Some(format!(
+                        "{name} ends within its header: which of its files is the newest is not certain"
+                    )));
+                }
+            };
+            let stands_on = header.and_then(|header| header.backing);
             // One that is just being made holds nothing yet.
             if let Some(below) = stands_on.filter(|below| chain.files.contains(below))
-                && qcow2::holds_data(&path)?
+                && qcow2::holds_data(&path).or_else(|error| torn(error).map(|()| true))?
             {
                 return Ok(Some(format!(
                     "{name} stands on {below} and is not known to {base}.info: which of its files is the newest is not certain"

@@ -16,8 +16,8 @@ pub(crate) const VOLUMES: &str = "SELECT v.id, COALESCE(v._name_id, v.id), v.sta
 pub(crate) const SNAPSHOTS: &str =
     "SELECT s.id, s.volume_id, s.status FROM cinder.snapshots s WHERE s.deleted = 0 ORDER BY s.id";
 /// Volumes that a service goes on deleting when it starts: it goes by its own id and by the state (`do_cleanup` in Cinder's
-/// manager.py).
-pub(crate) const WORKERS: &str = "SELECT resource_id FROM cinder.workers WHERE deleted = 0 AND status = 'deleting' AND service_id IN (SELECT id FROM cinder.services WHERE deleted = 0)";
+/// manager.py). Where several hosts became one, it takes the first of their rows for its own.
+pub(crate) const WORKERS: &str = "SELECT resource_id FROM cinder.workers WHERE deleted = 0 AND status = 'deleting' AND service_id IN (SELECT MIN(id) FROM cinder.services WHERE deleted = 0 GROUP BY host, `binary`)";
 
 const GIB: u64 = 1 << 30;
 

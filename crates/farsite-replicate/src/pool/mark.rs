@@ -24,6 +24,9 @@ pub struct Mark {
     /// A promotion makes it, or has made it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub restored: Option<Restored>,
+    /// A promotion found that it is what its point holds, and not what its service had recorded: nobody is served with it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub odd: Option<PromotionId>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -44,20 +47,24 @@ pub struct Restored {
     /// It was hydrated, and the cluster had told that nothing was written to it since.
     #[serde(default)]
     pub proved: bool,
-    /// It is what the point holds, and was not what its service had recorded when it was captured.
-    #[serde(default)]
-    pub odd: bool,
 }
 
 impl Restored {
     pub(super) fn begun(promotion: PromotionId, root: &str) -> Self {
-        Self { promotion, root: root.to_owned(), whole: false, proved: false, odd: false }
+        Self { promotion, root: root.to_owned(), whole: false, proved: false }
     }
 }
 
 impl Mark {
     pub(super) fn new(image: &str, item: &ItemId) -> Self {
-        Self { format: FORMAT, image: image.to_owned(), item: item.clone(), holds: None, restored: None }
+        Self {
+            format: FORMAT,
+            image: image.to_owned(),
+            item: item.clone(),
+            holds: None,
+            restored: None,
+            odd: None,
+        }
     }
 
     /// The mark of just this image, if it has one that makes sense.
@@ -86,9 +93,9 @@ impl Mark {
         self.is_whole(promotion, root) && self.restored.as_ref().is_some_and(|restored| restored.proved)
     }
 
-    /// Whether this promotion made it, and nobody should be served with it.
+    /// Whether this promotion found that nobody should be served with it, whoever made it.
     pub fn is_odd(&self, promotion: PromotionId) -> bool {
-        self.is_of(promotion) && self.restored.as_ref().is_some_and(|restored| restored.odd)
+        self.odd == Some(promotion)
     }
 
     /// Whether this promotion made it, and it is this version.
@@ -118,6 +125,9 @@ mod tests {
         assert!(Mark::of(&found).is_some_and(|mark| mark.is_whole(promotion, "r")));
         assert!(!mark.is_whole(promotion, "another version"));
         assert!(!mark.is_proved(promotion, "r") && !mark.is_odd(promotion));
+        // One that says no more than that is of no promotion's making.
+        let odd = Mark { odd: Some(promotion), ..Mark::new("1a", &mark.item) };
+        assert!(odd.is_odd(promotion) && !odd.is_of(promotion));
         found.id = "1b".into();
         assert_eq!(Mark::of(&found), None);
         found.mark = Some("{}".into());

@@ -5,7 +5,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use farsite_model::{ItemKind, PromotionId};
+use farsite_model::{ItemId, ItemKind, PromotionId};
 use farsite_sources::rbd::Writer;
 use farsite_store::manifest::ManifestItem;
 use farsite_store::map::MapRoot;
@@ -172,13 +172,11 @@ async fn write(
     .map_err(io)
 }
 
-/// Notes on an image that a promotion made that nobody should be served with it.
-pub fn note_odd(writer: &Arc<Writer>, name: &str, promotion: PromotionId) -> io::Result<()> {
+/// Notes on an image that a promotion made, or found standing there with the same contents, that nobody should be served with it.
+pub fn note_odd(writer: &Arc<Writer>, name: &str, item: &ItemId, promotion: PromotionId) -> io::Result<()> {
+    let Some(found) = writer.look(name)? else { return Ok(()) };
+    let mark = Mark::of(&found).unwrap_or_else(|| Mark::new(&found.id, item));
     let busy = || io::Error::other(format!("{name} is being written to by another process"));
-    let mark = writer.look(name)?.as_ref().and_then(Mark::of).filter(|mark| mark.is_of(promotion));
-    // What stood there before with the same contents is its own maker's.
-    let Some(mut mark) = mark else { return Ok(()) };
     let image = writer.take(name, LETS_GO)?.ok_or_else(busy)?;
-    mark.restored = mark.restored.map(|restored| Restored { odd: true, ..restored });
-    mark.write(&image)
+    Mark { odd: Some(promotion), ..mark }.write(&image)
 }

@@ -188,10 +188,21 @@ pub(crate) async fn tidy(rbd: &Rbd, needed: Needed, context: &CaptureContext) ->
     let images = images(rbd).await?;
     let (pool, prefix, claims) = (pool(rbd), prefix(context), claims(context));
     blocking(move || {
-        let has_ours = |image: &PoolImage| image.snapshots.iter().any(|name| name.starts_with(&prefix));
-        for (name, _) in images.into_iter().filter(|(_, image)| has_ours(image)) {
-            let needed = needed(&ItemId::new(ItemKind::Cinder, &name));
-            remove_others(&Image { pool: pool.clone(), name }, &prefix, &needed, &claims)?;
+        for (name, found) in images {
+            let ours: Vec<&str> =
+                found.snapshots.iter().filter_map(|snapshot| snapshot.strip_prefix(&prefix)).collect();
+            let image = Image { pool: pool.clone(), name };
+            let tidy = |needed: &[String]| {
+                if ours.iter().all(|token| needed.iter().any(|needed| needed == token)) {
+                    return;
+                }
+                if let Err(error) = remove_others(&image, &prefix, needed, &claims) {
+                    tracing::warn!("a snapshot of a killed run stays until this one ends: {error}");
+                }
+            };
+            if !ours.is_empty() {
+                needed(&ItemId::new(ItemKind::Cinder, &image.name), &tidy);
+            }
         }
         Ok(())
     })
