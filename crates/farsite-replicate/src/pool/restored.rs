@@ -175,8 +175,9 @@ async fn write(
 /// Notes on an image that a promotion made, or found standing there with the same contents, that nobody should be served with it.
 pub fn note_odd(writer: &Arc<Writer>, name: &str, item: &ItemId, promotion: PromotionId) -> io::Result<()> {
     let Some(found) = writer.look(name)? else { return Ok(()) };
-    let mark = Mark::of(&found).unwrap_or_else(|| Mark::new(&found.id, item));
+    let mut mark = Mark::of(&found).unwrap_or_else(|| Mark::new(&found.id, item));
+    mark.odd = Some(promotion);
     let busy = || io::Error::other(format!("{name} is being written to by another process"));
     let image = writer.take(name, LETS_GO)?.ok_or_else(busy)?;
-    Mark { odd: Some(promotion), ..mark }.write(&image)
+    mark.write(&image)
 }
