@@ -116,7 +116,9 @@ impl Known {
             let snapshots = client.snapshots().all().await?;
             self.snapshots.extend(snapshots.into_iter().map(|snapshot| (snapshot.id, snapshot.volume_id)));
         }
-        volumes.into_iter().for_each(|volume| self.add(volume));
+        for volume in volumes {
+            self.add(volume);
+        }
         Ok(())
     }
 
