@@ -21,7 +21,7 @@ const PROBE: [&str; 3] = ["sh", "-c", "test -w /dev/loop-control && mount -t tmp
 /// Kills an agent as soon as it has made something of its own, `RESTARTS` times; then lets it make one whole point.
 fn restart_again_and_again(sites: &TwoSites, write: impl Fn(u64), ours: impl Fn() -> BTreeSet<String>) {
     sites.edit("north/policies/cloud.yaml", |text| format!("{text}{SLOW}"));
-    let mut most = 0;
+    let (mut most, mut said_last) = (0, String::new());
     for restart in 1..=RESTARTS {
         write(restart);
         let before = ours();
@@ -33,11 +33,12 @@ fn restart_again_and_again(sites: &TwoSites, write: impl Fn(u64), ours: impl Fn(
         std::thread::sleep(Duration::from_millis(restart % 4 * 150));
         agent.kill();
         most = most.max(ours().len());
+        said_last = agent.said();
     }
     println!("{RESTARTS} restarts, at most {most} left over between two of them");
-    // Of each of the two items what the run under way made, what the one before left, and what a killed run's point was to
-    // stand on.
-    assert!(most <= 6, "{most} heaped up");
+    // Of each of the two items: what the run under way made, what the one before left, what a killed run's point was to stand on;
+    // and what was still being made when its run was killed. It does not grow with the kills.
+    assert!(most <= 12 && most < 2 * RESTARTS as usize, "{most} heaped up: {said_last}");
     sites.edit("north/policies/cloud.yaml", |text| text.replace(SLOW, ""));
     let output = sites.farsite("north", &["replicate", "--json"]);
     assert!(matches!(output.status.code(), Some(0 | 3)), "{}", said(&output));

@@ -101,7 +101,8 @@ async fn a_selected_volume_without_a_file_is_listed_and_its_capture_fails() {
 async fn a_cloud_that_cannot_be_asked_fails_the_entry_and_selects_no_fewer() {
     let (folder, fake) = site().await;
     let source = source(folder.path(), &fake, json!({ "metadata": { "dr": "yes" } }));
-    fake.fails("/volume", [Fault::Status(503)]);
+    // What captures do without is asked first.
+    fake.fails("/volume", [Fault::Status(503), Fault::Status(503)]);
     let error = source.items().await.unwrap_err().to_string();
     assert!(error.contains("without which none is captured") && error.contains("503"), "{error}");
     assert_eq!(names(&*source).await.len(), 3, "it is asked again the next time");
