@@ -20,7 +20,7 @@ pub fn guide(root: &Path, options: &Options) -> Result<(), Failure> {
     let path = root.join(GUIDE);
     let text = fs::read_to_string(&path).map_err(|e| at(&path, &e))?;
     let script = script(&text);
-    let farsite = farsite(root, options.release)?;
+    let farsite = farsite(root, options)?;
     let tools = lab::environment(root).join("bin");
     let folder = Path::new(FOLDER);
     clear(root, folder)?;

@@ -44,6 +44,7 @@ sentence and go on after the cure.
   --ceph           images and volumes in Ceph pools at both sites; in files of a share otherwise
   --drill          a drill before, beside both living sites, which must not change them
   --release        farsite as it is released; a debug build otherwise
+  --built          the debug build that is there, whatever it was built for (by the tests, say): nothing is built
   --seeds N        of a soak: 1 to N (20), those that have passed on this commit with these options left out
   --keep           leave both sites, the store and the keys as they are in the end
   --folder FOLDER  where all of it is (target/scenario)
@@ -65,6 +66,7 @@ pub struct Options {
     pub every_s: u64,
     pub storage: Storage,
     pub release: bool,
+    pub built: bool,
     pub drill: bool,
     pub keep: bool,
     pub folder: PathBuf,
@@ -72,7 +74,17 @@ pub struct Options {
 
 impl Options {
     pub fn new(folder: PathBuf, storage: Storage) -> Self {
-        Self { seed: 1, seeds: 20, every_s: 60, storage, release: false, drill: false, keep: false, folder }
+        Self {
+            seed: 1,
+            seeds: 20,
+            every_s: 60,
+            storage,
+            release: false,
+            built: false,
+            drill: false,
+            keep: false,
+            folder,
+        }
     }
 }
 
@@ -86,13 +98,7 @@ pub fn scenario(root: &Path, words: &[&str]) -> Result<(), Failure> {
                 Storage::Share => traps::traps(root, &options),
             }
         }
-        ["obstacles", rest @ ..] => {
-            let options = parse(root, rest)?;
-            match options.storage {
-                Storage::Ceph => Err(Failure::usage("the obstacles are those of a share".to_owned(), USAGE)),
-                Storage::Share => obstacles::obstacles(root, &options),
-            }
-        }
+        ["obstacles", rest @ ..] => obstacles::obstacles(root, &parse(root, rest)?),
         ["users", rest @ ..] => users::users(root, &parse(root, rest)?),
         ["keys", rest @ ..] => keys::keys(root, &parse(root, &[&["--every", "1800"], rest].concat())?),
         ["all", rest @ ..] => all::all(root, &parse(root, rest)?, rest),
@@ -124,6 +130,7 @@ fn parse(root: &Path, words: &[&str]) -> Result<Options, Failure> {
         match *word {
             "--ceph" => options.storage = Storage::Ceph,
             "--release" => options.release = true,
+            "--built" => options.built = true,
             "--drill" => options.drill = true,
             "--keep" => options.keep = true,
             "--seed" => options.seed = number(value()?)?,

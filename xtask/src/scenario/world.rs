@@ -25,7 +25,7 @@ impl<'w> World<'w> {
     /// Builds Farsite; nothing is started yet.
     pub fn build(root: &'w Path, options: &'w Options) -> Result<Self, Failure> {
         let begun = Instant::now();
-        let farsite = farsite(root, options.release)?;
+        let farsite = farsite(root, options)?;
         let xtask = std::env::current_exe()
             .map_err(|e| Failure::new(format!("this program: {e}"), "build it again"))?;
         let sites = Sites::new(root, options, &farsite, &xtask)?;
@@ -141,16 +141,20 @@ impl<'w> World<'w> {
     }
 }
 
-/// Builds it.
-pub fn farsite(root: &Path, release: bool) -> Result<PathBuf, Failure> {
+/// Builds it, unless what is built will do.
+pub fn farsite(root: &Path, options: &Options) -> Result<PathBuf, Failure> {
+    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from);
+    let program = target.join(if options.release { "release" } else { "debug" }).join("farsite");
+    if options.built && program.is_file() {
+        return Ok(program);
+    }
     let mut build = Command::new("cargo");
     build.args(["build", "--package", "farsite"]).current_dir(root);
-    if release {
+    if options.release {
         build.arg("--release");
     }
     run(build, minutes(60), "cargo says above what is wrong")?;
-    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from);
-    Ok(target.join(if release { "release" } else { "debug" }).join("farsite"))
+    Ok(program)
 }
 
 pub fn at(path: &Path, error: &std::io::Error) -> Failure {
