@@ -42,7 +42,7 @@ CREATE TABLE alembic_version (version_num VARCHAR(32)); INSERT INTO alembic_vers
 CREATE TABLE services (id INT PRIMARY KEY, host VARCHAR(255), cluster_name VARCHAR(255), `binary` VARCHAR(255), availability_zone VARCHAR(255), deleted TINYINT DEFAULT 0);
 CREATE TABLE volumes (id VARCHAR(36) PRIMARY KEY, _name_id VARCHAR(36), status VARCHAR(255), attach_status VARCHAR(255), previous_status VARCHAR(255), migration_status VARCHAR(255), size INT DEFAULT 1, host VARCHAR(255) DEFAULT 'ctl-north@nfs#pool', cluster_name VARCHAR(255), availability_zone VARCHAR(255), provider_location VARCHAR(255), display_name VARCHAR(255), deleted TINYINT DEFAULT 0);
 CREATE TABLE volume_admin_metadata (id INT AUTO_INCREMENT PRIMARY KEY, created_at DATETIME, volume_id VARCHAR(36), `key` VARCHAR(255), value VARCHAR(255), deleted TINYINT DEFAULT 0);
-CREATE TABLE volume_attachment (id VARCHAR(36) PRIMARY KEY, volume_id VARCHAR(36), attach_status VARCHAR(255), detach_time DATETIME, connection_info TEXT, deleted_at DATETIME, deleted TINYINT DEFAULT 0);
+CREATE TABLE volume_attachment (id VARCHAR(36) PRIMARY KEY, volume_id VARCHAR(36), instance_uuid VARCHAR(36), attached_host VARCHAR(255), attach_status VARCHAR(255), detach_time DATETIME, connection_info TEXT, deleted_at DATETIME, deleted TINYINT DEFAULT 0);
 CREATE TABLE volume_type_extra_specs (id INT PRIMARY KEY, `key` VARCHAR(255), value VARCHAR(255), deleted TINYINT DEFAULT 0);
 CREATE TABLE snapshots (id VARCHAR(36) PRIMARY KEY, volume_id VARCHAR(36), status VARCHAR(255), deleted TINYINT DEFAULT 0);
 CREATE TABLE workers (id INT AUTO_INCREMENT PRIMARY KEY, resource_type VARCHAR(40), resource_id VARCHAR(36), status VARCHAR(255), service_id INT, deleted TINYINT DEFAULT 0);
@@ -183,6 +183,8 @@ async fn heavy_nothing_stays_in_a_state_that_nobody_ends_and_what_people_wrote_s
     server.0.execute(&[put_right]).await.unwrap();
     let ended = lost.go_on().await;
     assert!(ended.is_completed(), "{ended:?}");
+    let ended_ones = format!("1: volume {of_first} of somebody (attached)");
+    assert_eq!(lost.step("site").await.evidence["attachments ended"], ended_ones);
     let look = lost.step("look").await;
     assert_eq!(look.evidence["cinder.volumes.display_name"], "10 rows of free text hold ctl-north");
     assert!(look.evidence["cinder.volume_attachment.connection_info"].contains("1 deleted rows still hold"));

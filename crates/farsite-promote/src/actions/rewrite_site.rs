@@ -15,6 +15,9 @@ use crate::group_run::{GroupRun, failed};
 use crate::site::{self, Accounts, Prepared};
 use crate::sql::{Database, Rewrite, first};
 
+/// The most attachments that are named; Cinder keeps all of them as deleted rows.
+const LISTED: usize = 200;
+
 pub(crate) struct RewriteSite(pub(super) Held);
 
 /// The same for every run with these names: its note says that all of it was done.
@@ -44,6 +47,22 @@ async fn counted(database: &Database, prepared: &Prepared) -> Result<Vec<(String
         counted.push((place.clone(), first(&rows).and_then(|n| n.parse().ok()).unwrap_or(0)));
     }
     Ok(counted)
+}
+
+/// Attachments that are about to end, as whoever is on call has to tell their owners of them.
+async fn attached(database: &Database) -> Result<Vec<String>, String> {
+    if !database.has_table("cinder", "volume_attachment").await? {
+        return Ok(Vec::new());
+    }
+    let sql = "SELECT volume_id, COALESCE(instance_uuid, attached_host, 'somebody'), attach_status FROM cinder.volume_attachment WHERE deleted = 0 ORDER BY volume_id";
+    let rows = database.query(sql).await?.into_iter().filter_map(|row| match &row[..] {
+        [Some(volume), Some(server), status] => {
+            let status = status.as_deref().unwrap_or("in no state");
+            Some(format!("volume {volume} of {server} ({status})"))
+        }
+        _ => None,
+    });
+    Ok(rows.collect())
 }
 
 #[async_trait]
@@ -90,6 +109,7 @@ impl Action for RewriteSite {
         context.lease.check()?;
         site::set_accounts(&database, &accounts).await.map_err(fail)?;
         let before = counted(&database, &prepared).await.map_err(fail)?;
+        let attached = attached(&database).await.map_err(fail)?;
         context.lease.check()?;
         database.rewrite_once(&note).await.map_err(fail)?;
         let after = counted(&database, &prepared).await.map_err(fail)?;
@@ -103,6 +123,12 @@ impl Action for RewriteSite {
             if *before > 0 || *after > 0 {
                 outcome = outcome.with(place, format!("{before} rows before, {after} after"));
             }
+        }
+        if !attached.is_empty() {
+            let more = attached.len().saturating_sub(LISTED);
+            let more = if more > 0 { format!("; and {more} more") } else { String::new() };
+            let listed = attached[..attached.len().min(LISTED)].join("; ");
+            outcome = outcome.with("attachments ended", format!("{}: {listed}{more}", attached.len()));
         }
         if !prepared.also.is_empty() {
             outcome = outcome.with("also", prepared.also.join(", "));
