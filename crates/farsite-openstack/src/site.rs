@@ -101,7 +101,9 @@ impl SiteCloud {
     ) -> Result<T, AskError> {
         let limit = limit.min(self.patience);
         if is_within(&self.silent, SILENCE).await {
-            return Err(self.given_up(what, limit));
+            return Err(
+                self.given_up(&format!("{what}, not asked for again so soon after another question,"), limit)
+            );
         }
         if let Ok(answer) = tokio::time::timeout(limit, ask).await {
             return answer;

@@ -109,7 +109,8 @@ impl Action for RewriteSite {
         context.lease.check()?;
         site::set_accounts(&database, &accounts).await.map_err(fail)?;
         let before = counted(&database, &prepared).await.map_err(fail)?;
-        let attached = attached(&database).await.map_err(fail)?;
+        // To be told of them is worth having, and nothing stops for it.
+        let attached = attached(&database).await;
         context.lease.check()?;
         database.rewrite_once(&note).await.map_err(fail)?;
         let after = counted(&database, &prepared).await.map_err(fail)?;
@@ -124,6 +125,10 @@ impl Action for RewriteSite {
                 outcome = outcome.with(place, format!("{before} rows before, {after} after"));
             }
         }
+        let attached = attached.unwrap_or_else(|why| {
+            outcome.evidence.insert("attachments not listed".to_owned(), why);
+            Vec::new()
+        });
         if !attached.is_empty() {
             let more = attached.len().saturating_sub(LISTED);
             let more = if more > 0 { format!("; and {more} more") } else { String::new() };
